@@ -1,0 +1,78 @@
+"""Checkpoints of both networks: one file that explains itself, written atomically, loaded without running code.
+
+A checkpoint is a dict of tensors and plain values: `format`, `version`, `kind` ("vqgan" or "gpt"), `config`, `model`
+and what else its kind needs. Knows neither images nor tokens.
+"""
+
+import hashlib
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqgpt.errors import InputError, MissingDataError, ResourceError
+from vqgpt.files import canonical_json, write_atomically
+
+FORMAT = "vqgpt checkpoint"
+VERSION = 1
+
+
+def save_checkpoint(path: Path, kind: str, content: dict[str, Any]) -> None:
+    """Write `content` (tensors, str, numbers, lists, dicts) to `path`, replacing what is there in one step."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, "kind": kind, **content}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, Any]:
+    """Read a checkpoint of this kind onto the CPU.
+
+    Raises MissingDataError if it is not there, with `how_to_make_one` as the remedy, and InputError if it is damaged,
+    of another kind, or not ours.
+    """
+    if not path.is_file():
+        raise MissingDataError(f"there is no checkpoint {path}", how_to_make_one)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load itself does not look at the checksums
+        if damaged is not None:
+            raise InputError(f"{path} is damaged (checksum of {damaged})", how_to_make_one)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(f"{path} is not a checkpoint of vqgpt, or is truncated", how_to_make_one) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of vqgpt", how_to_make_one)
+    if content.get("version") != VERSION:
+        raise InputError(f"{path} has version {content.get('version')}; this vqgpt reads version {VERSION}", "use another version of vqgpt")
+    if content.get("kind") != kind:
+        raise InputError(f"{path} is a checkpoint of a {content.get('kind')}, not of a {kind}", how_to_make_one)
+    return content
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
+    """Put a state dict into a model. Raises InputError if names or shapes differ."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{path}: the weights do not fit their own configuration ({str(error).splitlines()[0]})", "make it again") from None
+
+
+def weights_sha256(model: torch.nn.Module, architecture: dict[str, Any]) -> str:
+    """The identity of a network: SHA-256 over its architecture and all its tensors, by name."""
+    digest = hashlib.sha256(canonical_json(architecture))
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def out_of_memory(error: BaseException) -> ResourceError | None:
+    """The error that a failed allocation means to the user, or None if `error` is something else."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error).lower():
+        return ResourceError("out of memory", "use a smaller --batch-size, or --precision bf16 on a GPU")
+    return None

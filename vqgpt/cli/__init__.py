@@ -1,0 +1,1 @@
+"""The `vqgpt` command. Nobody imports this package."""

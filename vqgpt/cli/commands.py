@@ -1,0 +1,154 @@
+"""How every command runs: parse, resolve the configuration, do the work, show the result or the error.
+
+Must not import torch before a command's body runs.
+"""
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from vqgpt.cli.console import Screen
+from vqgpt.cli.options import with_signature
+from vqgpt.config import option, options_of, read_recipe, resolve
+from vqgpt.errors import ExitCode, InputError, ResourceError, UsageError, VQGPTError
+from vqgpt.memory import keep_memory_pages
+from vqgpt.progress import Report
+
+COMMON = "Common"
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Work = Callable[[Any, "Flags", Report], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What every command takes."""
+
+    json: bool = option(False, "Print the result as one JSON object on stdout.", group=COMMON)
+    quiet: bool = option(False, "Print errors and nothing else.", group=COMMON, short="-q")
+    verbose: bool = option(False, "Show the whole configuration, not only what differs from the defaults.", group=COMMON, short="-v")
+    debug: bool = option(False, "Show the traceback of an error.", group=COMMON)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What every command of the pipeline takes."""
+
+    recipe: Path | None = option(None, "A .toml file, or the name of one of the recipes that come with vqgpt.", group=COMMON)
+    overwrite: bool = option(False, "Replace what the command writes if it exists.", group=COMMON)
+    dry_run: bool = option(False, "Say what would be done, and write nothing.", group=COMMON)
+    output: OutputFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command: its path in the recipe and on the command line, and its configuration."""
+
+    table: str
+    config: type
+    takes_recipe: bool
+
+    @property
+    def option_names(self) -> set[str]:
+        """The recipe keys of this command."""
+        return {item.name for item in options_of(self.config)}
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def add_command(app: typer.Typer, name: str, table: str, config: type, work: Work, doc: str, takes_recipe: bool = True) -> None:
+    """Register a command. `table` is its table in a recipe; `work(config, flags, report)` returns the result to show."""
+    command = Command(table=table, config=config, takes_recipe=takes_recipe)
+    COMMANDS[table] = command
+    flags = Flags if takes_recipe else OutputFlags
+
+    def run(**values: Any) -> None:
+        raise typer.Exit(run_command(command, values, work))
+
+    app.command(name)(with_signature(run, [config, flags], doc))
+
+
+def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
+    """Do the work of one command and return its exit code; never raises, but with --debug."""
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    output = resolve(OutputFlags, given)
+    with Screen(quiet=output.quiet, as_json=output.json) as screen:
+        try:
+            flags = resolve(Flags, given)
+            recipe = _recipe_values(command, flags.recipe)
+            config = resolve(command.config, given, recipe)
+            if command.takes_recipe:
+                screen.show_configuration(command.table, shown_values(config, everything=output.verbose or flags.dry_run))
+            keep_memory_pages()
+            screen.show_result(work(config, flags, screen.report))
+        except VQGPTError as error:
+            failure = error
+        except KeyboardInterrupt:
+            return int(ExitCode.SIGINT)
+        except Exception as error:
+            failure = explain(error)
+            if output.debug:
+                raise
+        else:
+            return int(ExitCode.OK)
+        screen.show_error(failure)
+        if output.debug:
+            raise failure
+        return int(failure.exit_code)
+
+
+def _recipe_values(command: Command, recipe: Path | None) -> dict[str, Any]:
+    if recipe is None:
+        return {}
+    known = {table: item.option_names for table, item in COMMANDS.items() if item.takes_recipe}
+    return read_recipe(recipe_path(recipe), command.table, known)
+
+
+def recipe_path(recipe: Path) -> Path:
+    """The file that `--recipe` means: a path, or a name among the recipes that come with vqgpt."""
+    if recipe.suffix == ".toml" or recipe.exists():
+        return recipe
+    folders = recipe_folders()
+    for folder in folders:
+        if (folder / f"{recipe}.toml").is_file():
+            return folder / f"{recipe}.toml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
+    raise UsageError(f"there is no recipe {str(recipe)!r}", f"known: {', '.join(known)}; or give the path of a .toml file")
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes lie: in the installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent.parent
+    return [package / "recipes", package.parent / "pipelines"]
+
+
+def shown_values(config: Any, everything: bool) -> dict[str, Any]:
+    """The option values of a configuration, by name; those that differ from the default, or all."""
+    values = _flat_values(config)
+    return {item.name: values[item.name] for item in options_of(type(config)) if everything or values[item.name] != item.default}
+
+
+def _flat_values(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in config.__dataclass_fields__:
+        value = getattr(config, name)
+        values |= _flat_values(value) if hasattr(value, "__dataclass_fields__") else {name: value}
+    return values
+
+
+def explain(error: Exception) -> VQGPTError:
+    """The error that an exception of Python, torch or the system means to the user."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return ResourceError(f"no space left to write {error.filename or 'the file'}", "make room and run the same command again: it continues")
+    if isinstance(error, OSError) and error.filename is not None:
+        return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
+    from vqgpt.checkpoint import out_of_memory
+
+    return out_of_memory(error) or VQGPTError(
+        f"{type(error).__name__}: {error}", "run again with --debug for the traceback, and report it as a bug"
+    )

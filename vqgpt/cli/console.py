@@ -1,0 +1,140 @@
+"""What the user sees: progress and human text on stderr, results on stdout. Draws events, computes nothing.
+
+Only this module and the CLI know rich. Must not import torch.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.progress import Task
+from rich.text import Text
+
+from vqgpt.errors import VQGPTError
+from vqgpt.progress import Notice, Progress
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class RateColumn(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate of a task, once it is known."""
+        return Text(f"{task.speed:,.1f} {task.fields['unit']}/s" if task.speed else "")
+
+
+class Screen:
+    """The terminal (or log file) of one command; also its progress callback."""
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+        self.stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}", style="dim"),
+            console=self.stderr,
+        )
+        self.task_ids: dict[str, Any] = {}
+        self.started: dict[str, float] = {}
+        self.last_line = 0.0
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop_bar()
+
+    def report(self, event: Progress | Notice) -> None:
+        """Show an event of the work: a bar on a terminal, a line every ten seconds elsewhere."""
+        if self.quiet:
+            return
+        if isinstance(event, Notice):
+            self.stderr.print(event.text, markup=False)
+        elif self.stderr.is_terminal:
+            self._draw(event)
+        else:
+            self._print_line(event)
+
+    def _draw(self, event: Progress) -> None:
+        if event.task not in self.task_ids:
+            self.task_ids[event.task] = self.bar.add_task(event.task, total=event.total, unit=event.unit, values="")
+            self.bar.start()
+        self.bar.update(self.task_ids[event.task], completed=event.done, values=_figures(event.values))
+
+    def _print_line(self, event: Progress) -> None:
+        now = time.monotonic()
+        first = event.task not in self.started
+        self.started.setdefault(event.task, now)
+        if first or event.done < event.total and now - self.last_line < SECONDS_BETWEEN_LINES:
+            self.last_line = now if first else self.last_line
+            return
+        self.last_line = now
+        rate = event.done / max(now - self.started[event.task], 1e-9)
+        eta = f"eta {(event.total - event.done) / rate:.0f} s"
+        parts = [f"{event.task}: {event.done}/{event.total} {event.unit}", f"{rate:,.1f} {event.unit}/s", eta, _figures(event.values)]
+        self.stderr.print("  ".join(part for part in parts if part), markup=False)
+
+    def _stop_bar(self) -> None:
+        if self.task_ids:
+            self.bar.stop()
+            self.task_ids = {}
+
+    def show_configuration(self, heading: str, values: Mapping[str, Any]) -> None:
+        """One line for the configuration that a command runs with."""
+        if not self.quiet:
+            pairs = "  ".join(f"{name}={_plain_text(value)}" for name, value in values.items())
+            self.stderr.print(f"{heading}: {pairs or 'all defaults'}", style="dim", markup=False)
+
+    def show_result(self, result: Mapping[str, Any]) -> None:
+        """Print a command's result to stdout: one JSON object, or a line per figure."""
+        self._stop_bar()
+        if self.as_json:
+            print(json.dumps({name: _jsonable(value) for name, value in result.items()}))
+        elif not self.quiet:
+            width = max((len(name) for name in result), default=0)
+            for name, value in result.items():
+                print(f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}")
+        sys.stdout.flush()
+
+    def show_error(self, error: VQGPTError) -> None:
+        """One line for what is wrong, one for what to do."""
+        self._stop_bar()
+        self.stderr.print(f"error: {error.message}", style="bold red", markup=False)
+        self.stderr.print(f"  try: {error.hint}", markup=False)
+
+
+def _figures(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {_plain_text(value)}" for name, value in values.items())
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_plain_text, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_jsonable(element) for element in value]
+    if isinstance(value, Mapping):
+        return {name: _jsonable(element) for name, element in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,218 @@
+"""Configuration: every option is defined once, as a field of a frozen dataclass.
+
+From that one definition come the command-line flag, the environment variable, the recipe key, the saved
+configuration and the reference page. Values are plain Python (int, float, bool, str, Path, tuples of them).
+Must not import torch: `vqgpt --help` reads these classes.
+"""
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from vqgpt.errors import InputError, UsageError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def option(default: Any, help: str, *, group: str, flag: str = "", short: str = "") -> Any:
+    """A dataclass field that is also a command-line option; `flag` is its spelling where it is not the field's name."""
+    return field(default=default, metadata={"help": help, "group": group, "flag": flag, "short": short})
+
+
+def argument(help: str) -> Any:
+    """A required dataclass field that is also a positional argument of the command."""
+    return field(metadata={"help": help, "group": "", "flag": "", "short": ""})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option as the command line sees it; `type` has no None in it."""
+
+    name: str
+    flag: str
+    short: str
+    help: str
+    group: str
+    type: Any
+    default: Any
+
+    @property
+    def is_argument(self) -> bool:
+        """True if it is given by position, and must be given."""
+        return self.default is MISSING
+
+    @property
+    def is_list(self) -> bool:
+        """True if the flag takes any number of values (`--ch-mult 1 2 2`)."""
+        return typing.get_origin(self.type) is tuple and typing.get_args(self.type)[-1] is Ellipsis
+
+
+def options_of(config_class: type) -> Iterator[Option]:
+    """All options of a configuration class, those of nested classes included, in the order of definition."""
+    hints = typing.get_type_hints(config_class)
+    for item in fields(config_class):
+        if is_dataclass(hints[item.name]):
+            yield from options_of(typing.cast(type, hints[item.name]))
+        elif "help" in item.metadata:
+            yield _as_option(item, hints[item.name])
+
+
+def _as_option(item: "Field[Any]", annotation: Any) -> Option:
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        annotation = _without_none(annotation)
+    return Option(
+        name=item.name,
+        flag="--" + (item.metadata["flag"] or item.name).replace("_", "-"),
+        short=item.metadata["short"],
+        help=item.metadata["help"],
+        group=item.metadata["group"],
+        type=annotation,
+        default=item.default,
+    )
+
+
+def resolve(config_class: type[ConfigT], *sources: Mapping[str, Any]) -> ConfigT:
+    """Build a configuration from sources in falling precedence; a value of None means "not given here".
+
+    Raises UsageError if a value is out of its range.
+    """
+    given: dict[str, Any] = {}
+    for source in reversed(sources):
+        given.update({name: value for name, value in source.items() if value is not None})
+    return _build(config_class, given)
+
+
+def _build(config_class: type[ConfigT], given: Mapping[str, Any]) -> ConfigT:
+    hints = typing.get_type_hints(config_class)
+    arguments: dict[str, Any] = {}
+    for item in fields(typing.cast(Any, config_class)):
+        if is_dataclass(hints[item.name]):
+            arguments[item.name] = _build(typing.cast(type, hints[item.name]), given)
+        elif item.name in given:
+            arguments[item.name] = convert(given[item.name], hints[item.name], item.name)
+    return config_class(**arguments)
+
+
+def convert(value: Any, annotation: Any, name: str) -> Any:
+    """Check `value` (from a flag, a TOML or a JSON file) against a field's type and give it that type.
+
+    Raises UsageError that names the option, what it takes and what it was given.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return None if value is None else convert(value, _without_none(annotation), name)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UsageError(f"{name} = {value!r} is not one of {', '.join(args)}", nearest_hint(str(value), args))
+    if is_dataclass(annotation) and isinstance(value, Mapping):
+        return from_json(typing.cast(type, annotation), value, name)
+    if origin is dict and isinstance(value, Mapping):
+        return {args[0](key): convert(element, args[1], f"{name}.{key}") for key, element in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)):
+        element_types = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(element_types) == len(value):
+            return tuple(convert(element, kind, name) for element, kind in zip(value, element_types, strict=True))
+    elif annotation is Path and isinstance(value, str):
+        return Path(value)
+    elif annotation is float and type(value) is int:
+        return float(value)
+    elif isinstance(annotation, type) and isinstance(value, annotation) and isinstance(value, bool) == (annotation is bool):
+        return value
+    raise UsageError(f"{name} = {value!r} has the wrong type", f"{name} takes {_describe(annotation)}")
+
+
+def _without_none(annotation: Any) -> Any:
+    return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+
+
+def _describe(annotation: Any) -> str:
+    if typing.get_origin(annotation) is tuple:
+        args = typing.get_args(annotation)
+        if args[-1] is Ellipsis:
+            return f"a list of {args[0].__name__}"
+        return f"a list of {len(args)} {args[0].__name__}"
+    return f"one {getattr(annotation, '__name__', annotation)}"
+
+
+def check(condition: bool, name: str, value: Any, requirement: str) -> None:
+    """Raise UsageError unless `condition` holds: `name` = `value` must be what `requirement` says."""
+    if not condition:
+        raise UsageError(f"{name} = {value} cannot be used", f"{name} must be {requirement}")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The configuration as nested dicts and lists that JSON and `torch.save` can hold. Inverse of `from_json`."""
+    return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(element) for element in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(element) for key, element in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(config_class: type[ConfigT], data: Mapping[str, Any], source: str) -> ConfigT:
+    """The configuration that `to_json` wrote. Raises InputError, naming `source`, on missing, unknown or bad fields."""
+    hints = typing.get_type_hints(config_class)
+    known = {item.name: item for item in fields(typing.cast(Any, config_class))}
+    required = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
+    wrong = sorted(set(data) - set(known)) + sorted(required - set(data))
+    if wrong:
+        raise InputError(
+            f"{source}: the configuration does not fit this version of vqgpt (fields: {', '.join(wrong)})",
+            "make the file again with this version, or use the version that wrote it",
+        )
+    try:
+        return config_class(**{name: convert(value, hints[name], f"{source}: {name}") for name, value in data.items()})
+    except UsageError as error:
+        raise InputError(error.message, error.hint) from None
+
+
+def read_recipe(path: Path, command: str, options_by_command: Mapping[str, set[str]]) -> dict[str, Any]:
+    """The values that the recipe at `path` gives to `command`.
+
+    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
+    command. Raises UsageError that names the nearest known key, for a key that no command has.
+    """
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no recipe {path}", "give the path of a .toml file, or one of the names in pipelines/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", "correct the file at that place") from None
+    tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    shared = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
+    all_options = set().union(*options_by_command.values())
+    for key in shared:
+        _check_known(key, all_options, f"{path}: unknown key {key!r}")
+    for table, values in tables.items():
+        _check_known(table, options_by_command, f"{path}: unknown table [{table}]")
+        for key in values:
+            _check_known(key, options_by_command[table], f"{path}: unknown key {key!r} in [{table}]")
+    values = {key: value for key, value in shared.items() if key in options_by_command[command]}
+    return values | tables.get(command, {})
+
+
+def _check_known(name: str, known: Iterable[str], message: str) -> None:
+    known = sorted(known)
+    if name not in known:
+        raise UsageError(message, nearest_hint(name, known))
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """A hint that names what is nearest to `name` among `known`, or all of them where nothing is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

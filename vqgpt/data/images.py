@@ -1,0 +1,87 @@
+"""From raw pixels to what the VQ-GAN takes: resized uint8 images, and the map between uint8 and [-1, 1]."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vqgpt.data.readers import RawDataset, read_dataset
+from vqgpt.data.table import Dataset
+from vqgpt.progress import Report
+
+PREPROCESSING = "shorter side resized to size (bilinear, antialiased), centre crop, uint8 / 127.5 - 1"
+IMAGES_PER_RESIZE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSplit:
+    """Images (N, C, size, size) uint8 on the CPU; labels (N,) int64 or (N, L) uint8; source_index (N,) int64."""
+
+    images: Tensor
+    labels: NDArray[np.integer[Any]]
+    source_index: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageDataset:
+    """A dataset at the size at which the VQ-GAN sees it. `sha256` is over its raw images and labels."""
+
+    splits: dict[str, ImageSplit]
+    class_names: tuple[str, ...]
+    channels: int
+    sha256: str
+
+    @property
+    def held_out(self) -> str:
+        """The split on which trainings are judged: `val` where there is one, else `test`."""
+        return "val" if "val" in self.splits else "test"
+
+
+def load_images(dataset: Dataset, root: Path, size: int, report: Report) -> ImageDataset:
+    """Read a dataset and resize it. Raises what `read_dataset` raises."""
+    raw = read_dataset(dataset, root, report)
+    splits = {
+        name: ImageSplit(images=resize(split.images, size), labels=split.labels, source_index=split.source_index)
+        for name, split in raw.splits.items()
+    }
+    return ImageDataset(splits=splits, class_names=raw.class_names, channels=dataset.channels, sha256=_digest(raw))
+
+
+def resize(images: NDArray[np.uint8], size: int) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, C, size, size) uint8: shorter side to `size`, then the centre."""
+    height, width = images.shape[2:]
+    scale = size / min(height, width)
+    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    resized = []
+    for batch in torch.from_numpy(images).split(IMAGES_PER_RESIZE):
+        if shape != (height, width):
+            values = F.interpolate(batch.float(), shape, mode="bilinear", antialias=True)
+            batch = values.round().clamp(0, 255).to(torch.uint8)
+        resized.append(batch[:, :, top : top + size, left : left + size])
+    return torch.cat(resized)
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1. Inverse of `to_uint8`."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float -1..1 -> uint8 0..255, rounded. Inverse of `to_unit_range`."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _digest(raw: RawDataset) -> str:
+    digest = hashlib.sha256()
+    for name, split in raw.splits.items():
+        digest.update(f"{name} {split.images.shape} {split.labels.shape}".encode())
+        digest.update(split.images.tobytes())
+        digest.update(split.labels.tobytes())
+    return digest.hexdigest()

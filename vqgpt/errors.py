@@ -1,0 +1,70 @@
+"""The errors that users meet, and the exit codes of the commands.
+
+Each error says two things: what is wrong (naming the file, flag or shard) and what to do about it.
+Must not import torch, rich or typer.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    BAD_INPUT = 3
+    MISSING_DATA = 4
+    OUT_OF_RESOURCES = 5
+    NON_FINITE = 6
+    SIGINT = 130
+    SIGTERM = 143
+
+
+class VQGPTError(Exception):
+    """A failure that the user can understand and act on: `message` names the thing, `hint` the remedy."""
+
+    exit_code = ExitCode.UNEXPECTED
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(VQGPTError):
+    """The command line, the environment or the recipe asks for something that cannot be."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(VQGPTError):
+    """A file is bad, corrupt, foreign, or does not match another."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class MissingDataError(VQGPTError):
+    """A data set, checkpoint or cache is not there and could not be fetched."""
+
+    exit_code = ExitCode.MISSING_DATA
+
+
+class ResourceError(VQGPTError):
+    """Memory or disk space ran out."""
+
+    exit_code = ExitCode.OUT_OF_RESOURCES
+
+
+class NonFiniteError(VQGPTError):
+    """A loss or gradient is NaN or infinite; nothing was updated with it."""
+
+    exit_code = ExitCode.NON_FINITE
+
+
+class InterruptedRun(VQGPTError):
+    """SIGINT or SIGTERM arrived; the state was saved and the same command continues."""
+
+    def __init__(self, message: str, hint: str, exit_code: ExitCode) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code

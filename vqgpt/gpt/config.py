@@ -1,0 +1,98 @@
+"""Options of the GPT: its architecture, its training, and sampling from it. Must not import torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vqgpt.config import check, option
+
+MODEL = "GPT"
+TRAINING = "Training"
+SAMPLING = "Sampling"
+
+Order = Literal["s-pattern", "raster"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTOptions:
+    """What the user chooses about the network; codebook size, grid and classes come from the token cache."""
+
+    n_layer: int = option(6, "Transformer layers.", group=MODEL)
+    n_head: int = option(8, "Attention heads per layer.", group=MODEL)
+    embed_dim_t: int = option(64, "Transformer width.", group=MODEL)
+    bias: bool = option(False, "Bias terms in linear layers and norms.", group=MODEL)
+    dropout_t: float = option(0.1, "Dropout rate in the transformer.", group=MODEL)
+    order: Order = option(
+        "s-pattern", "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not.", group=MODEL
+    )
+    condition: Literal["none", "class"] = option("none", "What the GPT is conditioned on.", group=MODEL)
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "embed_dim_t"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(self.embed_dim_t % self.n_head == 0, "embed_dim_t", self.embed_dim_t, f"a multiple of n_head = {self.n_head}")
+        check(0 <= self.dropout_t < 1, "dropout_t", self.dropout_t, "in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The whole architecture: what the user chose, and what the token cache brought."""
+
+    options: GPTOptions
+    codebook_size: int
+    grid: tuple[int, int]
+    num_classes: int
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per image, which is the sequence length: the start token takes the place of the last one."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def bos(self) -> int:
+        """The start token of an image without a class. It is the first id after the codes and is never sampled."""
+        return self.codebook_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Codes, BOS, and one start token per class."""
+        return self.codebook_size + 1 + self.num_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTTrainingOptions:
+    """How the GPT is trained."""
+
+    batch_size: int = option(256, "Images per optimiser step.", group=TRAINING)
+    n_epochs: int = option(100, "Passes over the training tokens, in epochs.", group=TRAINING)
+    lr: float = option(1e-4, "Peak learning rate of AdamW, reached after the warm-up; a cosine leads back down.", group=TRAINING)
+    warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)
+    betas: tuple[float, float] = option((0.9, 0.95), "Betas of AdamW.", group=TRAINING)
+    weight_decay: float = option(0.1, "Weight decay of AdamW, on tensors of two or more dimensions.", group=TRAINING)
+    grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
+    label_dropout: float = option(
+        0.1, "Share of the images shown without their class, so that the GPT also samples without one.", group=TRAINING
+    )
+    sample_and_save_freq: int = option(20, "Validate and save every that many epochs.", group=TRAINING)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(0 <= self.warmup, "warmup", self.warmup, "0 or more")
+        check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        check(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 or more")
+        check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are drawn."""
+
+    num_samples: int = option(16, "Images to generate.", group=SAMPLING)
+    temperature: float = option(1.0, "Softmax temperature; 0 takes the most likely code.", group=SAMPLING)
+    top_k: int | None = option(None, "Draw from the k most likely codes only (default: all).", group=SAMPLING)
+
+    def __post_init__(self) -> None:
+        check(self.num_samples > 0, "num_samples", self.num_samples, "positive")
+        check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        check(self.top_k is None or self.top_k > 0, "top_k", self.top_k, "positive")

@@ -1,0 +1,148 @@
+"""Training of the GPT, from token grids in memory.
+
+    codes (N, V, h, w) in their narrow dtype, on the device -> a trained model in place, and its held-out loss
+
+A batch is one gather on the device. Knows nothing of images, the VQ-GAN and files of token caches.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqgpt.gpt.config import GPTConfig, GPTTrainingOptions
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.interrupt import StopRequest
+from vqgpt.progress import Progress, Report
+from vqgpt.runtime import autocast
+from vqgpt.schedule import Schedule, check_finite
+from vqgpt.training_run import TrainingRun
+
+LOWEST_LR = 1e-6
+IMAGES_PER_PASS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Tokens in the order in which the GPT reads them: codes (N, V, T) narrow dtype; classes (N,) int64, -1 for none."""
+
+    codes: Tensor
+    classes: Tensor
+
+    @classmethod
+    def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
+        """From grids (N, V, h, w) and labels (N, ...); labels count only where the GPT is conditioned on the class."""
+        classes = labels if config.options.condition == "class" else torch.full((len(codes),), -1, device=codes.device)
+        scan = scan_order(config.options.order, config.grid).to(codes.device)
+        return cls(codes=grid_to_sequence(codes, scan), classes=classes.long())
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def batch(self, rows: Tensor, label_dropout: float) -> tuple[Tensor, Tensor]:
+        """Rows (B,), a random view of each -> codes (B, T) int64, classes (B,) with a share of them hidden."""
+        views = torch.randint(self.codes.shape[1], (len(rows),), device=rows.device)
+        hidden = torch.rand(len(rows), device=rows.device) < label_dropout
+        return self.codes[rows, views].long(), self.classes[rows].masked_fill(hidden, -1)
+
+
+def train_gpt(
+    model: GPT,
+    train: Sequences,
+    held_out: Sequences,
+    options: GPTTrainingOptions,
+    schedule: Schedule,
+    precision: str,
+    run: TrainingRun,
+    report: Report,
+    stop: StopRequest,
+) -> dict[str, float]:
+    """Train on `train`; both sets and the model are on one device.
+
+    Returns the figures of the last validation, in nats and bits per token. Raises NonFiniteError, and InterruptedRun
+    once the state is saved.
+    """
+    device = train.codes.device
+    optimizer = new_optimizer(model, options)
+    first_step = 0
+    if run.state:
+        first_step = run.state["step"]
+        model.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+
+    figures: dict[str, float] = {}
+    epoch_losses: list[float] = []
+    epoch_start = time.monotonic()
+    model.train()
+    for step in schedule.steps(first_step):
+        rate = learning_rate(step.index, schedule, options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        codes, classes = train.batch(step.rows.to(device), options.label_dropout)
+        with autocast(device, precision):
+            loss = model.loss(codes, classes)
+        check_finite(loss.item(), "loss", step)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip or math.inf)
+        check_finite(norm.item(), "norm of the gradient", step)
+        optimizer.step()
+
+        epoch_losses.append(loss.item())
+        done = step.index + 1
+        report(Progress(task="GPT", done=done, total=schedule.num_steps, unit="steps", values={"loss": loss.item(), **figures}))
+        if step.ends_epoch:
+            seconds = time.monotonic() - epoch_start
+            record = {
+                "step": done,
+                "epoch": step.epoch + 1,
+                "images": (step.epoch + 1) * len(train),
+                "loss": sum(epoch_losses) / len(epoch_losses),
+                "gradient_norm": norm.item(),
+                "learning_rate": rate,
+                "tokens_per_second": len(epoch_losses) * options.batch_size * model.config.block_size / seconds,
+            }
+            if schedule.is_checkpoint(step, options.sample_and_save_freq):
+                figures = held_out_figures(model, held_out, precision)
+                run.save({"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+                model.train()
+            run.log(record | figures)
+            epoch_losses, epoch_start = [], time.monotonic()
+        if stop and done < schedule.num_steps:
+            run.save({"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
+    model.eval()
+    return figures or held_out_figures(model, held_out, precision)
+
+
+def new_optimizer(model: GPT, options: GPTTrainingOptions) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and embeddings, none on biases and norms."""
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
+
+
+def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:
+    """One cycle: linear from 1e-6 to `lr` over the warm-up epochs, then half a cosine back to 1e-6."""
+    warmup_steps = min(options.warmup * schedule.steps_per_epoch, schedule.num_steps)
+    if step < warmup_steps:
+        return LOWEST_LR + (options.lr - LOWEST_LR) * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, schedule.num_steps - 1 - warmup_steps)
+    return LOWEST_LR + (options.lr - LOWEST_LR) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@torch.no_grad()
+def held_out_figures(model: GPT, held_out: Sequences, precision: str) -> dict[str, float]:
+    """Cross-entropy of the first view of every row given its class, in nats and in bits per token. Sets eval mode."""
+    model.eval()
+    total = 0.0
+    for rows in torch.arange(len(held_out), device=held_out.codes.device).split(IMAGES_PER_PASS):
+        with autocast(held_out.codes.device, precision):
+            loss = model.loss(held_out.codes[rows, 0].long(), held_out.classes[rows])
+        total += loss.item() * len(rows)
+    nats = total / len(held_out)
+    return {"held_out_nats_per_token": nats, "held_out_bits_per_token": nats / math.log(2)}

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM: the first asks the work to save and leave, the second ends it at once. Must not import torch."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vqgpt.errors import ExitCode, InterruptedRun
+
+
+class StopRequest:
+    """Whether a signal has asked us to stop."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def as_error(self, saved: str) -> InterruptedRun:
+        """The error to leave with, once the state is saved; `saved` says what was."""
+        assert self.signal is not None
+        code = ExitCode.SIGINT if self.signal == signal.SIGINT else ExitCode.SIGTERM
+        return InterruptedRun(f"interrupted by {self.signal.name}; {saved}", "run the same command again to continue", code)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Within this block, SIGINT and SIGTERM only set the request; a second signal acts as it would have without us."""
+    request = StopRequest()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        restore()
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        restore()

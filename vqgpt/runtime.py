@@ -1,0 +1,56 @@
+"""Devices, precision and random numbers, the same for both stages. Knows neither images nor tokens."""
+
+import hashlib
+from contextlib import AbstractContextManager
+
+import torch
+
+from vqgpt.errors import UsageError
+
+
+def select_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here. Raises UsageError if it is not there."""
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"there is no device {name!r}", "use auto, cpu, cuda, cuda:N or mps") from None
+    present = {
+        "cpu": True,
+        "mps": mps,
+        "cuda": cuda and (device.index or 0) < torch.cuda.device_count(),
+    }
+    if not present.get(device.type, False):
+        raise UsageError(f"device {name!r} is not available on this machine", "use --device auto or cpu; `vqgpt doctor` lists devices")
+    return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What `auto` means on this device: bf16 on a CUDA device that has it, fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The context in which a network runs at `fp32` or `bf16`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def forbid_tf32() -> None:
+    """Compute float32 products in float32, also on a GPU: TF32 would move codes that lie between two neighbours."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def derived_seed(seed: int, *stream: int | str) -> int:
+    """A seed for one purpose: a pure function of the run's seed and a name such as ("order", epoch). 63 bits."""
+    digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def epoch_order(seed: int, epoch: int, rows: int) -> torch.Tensor:
+    """The order in which an epoch visits its rows, (rows,) int64 on the CPU: a pure function of (seed, epoch)."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))

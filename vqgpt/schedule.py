@@ -1,0 +1,65 @@
+"""Which rows each optimiser step sees: a pure function of the seed and the step. Both trainings use it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqgpt.errors import NonFiniteError
+from vqgpt.runtime import derived_seed, epoch_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step: `index` counts from 0 over all epochs; `rows` (B,) int64 are the dataset rows of its batch."""
+
+    index: int
+    epoch: int
+    rows: Tensor
+    ends_epoch: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """`n_epochs` passes over `num_rows` rows in shuffled batches; the last batch of an epoch may be short."""
+
+    seed: int
+    num_rows: int
+    batch_size: int
+    n_epochs: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass."""
+        return math.ceil(self.num_rows / self.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.n_epochs * self.steps_per_epoch
+
+    def steps(self, first: int) -> Iterator[Step]:
+        """The steps from `first` on. torch's random numbers restart at each, from (seed, step): dropout repeats exactly."""
+        for index in range(first, self.num_steps):
+            epoch, batch = divmod(index, self.steps_per_epoch)
+            if batch == 0 or index == first:
+                order = epoch_order(self.seed, epoch, self.num_rows)
+            torch.manual_seed(derived_seed(self.seed, "step", index))
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=batch == self.steps_per_epoch - 1)
+
+    def is_checkpoint(self, step: Step, every_epochs: int) -> bool:
+        """True at the end of every `every_epochs`th epoch, and of the last one."""
+        return step.ends_epoch and ((step.epoch + 1) % every_epochs == 0 or step.epoch == self.n_epochs - 1)
+
+
+def check_finite(value: float, name: str, step: Step) -> None:
+    """Raise NonFiniteError, before the optimiser acts, if a loss or gradient norm is not finite."""
+    if not math.isfinite(value):
+        rows = ", ".join(str(row) for row in step.rows[:8].tolist())
+        raise NonFiniteError(
+            f"the {name} is {value} at step {step.index} (epoch {step.epoch}, rows {rows}, ...)",
+            "lower --lr, or use --precision fp32; the last saved state is intact",
+        )

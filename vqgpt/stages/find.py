@@ -1,0 +1,45 @@
+"""Which token cache or GPT a command means when it was not told: the only one there is. Must not import torch."""
+
+from pathlib import Path
+
+from vqgpt.errors import MissingDataError, UsageError
+from vqgpt.stages.config import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
+
+
+def find_cache(cache: Path | None, dataset: str | None) -> Path:
+    """The cache to train on: the one given, the dataset's, or the only one. Raises MissingDataError or UsageError."""
+    if cache is not None:
+        return _existing(cache, f"make one with: vqgpt tokenize --cache {cache}")
+    if dataset is not None:
+        return _existing(cache_path(dataset), f"make it with: vqgpt tokenize --dataset {dataset}")
+    caches = list_caches(CACHE_FOLDER)
+    return _only(caches, "token cache", CACHE_FOLDER, "make one with: vqgpt tokenize --dataset NAME", "--cache")
+
+
+def find_gpt(checkpoint: Path | None, dataset: str | None) -> Path:
+    """The GPT to sample from: the one given, the dataset's, or the only one. Raises MissingDataError or UsageError."""
+    if checkpoint is not None:
+        return _existing(checkpoint, "train one with: vqgpt train")
+    if dataset is not None:
+        return _existing(gpt_path(dataset), f"train one with: vqgpt train --dataset {dataset}")
+    checkpoints = sorted(RUNS_FOLDER.glob("*/gpt.pt"))
+    return _only(checkpoints, "trained GPT", RUNS_FOLDER, "train one with: vqgpt train", "--checkpoint-gpt")
+
+
+def list_caches(folder: Path) -> list[Path]:
+    """The token caches directly in a folder, finished or not."""
+    return sorted(path.parent for path in folder.glob("*.zarr/zarr.json"))
+
+
+def _existing(path: Path, how_to_make_one: str) -> Path:
+    if not path.exists():
+        raise MissingDataError(f"there is no {path}", how_to_make_one)
+    return path
+
+
+def _only(found: list[Path], what: str, folder: Path, how_to_make_one: str, flag: str) -> Path:
+    if not found:
+        raise MissingDataError(f"there is no {what} in {folder}/", how_to_make_one)
+    if len(found) > 1:
+        raise UsageError(f"there are several: {', '.join(map(str, found))}", f"choose one with {flag} or --dataset")
+    return found[0]

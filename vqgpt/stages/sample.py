@@ -1,0 +1,104 @@
+"""Stage two, `vqgpt sample`: a GPT checkpoint -> a token cache of origin `sampled`.
+
+Must not import the VQ-GAN, image data, torchvision or PIL: rendering is `stages.render`, and is called by the CLI.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqgpt.checkpoint import weights_sha256
+from vqgpt.config import from_json, nearest_hint, to_json
+from vqgpt.errors import UsageError
+from vqgpt.gpt.checkpoint import load_gpt
+from vqgpt.gpt.sampling import sample_codes
+from vqgpt.interrupt import stop_on_signals
+from vqgpt.progress import Progress, Report
+from vqgpt.runtime import resolve_precision, select_device
+from vqgpt.stages.config import SampleConfig, samples_path
+from vqgpt.stages.find import find_gpt
+from vqgpt.tokens import CacheWriter, Description, Split
+from vqgpt.tokens.layout import code_dtype, default_shard_rows
+from vqgpt.versions import library_versions
+
+SPLIT = "samples"
+
+
+def run(config: SampleConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Sample as configured; the result names the cache."""
+    device = select_device(config.run.device)
+    precision = resolve_precision(config.run.precision, device)
+    checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
+    gpt = load_gpt(checkpoint, "train one with: vqgpt train", device)
+    trained_on = from_json(Description, gpt.cache_description, str(checkpoint))
+    known_classes = trained_on.class_names if gpt.model.config.num_classes else ()
+    turn = class_turn(config.classes, known_classes)
+    row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
+    description = replace(
+        trained_on,
+        origin="sampled",
+        label_kind="class" if known_classes else "none",
+        source_sha256=weights_sha256(gpt.model, to_json(gpt.model.config)),
+        splits=(Split(name=SPLIT, rows=config.sampling.num_samples),),
+        views=("identity",),
+        precision=precision,
+        sampling={**to_json(config.sampling), "classes": turn, "seed": config.run.seed},
+        shard_rows=default_shard_rows(row_bytes),
+    )
+    result = config.out or samples_path(trained_on.dataset)
+    plan = {
+        "cache": result,
+        "dataset": trained_on.dataset,
+        "images": config.sampling.num_samples,
+        "grid": description.grid,
+        "checkpoint": checkpoint,
+    }
+    if dry_run:
+        return plan
+    classes = np.array(turn)[np.arange(config.sampling.num_samples) % len(turn)]
+    writer = CacheWriter.create_or_resume(result, description, gpt.codebook.numpy(), library_versions(), overwrite)
+    missing = list(writer.missing())
+    total = sum(shard.stop - shard.start for shard in missing)
+    done = 0
+    with stop_on_signals() as stop:
+        for shard in missing:
+            labels = classes[shard.start : shard.stop]
+            drawn = []
+            for codes in sample_codes(
+                gpt.model, torch.from_numpy(labels), shard.start, config.run.seed, config.sampling, precision
+            ):
+                drawn.append(codes.numpy())
+                done += len(codes)
+                report(Progress(task="sample", done=done, total=total, unit="images"))
+                if stop:
+                    raise stop.as_error(f"the shards that are done are saved in {result}")
+            grids: NDArray[np.int64] = np.concatenate(drawn)[:, None]
+            writer.write(shard, grids, labels, np.arange(shard.start, shard.stop))
+    return {**plan, "digest": writer.manifest.digest}
+
+
+def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[int]:
+    """The classes that are generated in turn, as numbers, -1 for none: image i is of class `turn[i % len(turn)]`.
+
+    Raises UsageError for a class that the GPT does not know, with the nearest name.
+    """
+    if not class_names:
+        if wanted not in ((), ("none",)):
+            raise UsageError("this GPT was trained without classes", "leave --class out, or train one with --condition class")
+        return [-1]
+    turn: list[int] = []
+    for name in wanted or ("all",):
+        if name == "all":
+            turn += range(len(class_names))
+        elif name == "none":
+            turn.append(-1)
+        elif name in class_names:
+            turn.append(class_names.index(name))
+        elif name.isdecimal() and int(name) < len(class_names):
+            turn.append(int(name))
+        else:
+            raise UsageError(f"there is no class {name!r}", nearest_hint(name, class_names))
+    return turn

@@ -1,0 +1,101 @@
+"""Stage two, `vqgpt train`: a token cache -> a GPT checkpoint and metrics.
+
+Reads the cache and nothing else: must not import the VQ-GAN, image data, torchvision or PIL.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from vqgpt.config import to_json
+from vqgpt.errors import InputError, UsageError
+from vqgpt.gpt.checkpoint import KIND, gpt_content
+from vqgpt.gpt.config import GPTConfig
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.training import Sequences, train_gpt
+from vqgpt.interrupt import stop_on_signals
+from vqgpt.progress import Notice, Report
+from vqgpt.runtime import derived_seed, resolve_precision, select_device
+from vqgpt.schedule import Schedule
+from vqgpt.stages.config import TrainConfig, gpt_path
+from vqgpt.stages.find import find_cache
+from vqgpt.tokens import TokenCache
+from vqgpt.training_run import TrainingRun
+
+
+def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Train as configured; the result names the checkpoint and the held-out figures."""
+    device = select_device(config.run.device)
+    precision = resolve_precision(config.run.precision, device)
+    cache = TokenCache(find_cache(config.cache, config.dataset))
+    report(Notice(text=f"training on {cache.path}"))
+    architecture = gpt_config(config, cache)
+    result = config.out or gpt_path(cache.description.dataset)
+    torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
+    model = GPT(architecture)
+    plan = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens_per_image": architecture.block_size,
+        "cache": cache.path,
+        "checkpoint": result,
+    }
+    if dry_run:
+        return plan
+    train = load_sequences(cache, "train", architecture, device)
+    held_out = load_sequences(cache, held_out_split(cache), architecture, device)
+    identity = {
+        "architecture": to_json(architecture),
+        "training": to_json(config.training),
+        "cache": cache.digest,
+        "seed": config.run.seed,
+        "precision": precision,
+    }
+    training_run = TrainingRun(result, KIND, identity, overwrite)
+    schedule = Schedule(
+        seed=config.run.seed, num_rows=len(train), batch_size=config.training.batch_size, n_epochs=config.training.n_epochs
+    )
+    with stop_on_signals() as stop:
+        figures = train_gpt(model.to(device), train, held_out, config.training, schedule, precision, training_run, report, stop)
+    codebook = torch.from_numpy(cache.codebook())
+    training_run.finish(gpt_content(model, to_json(cache.description), cache.digest, codebook, to_json(config), figures))
+    return {**plan, **figures}
+
+
+def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
+    """The architecture for a cache. Raises UsageError if an option contradicts what the cache knows."""
+    description = cache.description
+    tokens_per_image = description.grid[0] * description.grid[1]
+    if config.block_size not in (None, tokens_per_image):
+        raise UsageError(
+            f"--block-size {config.block_size} contradicts {cache.path}, whose grids have {description.grid[0]} x {description.grid[1]} = {tokens_per_image} tokens",
+            "leave the flag out",
+        )
+    by_class = config.model.condition == "class"
+    if by_class and description.label_kind != "class":
+        raise UsageError(f"{cache.path} has no classes to condition on (labels: {description.label_kind})", "use --condition none")
+    return GPTConfig(
+        options=config.model,
+        codebook_size=description.codebook_size,
+        grid=description.grid,
+        num_classes=len(description.class_names) if by_class else 0,
+    )
+
+
+def held_out_split(cache: TokenCache) -> str:
+    """The split on which training is judged: `val` where there is one, else `test`."""
+    for name in ("val", "test"):
+        if name in cache.split_names:
+            return name
+    raise InputError(f"{cache.path} has no held-out split (val or test)", "train on a cache that `vqgpt tokenize` made")
+
+
+def load_sequences(cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device) -> Sequences:
+    """A split on the device, in its narrow dtype. Raises InputError if it is empty or its labels are out of range."""
+    tokens = cache.read_split(split)
+    if not len(tokens.codes):
+        raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")
+    if architecture.num_classes and not 0 <= int(tokens.labels.min()) <= int(tokens.labels.max()) < architecture.num_classes:
+        raise InputError(f"{cache.path}: split {split!r} has labels outside its {architecture.num_classes} classes", "tokenize it again")
+    codes = tokens.codes.astype(np.int32) if tokens.codes.dtype.itemsize > 1 else tokens.codes  # torch cannot gather uint16
+    return Sequences.from_grids(torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture)

@@ -1,0 +1,25 @@
+"""The token cache: a Zarr v3 group of code grids that knows what made it and notices when it is damaged.
+
+The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torch.
+"""
+
+from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
+from vqgpt.tokens.reader import SplitTokens, TokenCache, read_manifest
+from vqgpt.tokens.verify import CodeStatistics, code_statistics, find_faults
+from vqgpt.tokens.writer import CacheWriter, ShardRows, remove_cache
+
+__all__ = [
+    "FORMAT_VERSION",
+    "CacheWriter",
+    "CodeStatistics",
+    "Description",
+    "Manifest",
+    "ShardRows",
+    "Split",
+    "SplitTokens",
+    "TokenCache",
+    "code_statistics",
+    "find_faults",
+    "read_manifest",
+    "remove_cache",
+]

@@ -1,0 +1,126 @@
+"""Reading a token cache: every byte is checked against the manifest before it is used.
+
+    TokenCache(path).read_split("train") -> codes (N, V, h, w) uint8 or uint16, labels (N,) int64 or (N, L) uint8
+
+Imports numpy and zarr only.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqgpt.errors import InputError
+from vqgpt.files import sha256
+from vqgpt.tokens.layout import decode_shards
+from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, StoredFile, from_document
+from vqgpt.tokens.writer import ROOT, shard_files
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitTokens:
+    """One split in memory: codes (N, V, h, w), labels (N,) int64 (-1 for none) or (N, L) uint8, source_index (N,)."""
+
+    codes: NDArray[np.unsignedinteger]
+    labels: NDArray[np.integer]
+    source_index: NDArray[np.int64]
+
+
+class TokenCache:
+    """A finished cache, opened for reading."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises MissingDataError if there is nothing at `path`, InputError if it is no finished, intact cache."""
+        self.path = path
+        self.manifest = read_manifest(path)
+        if not self.manifest.complete:
+            raise InputError(
+                f"{path} is not finished: a run of `vqgpt tokenize` is still writing it, or was interrupted",
+                f"run the command that made it again, it continues{repair_command(path, self.description)}",
+            )
+
+    @property
+    def description(self) -> Description:
+        """What the cache holds."""
+        return self.manifest.description
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: SHA-256 over the manifest."""
+        return self.manifest.digest
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits, in order."""
+        return tuple(split.name for split in self.description.splits)
+
+    def codebook(self) -> NDArray[np.float32]:
+        """(K, D) float32."""
+        layout = self.description.codebook_layout()
+        key = f"codebook/{layout.shard_key(0)}"
+        return self._decode("codebook", [(key, self.manifest.files[key])]).astype(np.float32, copy=False)
+
+    def read_split(self, split: str) -> SplitTokens:
+        """A whole split. Raises InputError that names the first file that is not as it was written."""
+        if split not in self.split_names:
+            raise InputError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.split_names)}")
+        shards = [
+            shard_files(self.description, split, index, shard) for index, shard in sorted(self.manifest.shards[split].items())
+        ]
+        arrays = {}
+        for number, name in enumerate(ARRAYS):
+            arrays[name] = self._decode(f"{split}/{name}", [list(files.items())[number] for files in shards])
+        if arrays["codes"].size and int(arrays["codes"].max()) >= self.description.codebook_size:
+            raise self._damaged(f"{split}/codes", "holds codes beyond the codebook")
+        return SplitTokens(**arrays)  # type: ignore[arg-type]
+
+    def _decode(self, array: str, files: list[tuple[str, StoredFile]]) -> NDArray[np.generic]:
+        split, _, name = array.partition("/")
+        layout = self.description.layouts(split)[name] if name else self.description.codebook_layout()
+        data = [self._read(key, file) for key, file in files]
+        try:
+            return decode_shards(layout, data)
+        except (ValueError, RuntimeError):
+            raise self._damaged(array, "does not decode") from None
+
+    def _read(self, key: str, file: StoredFile) -> bytes:
+        fault, data = read_checked(self.path / key, file)
+        if fault:
+            raise self._damaged(key, fault)
+        return data
+
+    def _damaged(self, key: str, fault: str) -> InputError:
+        return InputError(
+            f"{self.path}: {key} {fault}",
+            f"run the command that made this cache again, it makes just what is damaged{repair_command(self.path, self.description)}",
+        )
+
+
+def read_checked(path: Path, file: StoredFile) -> tuple[str, bytes]:
+    """The bytes of a file and "", or what is wrong with it and no bytes."""
+    try:
+        size = path.stat().st_size
+        if size != file.bytes:
+            return f"has {size} bytes instead of {file.bytes}", b""
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return "is missing", b""
+    if sha256(data) != file.sha256:
+        return "is not what was written (its sha256 differs)", b""
+    return "", data
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a cache that may be unfinished."""
+    root = path / ROOT
+    if not root.is_file():
+        raise InputError(f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache")
+    return from_document(root.read_bytes(), str(path))
+
+
+def repair_command(path: Path, description: Description) -> str:
+    """The rest of a hint: the command that re-encodes what is missing or damaged."""
+    command = "tokenize" if description.origin == "encoded" else "sample"
+    target = "--cache" if description.origin == "encoded" else "--out"
+    return f": vqgpt {command} --dataset {description.dataset} {target} {path}"

@@ -1,0 +1,187 @@
+"""Writing a token cache, shard by shard, so that it can be interrupted at any instant and continued.
+
+For each shard: files to temporary names, fsync, rename; then the manifest the same way. The manifest is the commit.
+Opening a cache that exists continues it: listed shards whose files hold their digests are kept, all others are
+missing. Imports numpy and zarr only.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqgpt.errors import InputError
+from vqgpt.files import canonical_json, remove_partial_files, sha256, write_atomically
+from vqgpt.tokens.layout import array_metadata, encode_shard
+from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, Shard, StoredFile, differences, from_document, to_document
+
+ROOT = "zarr.json"
+GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """Which rows one shard holds: `start` to `stop` of `split`."""
+
+    split: str
+    index: int
+    start: int
+    stop: int
+
+
+class CacheWriter:
+    """The one writer of a cache. Make it with `create_or_resume`; write `missing()` shards in any order."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def create_or_resume(
+        cls,
+        path: Path,
+        description: Description,
+        codebook: NDArray[np.float32],
+        versions: dict[str, str],
+        overwrite: bool = False,
+    ) -> "CacheWriter":
+        """Start the cache at `path`, or continue the one that is there; `codebook` is (K, D) float32.
+
+        With `overwrite`, a finished or different cache is removed first. Raises InputError if something else is there:
+        without `overwrite` a cache of another description (both sides are shown), and in any case other files.
+        """
+        if overwrite and path.exists() and not _is_unfinished(path, description):
+            remove_cache(path)
+        if (path / ROOT).exists():
+            manifest = from_document((path / ROOT).read_bytes(), str(path))
+            _check_same_work(path, description, manifest.description)
+        else:
+            _check_only_own_files(path, description)
+            splits = {split.name: {} for split in description.splits}
+            manifest = Manifest(description=description, versions=versions, files={}, shards=splits)
+        if path.exists():
+            remove_partial_files(path)
+        lost = {
+            (split, index)
+            for split, shards in manifest.shards.items()
+            for index, shard in shards.items()
+            if not all(_holds(path / key, file) for key, file in shard_files(description, split, index, shard).items())
+        }
+        writer = cls(path, manifest.without_shards(lost))
+        writer._write_fixed_files(codebook)
+        return writer
+
+    def _write_fixed_files(self, codebook: NDArray[np.float32]) -> None:
+        """Everything that does not depend on the images: metadata of groups and arrays, and the codebook."""
+        description = self.manifest.description
+        layout = description.codebook_layout()
+        contents = {"codebook/zarr.json": array_metadata(layout)}
+        contents[f"codebook/{layout.shard_key(0)}"] = encode_shard(layout, codebook)
+        for split in description.splits:
+            contents[f"{split.name}/zarr.json"] = GROUP_DOCUMENT
+            for name, array in description.layouts(split.name).items():
+                contents[f"{split.name}/{name}/zarr.json"] = array_metadata(array)
+        kept = self.manifest.files
+        files = {key: kept.get(key, StoredFile(bytes=len(data), sha256=sha256(data))) for key, data in contents.items()}
+        for key, data in contents.items():
+            if not _holds(self.path / key, files[key]):
+                files[key] = self._store(key, data)
+        self._commit(Manifest(description=description, versions=self.manifest.versions, files=files, shards=self.manifest.shards))
+
+    def missing(self) -> Iterator[ShardRows]:
+        """The shards that are not committed yet, in order."""
+        for split in self.manifest.description.splits:
+            layout = self.manifest.description.layouts(split.name)["codes"]
+            for index in range(layout.num_shards):
+                if index not in self.manifest.shards[split.name]:
+                    rows = layout.shard_slice(index)
+                    yield ShardRows(split=split.name, index=index, start=rows.start, stop=rows.stop)
+
+    def write(
+        self, shard: ShardRows, codes: NDArray[np.integer], labels: NDArray[np.integer], source_index: NDArray[np.integer]
+    ) -> None:
+        """Write and commit one shard of n rows: codes (n, V, h, w), labels (n,) or (n, L), source_index (n,).
+
+        Codes out of 0..K-1 are a bug of the caller (zarr would wrap them silently), and raise ValueError.
+        """
+        description = self.manifest.description
+        if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < description.codebook_size:
+            raise ValueError(f"codes {codes.min()}..{codes.max()} are not all in 0..{description.codebook_size - 1}")
+        rows = {"codes": codes, "labels": labels, "source_index": source_index}
+        files = {}
+        for name, layout in description.layouts(shard.split).items():
+            assert len(rows[name]) == shard.stop - shard.start
+            data = encode_shard(layout, rows[name].astype(layout.dtype))
+            files[name] = self._store(f"{shard.split}/{name}/{layout.shard_key(shard.index)}", data)
+        entry = Shard(rows=len(codes), max_code=int(codes.max()), **files)
+        self._commit(self.manifest.with_shard(shard.split, shard.index, entry))
+
+    def _store(self, key: str, data: bytes) -> StoredFile:
+        write_atomically(self.path / key, data)
+        return StoredFile(bytes=len(data), sha256=sha256(data))
+
+    def _commit(self, manifest: Manifest) -> None:
+        document = to_document(manifest)
+        root = self.path / ROOT
+        if not root.exists() or root.read_bytes() != document:
+            write_atomically(root, document)
+        self.manifest = manifest
+
+
+def shard_files(description: Description, split: str, index: int, shard: Shard) -> dict[str, StoredFile]:
+    """The files of one shard, by path below the cache."""
+    layouts = description.layouts(split)
+    return {f"{split}/{name}/{layouts[name].shard_key(index)}": getattr(shard, name) for name in ARRAYS}
+
+
+def remove_cache(path: Path) -> None:
+    """Delete a cache; its root document goes first, so that an interruption leaves no half cache that opens.
+
+    Raises InputError if what is there is not a cache.
+    """
+    root = path / ROOT
+    if root.exists():
+        try:
+            from_document(root.read_bytes(), str(path))
+        except InputError as error:
+            if "damaged" not in error.message:
+                raise
+        root.unlink()
+    elif path.exists() and any(path.iterdir()):
+        raise InputError(f"{path} is not a token cache", "delete it yourself, or give another path")
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_unfinished(path: Path, description: Description) -> bool:
+    """True if the same work was begun at `path` and can be continued."""
+    try:
+        manifest = from_document((path / ROOT).read_bytes(), str(path))
+    except (OSError, InputError):
+        return False
+    return manifest.description == description and not manifest.complete
+
+
+def _holds(path: Path, file: StoredFile) -> bool:
+    try:
+        return path.stat().st_size == file.bytes and sha256(path.read_bytes()) == file.sha256
+    except OSError:
+        return False
+
+
+def _check_same_work(path: Path, ours: Description, theirs: Description) -> None:
+    different = differences(ours, theirs)
+    if different:
+        lines = "; ".join(f"{field}: {old} there, {new} here" for field, new, old in different)
+        raise InputError(f"{path} holds other tokens ({lines})", "give another path, or --overwrite to replace it")
+
+
+def _check_only_own_files(path: Path, description: Description) -> None:
+    own = {"codebook", *(split.name for split in description.splits)}
+    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in own) if path.is_dir() else []
+    strangers = [name for name in strangers if not name.endswith(".partial")]
+    if strangers or path.is_file():
+        name = f"a file {strangers[0]}" if strangers else "a file"
+        raise InputError(f"{path} exists and is not a token cache (there is {name})", "give another path")

@@ -1,0 +1,79 @@
+"""The files of one training: the unfinished checkpoint, the finished one, and the metrics. Both trainings use it.
+
+While a training runs, `NAME.unfinished.pt` beside the result holds all that is needed to continue. The result itself
+appears when the training is done. The same command continues, and nothing is replaced unless `overwrite` asks for it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vqgpt.checkpoint import load_checkpoint, save_checkpoint
+from vqgpt.errors import InputError, UsageError
+from vqgpt.files import write_atomically
+
+
+class TrainingRun:
+    """`identity` is what must be equal for a training to be continued: its options, its seed, and its data's digest."""
+
+    def __init__(self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool) -> None:
+        """Raises UsageError if the result exists and may not be replaced, InputError if another training is unfinished there."""
+        self.result = result
+        self.kind = kind
+        self.identity = identity
+        self.unfinished = result.with_suffix(".unfinished.pt")
+        self.metrics = result.with_name("metrics.jsonl")
+        if result.exists() and not overwrite:
+            raise UsageError(f"{result} exists", "give --overwrite to replace it, or another --out")
+        self.state = self._load_state(overwrite)
+        self._keep_metrics_up_to(self.state["step"] if self.state else 0)
+
+    def _load_state(self, overwrite: bool) -> dict[str, Any] | None:
+        if not self.unfinished.exists():
+            return None
+        try:
+            content = load_checkpoint(self.unfinished, self.kind, f"delete {self.unfinished} to start from the beginning")
+        except InputError:
+            if overwrite:
+                return None
+            raise
+        if content["identity"] == self.identity:
+            return dict(content["state"])
+        if overwrite:
+            return None
+        differ = sorted(key for key in self.identity if self.identity[key] != content["identity"].get(key))
+        raise InputError(
+            f"{self.unfinished} belongs to a training with other settings ({', '.join(differ)})",
+            "give --overwrite to start anew, or another --out",
+        )
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep all that is needed to continue; `state["step"]` counts the steps that are done."""
+        save_checkpoint(self.unfinished, self.kind, {"identity": self.identity, "state": state})
+
+    def finish(self, content: dict[str, Any]) -> None:
+        """Write the result, and forget the unfinished state."""
+        save_checkpoint(self.result, self.kind, content)
+        self.unfinished.unlink(missing_ok=True)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to the metrics: `record` must have a `step`."""
+        self.metrics.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self.kind, **record}) + "\n")
+
+    def _keep_metrics_up_to(self, step: int) -> None:
+        """Drop this stage's lines that a continued or repeated training will write again."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if self._is_kept(line, step)]
+        if kept != lines:
+            write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+
+    def _is_kept(self, line: str, step: int) -> bool:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return False  # torn by a crash
+        return bool(record["stage"] != self.kind or record["step"] <= step)

@@ -1,0 +1,215 @@
+"""The VQ-GAN of Esser et al. 2021 (arXiv:2012.09841): images <-> grids of codebook indices.
+
+    images (B, C, H, W) float in [-1, 1]  --encode-->  codes (B, h, w) int64 in 0..K-1  --decode-->  images
+
+Module names are those of taming-transformers' VQModel, so that its checkpoints need no renaming.
+Letters: B batch, C image channels, H W pixels, h w grid, D code dimension, K codebook size.
+Knows nothing of GPT and token caches, and must not import them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqgpt.vqgan.config import VQGANConfig
+from vqgpt.vqgan.quantizer import Codebook
+
+
+class Reconstruction(NamedTuple):
+    """What one pass through the whole VQ-GAN gives."""
+
+    images: Tensor
+    latents: Tensor
+    quantized: Tensor
+    codes: Tensor
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions with a skip; a 1x1 convolution on the skip where the width changes."""
+
+    def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = _norm(width_in)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.norm2 = _norm(width_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width_in, h, w) -> (B, width_out, h, w)."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        return self.nin_shortcut(x) + y
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all positions of a feature map, with a skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = _norm(width)
+        self.q = nn.Conv2d(width, width, 1)
+        self.k = nn.Conv2d(width, width, 1)
+        self.v = nn.Conv2d(width, width, 1)
+        self.proj_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> the same shape."""
+        y = self.norm(x)
+        q, k, v = (project(y).flatten(2).transpose(1, 2) for project in (self.q, self.k, self.v))  # (B, h*w, width)
+        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        return x + self.proj_out(y.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve both sides: pad right and bottom by one pixel, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> (B, width, h/2, w/2)."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double both sides: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> (B, width, 2h, 2w)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; `resample` is named `downsample` or `upsample`, or is absent."""
+
+    def __init__(self, widths: list[int], dropout: float, attention: bool, **resample: nn.Module) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in zip(widths, widths[1:], strict=False))
+        self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attention)
+        self.resample_name = next(iter(resample), None)
+        for name, module in resample.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Residual blocks, each followed by its attention where there is any, then the change of resolution."""
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        return self.get_submodule(self.resample_name)(x) if self.resample_name else x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block, at the lowest resolution."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(width, width, dropout)
+        self.attn_1 = AttnBlock(width)
+        self.block_2 = ResnetBlock(width, width, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> the same shape."""
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Images (B, C, H, W) -> latents (B, z_channels, h, w), or 2 x z_channels with `double_z`."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        options = config.options
+        widths = [options.channels * mult for mult in options.ch_mult]
+        self.conv_in = nn.Conv2d(config.image_channels, options.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, (width_in, width) in enumerate(zip([options.channels, *widths], widths, strict=False)):
+            resample = {"downsample": Downsample(width)} if level < len(widths) - 1 else {}
+            attention = config.size // 2**level in options.attn_resolutions
+            self.down.append(Level([width_in] + [width] * options.num_res_blocks, options.dropout, attention, **resample))
+        self.mid = Middle(widths[-1], options.dropout)
+        self.norm_out = _norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], options.z_channels * (2 if options.double_z else 1), 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, z, h, w)."""
+        x = self.conv_in(images)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, z_channels, h, w) -> images (B, C, H, W). `up[0]` is the full resolution and runs last."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        options = config.options
+        widths = [options.channels * mult for mult in options.ch_mult]
+        self.conv_in = nn.Conv2d(options.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], options.dropout)
+        self.up = nn.ModuleList()
+        for level, (width, width_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
+            resample = {"upsample": Upsample(width)} if level > 0 else {}
+            attention = config.size // 2**level in options.attn_resolutions
+            self.up.append(Level([width_in] + [width] * (options.num_res_blocks + 1), options.dropout, attention, **resample))
+        self.norm_out = _norm(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, z, h, w) -> (B, C, H, W), not clamped."""
+        x = self.mid(self.conv_in(latents))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class VQGAN(nn.Module):
+    """Encoder, codebook and decoder. `encode` and `decode` are inverses up to what the codebook loses."""
+
+    def __init__(self, config: VQGANConfig) -> None:
+        super().__init__()
+        self.config = config
+        options = config.options
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Codebook(options.n_embed, options.embed_dim)
+        self.quant_conv = nn.Conv2d(options.z_channels * (2 if options.double_z else 1), options.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(options.embed_dim, options.z_channels, 1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> what the codebook quantises, (B, D, h, w) float32."""
+        return self.quant_conv(self.encoder(images.to(memory_format=torch.channels_last))).float()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> codes (B, h, w) int64."""
+        return self.quantize.latents_to_codes(self.latents(images))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) -> images (B, C, H, W), clamped to [-1, 1]."""
+        return self.decode_latents(self.quantize.codes_to_latents(codes)).clamp(-1, 1)
+
+    def decode_latents(self, quantized: Tensor) -> Tensor:
+        """(B, D, h, w) -> images (B, C, H, W), not clamped."""
+        return self.decoder(self.post_quant_conv(quantized)).float()
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """(B, C, H, W) in [-1, 1] -> reconstruction; the gradient passes straight through the codebook."""
+        latents = self.latents(images)
+        codes = self.quantize.latents_to_codes(latents)
+        quantized = self.quantize.codes_to_latents(codes)
+        straight_through = latents + (quantized - latents).detach()
+        return Reconstruction(self.decode_latents(straight_through), latents, quantized, codes)
