@@ -18,10 +18,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
+from vqgpt.config.commands import cache_path, gpt_path, vqgan_path
+from vqgpt.config.datasets import find_dataset
 from vqgpt.data.images import load_images
-from vqgpt.data.table import find_dataset
 from vqgpt.progress import silent
-from vqgpt.stages.config import cache_path, gpt_path, vqgan_path
 from vqgpt.stages.render import decode
 from vqgpt.tokens import TokenCache, code_statistics
 from vqgpt.vqgan.checkpoint import load_vqgan
@@ -44,7 +44,18 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.zarr"
-        flags = ["--recipe", "digits", "--num-samples", str(NUM_SAMPLES), "--seed", str(SEED), "--tokens-only", "--out", str(path), "-q"]
+        flags = [
+            "--recipe",
+            "digits",
+            "--num-samples",
+            str(NUM_SAMPLES),
+            "--seed",
+            str(SEED),
+            "--tokens-only",
+            "--out",
+            str(path),
+            "-q",
+        ]
         subprocess.run([sys.executable, "-m", "vqgpt", "sample", *flags, *sys.argv[1:]], check=True)
         samples = TokenCache(path).read_split("samples")
     codes, classes = samples.codes[:, 0], samples.labels
@@ -62,7 +73,9 @@ def main() -> None:
         classifier.fit(real_train, train.labels)
         figures[f"{name}_recognises_real"] = classifier.score(real_test, test.labels)
         figures[f"{name}_recognises_samples"] = classifier.score(pixels / 255, classes)
-    figures["identical_to_a_training_image"] = float(np.mean([row.tobytes() in training_rows for row in codes.astype(train_codes.dtype)]))
+    figures["identical_to_a_training_image"] = float(
+        np.mean([row.tobytes() in training_rows for row in codes.astype(train_codes.dtype)])
+    )
     figures["mean_tokens_unlike_the_nearest_training_image"] = float(distances.mean())
     print(json.dumps(figures, indent=1))
 

@@ -48,7 +48,10 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of vqgpt", how_to_make_one)
     if content.get("version") != VERSION:
-        raise InputError(f"{path} has version {content.get('version')}; this vqgpt reads version {VERSION}", "use another version of vqgpt")
+        raise InputError(
+            f"{path} has version {content.get('version')}; this vqgpt reads version {VERSION}",
+            "use another version of vqgpt",
+        )
     if content.get("kind") != kind:
         raise InputError(f"{path} is a checkpoint of a {content.get('kind')}, not of a {kind}", how_to_make_one)
     return content
@@ -59,7 +62,9 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Any], path: Path) ->
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"{path}: the weights do not fit their own configuration ({str(error).splitlines()[0]})", "make it again") from None
+        raise InputError(
+            f"{path}: the weights do not fit their own configuration ({str(error).splitlines()[0]})", "make it again"
+        ) from None
 
 
 def weights_sha256(model: torch.nn.Module, architecture: dict[str, Any]) -> str:

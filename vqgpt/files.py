@@ -31,6 +31,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     fsync_folder(path.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be, and raise OSError now, not after hours of work, if files cannot be written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = folder / f".trial{PARTIAL_SUFFIX}"
+    trial.touch()
+    trial.unlink()
+
+
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, which makes a rename in it durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -21,7 +21,9 @@ class StopRequest:
         """The error to leave with, once the state is saved; `saved` says what was."""
         assert self.signal is not None
         code = ExitCode.SIGINT if self.signal == signal.SIGINT else ExitCode.SIGTERM
-        return InterruptedRun(f"interrupted by {self.signal.name}; {saved}", "run the same command again to continue", code)
+        return InterruptedRun(
+            f"interrupted by {self.signal.name}; {saved}", "run the same command again to continue", code
+        )
 
 
 @contextmanager

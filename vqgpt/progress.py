@@ -1,4 +1,4 @@
-"""How long work tells what it is doing: events handed to a callback. Nothing here prints. Must not import torch or rich."""
+"""How long work tells what it is doing: events, handed to a callback. Must not import torch or rich."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

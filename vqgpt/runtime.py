@@ -23,7 +23,10 @@ def select_device(name: str) -> torch.device:
         "cuda": cuda and (device.index or 0) < torch.cuda.device_count(),
     }
     if not present.get(device.type, False):
-        raise UsageError(f"device {name!r} is not available on this machine", "use --device auto or cpu; `vqgpt doctor` lists devices")
+        raise UsageError(
+            f"device {name!r} is not available on this machine",
+            "use --device auto or cpu; `vqgpt doctor` lists devices",
+        )
     return device
 
 
@@ -42,7 +45,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 def forbid_tf32() -> None:
     """Compute float32 products in float32, also on a GPU: TF32 would move codes that lie between two neighbours."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch adds it at import
 
 
 def derived_seed(seed: int, *stream: int | str) -> int:

@@ -41,7 +41,7 @@ class Schedule:
         return self.n_epochs * self.steps_per_epoch
 
     def steps(self, first: int) -> Iterator[Step]:
-        """The steps from `first` on. torch's random numbers restart at each, from (seed, step): dropout repeats exactly."""
+        """The steps from `first` on; torch's random numbers restart at each, from (seed, step)."""
         for index in range(first, self.num_steps):
             epoch, batch = divmod(index, self.steps_per_epoch)
             if batch == 0 or index == first:

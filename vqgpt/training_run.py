@@ -10,14 +10,14 @@ from typing import Any
 
 from vqgpt.checkpoint import load_checkpoint, save_checkpoint
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import write_atomically
+from vqgpt.files import check_writable, write_atomically
 
 
 class TrainingRun:
     """`identity` is what must be equal for a training to be continued: its options, its seed, and its data's digest."""
 
     def __init__(self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool) -> None:
-        """Raises UsageError if the result exists and may not be replaced, InputError if another training is unfinished there."""
+        """Raises UsageError if the result exists already, InputError if another training is unfinished there."""
         self.result = result
         self.kind = kind
         self.identity = identity
@@ -25,6 +25,7 @@ class TrainingRun:
         self.metrics = result.with_name("metrics.jsonl")
         if result.exists() and not overwrite:
             raise UsageError(f"{result} exists", "give --overwrite to replace it, or another --out")
+        check_writable(result.parent)
         self.state = self._load_state(overwrite)
         self._keep_metrics_up_to(self.state["step"] if self.state else 0)
 
@@ -32,7 +33,9 @@ class TrainingRun:
         if not self.unfinished.exists():
             return None
         try:
-            content = load_checkpoint(self.unfinished, self.kind, f"delete {self.unfinished} to start from the beginning")
+            content = load_checkpoint(
+                self.unfinished, self.kind, f"delete {self.unfinished} to start from the beginning"
+            )
         except InputError:
             if overwrite:
                 return None

@@ -13,7 +13,8 @@ import typer
 
 from vqgpt.cli.console import Screen
 from vqgpt.cli.options import with_signature
-from vqgpt.config import option, options_of, read_recipe, resolve
+from vqgpt.config.options import option, options_of, resolve
+from vqgpt.config.recipe import read_recipe
 from vqgpt.errors import ExitCode, InputError, ResourceError, UsageError, VQGPTError
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import Report
@@ -30,7 +31,9 @@ class OutputFlags:
 
     json: bool = option(False, "Print the result as one JSON object on stdout.", group=COMMON)
     quiet: bool = option(False, "Print errors and nothing else.", group=COMMON, short="-q")
-    verbose: bool = option(False, "Show the whole configuration, not only what differs from the defaults.", group=COMMON, short="-v")
+    verbose: bool = option(
+        False, "Show the whole configuration, not only what differs from the defaults.", group=COMMON, short="-v"
+    )
     debug: bool = option(False, "Show the traceback of an error.", group=COMMON)
 
 
@@ -38,7 +41,9 @@ class OutputFlags:
 class Flags:
     """What every command of the pipeline takes."""
 
-    recipe: Path | None = option(None, "A .toml file, or the name of one of the recipes that come with vqgpt.", group=COMMON)
+    recipe: Path | None = option(
+        None, "A .toml file, or the name of one of the recipes that come with vqgpt.", group=COMMON
+    )
     overwrite: bool = option(False, "Replace what the command writes if it exists.", group=COMMON)
     dry_run: bool = option(False, "Say what would be done, and write nothing.", group=COMMON)
     output: OutputFlags
@@ -46,44 +51,51 @@ class Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command: its path in the recipe and on the command line, and its configuration."""
+    """One command: its words on the command line, its configuration, and its help text."""
 
-    table: str
+    words: str
     config: type
     takes_recipe: bool
+    doc: str
+
+    @property
+    def table(self) -> str:
+        """Its table in a recipe."""
+        return self.words.replace(" ", "-")
 
     @property
     def option_names(self) -> set[str]:
-        """The recipe keys of this command."""
+        """Its keys in a recipe."""
         return {item.name for item in options_of(self.config)}
 
 
 COMMANDS: dict[str, Command] = {}
 
 
-def add_command(app: typer.Typer, name: str, table: str, config: type, work: Work, doc: str, takes_recipe: bool = True) -> None:
-    """Register a command. `table` is its table in a recipe; `work(config, flags, report)` returns the result to show."""
-    command = Command(table=table, config=config, takes_recipe=takes_recipe)
-    COMMANDS[table] = command
-    flags = Flags if takes_recipe else OutputFlags
+def add_command(app: typer.Typer, words: str, config: type, work: Work, takes_recipe: bool = True) -> None:
+    """Register a command; `work(config, flags, report)` returns the result to show, and its docstring is the help."""
+    command = Command(words=words, config=config, takes_recipe=takes_recipe, doc=work.__doc__ or "")
+    COMMANDS[command.table] = command
 
     def run(**values: Any) -> None:
         raise typer.Exit(run_command(command, values, work))
 
-    app.command(name)(with_signature(run, [config, flags], doc))
+    flags = Flags if takes_recipe else OutputFlags
+    app.command(words.split()[-1])(with_signature(run, [config, flags], command.doc))
 
 
 def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
-    """Do the work of one command and return its exit code; never raises, but with --debug."""
+    """Do the work of one command and return its exit code; raises only with --debug."""
     given = {name: value for name, value in values.items() if value not in (None, [])}
     output = resolve(OutputFlags, given)
     with Screen(quiet=output.quiet, as_json=output.json) as screen:
         try:
             flags = resolve(Flags, given)
             recipe = _recipe_values(command, flags.recipe)
-            config = resolve(command.config, given, recipe)
+            config: Any = resolve(command.config, given, recipe)
             if command.takes_recipe:
-                screen.show_configuration(command.table, shown_values(config, everything=output.verbose or flags.dry_run))
+                everything = output.verbose or flags.dry_run
+                screen.show_configuration(command.words, shown_values(config, everything))
             keep_memory_pages()
             screen.show_result(work(config, flags, screen.report))
         except VQGPTError as error:
@@ -118,7 +130,9 @@ def recipe_path(recipe: Path) -> Path:
         if (folder / f"{recipe}.toml").is_file():
             return folder / f"{recipe}.toml"
     known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
-    raise UsageError(f"there is no recipe {str(recipe)!r}", f"known: {', '.join(known)}; or give the path of a .toml file")
+    raise UsageError(
+        f"there is no recipe {str(recipe)!r}", f"known: {', '.join(known)}; or give the path of a .toml file"
+    )
 
 
 def recipe_folders() -> list[Path]:
@@ -130,7 +144,11 @@ def recipe_folders() -> list[Path]:
 def shown_values(config: Any, everything: bool) -> dict[str, Any]:
     """The option values of a configuration, by name; those that differ from the default, or all."""
     values = _flat_values(config)
-    return {item.name: values[item.name] for item in options_of(type(config)) if everything or values[item.name] != item.default}
+    return {
+        item.name: values[item.name]
+        for item in options_of(type(config))
+        if everything or values[item.name] != item.default
+    }
 
 
 def _flat_values(config: Any) -> dict[str, Any]:
@@ -144,7 +162,10 @@ def _flat_values(config: Any) -> dict[str, Any]:
 def explain(error: Exception) -> VQGPTError:
     """The error that an exception of Python, torch or the system means to the user."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return ResourceError(f"no space left to write {error.filename or 'the file'}", "make room and run the same command again: it continues")
+        return ResourceError(
+            f"no space left to write {error.filename or 'the file'}",
+            "make room and run the same command again: it continues",
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
     from vqgpt.checkpoint import out_of_memory

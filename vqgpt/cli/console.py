@@ -12,9 +12,16 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
-from rich.progress import Task
 from rich.text import Text
 
 from vqgpt.errors import VQGPTError
@@ -56,7 +63,9 @@ class Screen:
     def __enter__(self) -> "Screen":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop_bar()
 
     def report(self, event: Progress | Notice) -> None:
@@ -80,13 +89,18 @@ class Screen:
         now = time.monotonic()
         first = event.task not in self.started
         self.started.setdefault(event.task, now)
-        if first or event.done < event.total and now - self.last_line < SECONDS_BETWEEN_LINES:
+        if first or (event.done < event.total and now - self.last_line < SECONDS_BETWEEN_LINES):
             self.last_line = now if first else self.last_line
             return
         self.last_line = now
         rate = event.done / max(now - self.started[event.task], 1e-9)
         eta = f"eta {(event.total - event.done) / rate:.0f} s"
-        parts = [f"{event.task}: {event.done}/{event.total} {event.unit}", f"{rate:,.1f} {event.unit}/s", eta, _figures(event.values)]
+        parts = [
+            f"{event.task}: {event.done}/{event.total} {event.unit}",
+            f"{rate:,.1f} {event.unit}/s",
+            eta,
+            _figures(event.values),
+        ]
         self.stderr.print("  ".join(part for part in parts if part), markup=False)
 
     def _stop_bar(self) -> None:

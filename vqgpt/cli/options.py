@@ -7,11 +7,11 @@ Must not import torch.
 import inspect
 import typing
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vqgpt.config import Option, options_of
+from vqgpt.config.options import Option, options_of
 
 ENVIRONMENT_PREFIX = "VQGPT_"
 
@@ -31,7 +31,7 @@ def typer_parameter(option: Option) -> inspect.Parameter:
         rich_help_panel=option.group,
         metavar=_metavar(option),
     )
-    return _parameter(option.name, Annotated[Optional[annotation], declared], None)
+    return _parameter(option.name, Annotated[annotation | None, declared], None)
 
 
 def environment_variable(option: Option) -> str:

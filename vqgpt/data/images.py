@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqgpt.config.datasets import Dataset
 from vqgpt.data.readers import RawDataset, read_dataset
-from vqgpt.data.table import Dataset
 from vqgpt.progress import Report
 
 PREPROCESSING = "shorter side resized to size (bilinear, antialiased), centre crop, uint8 / 127.5 - 1"
@@ -74,7 +74,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float -1..1 -> uint8 0..255, rounded. Inverse of `to_unit_range`."""
+    """Float -1..1 -> uint8 0..255, rounded. Inverse of `to_unit_range`."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

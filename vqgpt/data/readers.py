@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.data.table import Dataset
+from vqgpt.config.datasets import Dataset
 from vqgpt.data.torchvision_import import import_torchvision_datasets
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Notice, Report
@@ -23,7 +23,7 @@ HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the te
 
 @dataclass(frozen=True, kw_only=True)
 class RawSplit:
-    """Images (N, C, H, W) uint8; labels (N,) int64 or (N, L) uint8; source_index (N,): the place in the source's order."""
+    """Images (N, C, H, W) uint8; labels (N,) int64 or (N, L) uint8; source_index (N,): places in the source's order."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.integer[Any]]
@@ -61,7 +61,9 @@ def _read_digits(dataset: Dataset) -> RawDataset:
     for label in np.unique(digits.target):
         held_out[np.flatnonzero(digits.target == label)[::HELD_OUT_EVERY]] = True
     splits = {
-        name: RawSplit(images=images[rows], labels=digits.target[rows].astype(np.int64), source_index=np.flatnonzero(rows))
+        name: RawSplit(
+            images=images[rows], labels=digits.target[rows].astype(np.int64), source_index=np.flatnonzero(rows)
+        )
         for name, rows in (("train", ~held_out), ("test", held_out))
     }
     return RawDataset(splits=splits, class_names=dataset.class_names)
@@ -76,7 +78,7 @@ def _read_torchvision(dataset: Dataset, root: Path, report: Report) -> RawDatase
         try:
             source = reader(root, **which)
         except RuntimeError:
-            report(Notice(text=f"downloading {dataset.name} to {root} (about {dataset.download_megabytes} MB; licence: {dataset.licence})"))
+            report(_download_notice(dataset, root))
             with contextlib.redirect_stdout(io.StringIO()):
                 source = reader(root, **which, download=True)
         labels = source.labels if dataset.name == "svhn" else source.targets
@@ -90,7 +92,7 @@ def _read_medmnist(dataset: Dataset, root: Path, report: Report) -> RawDataset:
 
     present = (root / f"{dataset.name}.npz").exists()
     if not present:
-        report(Notice(text=f"downloading {dataset.name} to {root} (about {dataset.download_megabytes} MB; licence: {dataset.licence})"))
+        report(_download_notice(dataset, root))
     splits = {}
     for split in dataset.splits:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -100,13 +102,20 @@ def _read_medmnist(dataset: Dataset, root: Path, report: Report) -> RawDataset:
     return RawDataset(splits=splits, class_names=tuple(medmnist.INFO[dataset.name]["label"].values()))
 
 
+def _download_notice(dataset: Dataset, root: Path) -> Notice:
+    size = f"about {dataset.download_megabytes} MB"
+    return Notice(text=f"downloading {dataset.name} to {root} ({size}; licence: {dataset.licence})")
+
+
 def _raw_split(images: NDArray[Any], labels: NDArray[Any], channels_first: bool = False) -> RawSplit:
     if images.ndim == 3:
         images = images[:, None]
     elif not channels_first:
         images = images.transpose(0, 3, 1, 2)
     labels = labels if labels.ndim == 2 else labels.astype(np.int64)
-    return RawSplit(images=np.ascontiguousarray(images, dtype=np.uint8), labels=labels, source_index=np.arange(len(images)))
+    return RawSplit(
+        images=np.ascontiguousarray(images, dtype=np.uint8), labels=labels, source_index=np.arange(len(images))
+    )
 
 
 @contextlib.contextmanager
@@ -119,10 +128,14 @@ def _explained_failures(dataset: Dataset, root: Path) -> Iterator[None]:
             raise
         raise MissingDataError(
             f"{dataset.name} is not in {root} and could not be downloaded ({_first_line(error)})",
-            f"on a machine with a network, run the same command and copy {root} here, or give --data-root where the files are",
+            f"run the same command on a machine with a network and copy {root} here, "
+            "or give their folder by --data-root",
         ) from None
     except (ValueError, KeyError, EOFError) as error:
-        raise InputError(f"the files of {dataset.name} in {root} are damaged ({_first_line(error)})", "delete them and run the command again") from None
+        raise InputError(
+            f"the files of {dataset.name} in {root} are damaged ({_first_line(error)})",
+            "delete them and run the command again",
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vqgpt.checkpoint import load_checkpoint, load_weights
-from vqgpt.config import from_json, to_json
-from vqgpt.gpt.config import GPTConfig
+from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.options import from_json, to_json
 from vqgpt.gpt.model import GPT
 
 KIND = "gpt"
@@ -49,4 +49,6 @@ def load_gpt(path: Path, how_to_make_one: str, device: torch.device) -> LoadedGP
     content = load_checkpoint(path, KIND, how_to_make_one)
     model = GPT(from_json(GPTConfig, content["architecture"], str(path)))
     load_weights(model, content["model"], path)
-    return LoadedGPT(model=model.to(device).eval(), cache_description=content["cache_description"], codebook=content["codebook"])
+    return LoadedGPT(
+        model=model.to(device).eval(), cache_description=content["cache_description"], codebook=content["codebook"]
+    )

@@ -9,12 +9,13 @@ Knows nothing of images, the VQ-GAN and token caches, and must not import them.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.gpt.config import GPTConfig, GPTOptions
+from vqgpt.config.gpt import GPTConfig, GPTOptions
 
 
 class LayerNorm(nn.Module):
@@ -123,11 +124,12 @@ class GPT(nn.Module):
         first call.
         """
         positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
-        x = self.transformer["wte"](tokens) + self.transformer["wpe"](positions)
+        wte = cast(nn.Embedding, self.transformer["wte"])
+        x = wte(tokens) + self.transformer["wpe"](positions)
         x = F.dropout(x, self.config.options.dropout_t, self.training)
-        for layer, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+        for layer, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
             x = block(x, position, caches[layer] if caches else None)
-        codes_only = self.transformer["wte"].weight[: self.config.codebook_size]  # type: ignore[index]
+        codes_only = wte.weight[: self.config.codebook_size]
         return F.linear(self.transformer["ln_f"](x), codes_only).float()
 
     def new_caches(self, batch: int) -> list[KVCache]:

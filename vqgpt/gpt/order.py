@@ -6,7 +6,7 @@ Grids are stored in raster order always; this is applied when tokens are loaded,
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.config import Order
+from vqgpt.config.gpt import Order
 
 
 def scan_order(order: Order, grid: tuple[int, int]) -> Tensor:

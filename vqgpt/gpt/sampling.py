@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.config import SamplingOptions
+from vqgpt.config.gpt import SamplingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import scan_order, sequence_to_grid
 from vqgpt.runtime import autocast

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.config import GPTConfig, GPTTrainingOptions
+from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.interrupt import StopRequest
@@ -27,7 +27,7 @@ IMAGES_PER_PASS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Tokens in the order in which the GPT reads them: codes (N, V, T) narrow dtype; classes (N,) int64, -1 for none."""
+    """Tokens in the order in which the GPT reads them: codes (N, V, T); classes (N,) int64, -1 for none."""
 
     codes: Tensor
     classes: Tensor
@@ -86,14 +86,18 @@ def train_gpt(
             loss = model.loss(codes, classes)
         check_finite(loss.item(), "loss", step)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip or math.inf)
         check_finite(norm.item(), "norm of the gradient", step)
         optimizer.step()
 
         epoch_losses.append(loss.item())
         done = step.index + 1
-        report(Progress(task="GPT", done=done, total=schedule.num_steps, unit="steps", values={"loss": loss.item(), **figures}))
+        report(
+            Progress(
+                task="GPT", done=done, total=schedule.num_steps, unit="steps", values={"loss": loss.item(), **figures}
+            )
+        )
         if step.ends_epoch:
             seconds = time.monotonic() - epoch_start
             record = {

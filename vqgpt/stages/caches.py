@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from vqgpt.config.commands import CACHE_FOLDER
 from vqgpt.errors import InputError
-from vqgpt.stages.config import CACHE_FOLDER
 from vqgpt.stages.find import list_caches
 from vqgpt.tokens import TokenCache, code_statistics, find_faults, read_manifest
-from vqgpt.tokens.reader import repair_command
+from vqgpt.tokens.reader import repair_hint
 
 
 def list_all() -> dict[str, Any]:
@@ -23,7 +23,8 @@ def _summary(path: Path) -> str:
     description = manifest.description
     rows = sum(split.rows for split in description.splits)
     status = "complete" if manifest.complete else "not finished"
-    return f"{rows} rows of {description.grid[0]} x {description.grid[1]} codes out of {description.codebook_size}, {description.origin}, {status}"
+    grid = f"{description.grid[0]} x {description.grid[1]}"
+    return f"{rows} rows of {grid} codes out of {description.codebook_size}, {description.origin}, {status}"
 
 
 def info(path: Path) -> dict[str, Any]:
@@ -64,5 +65,5 @@ def verify(path: Path) -> dict[str, Any]:
     faults = find_faults(path)
     description = read_manifest(path).description
     if faults:
-        raise InputError(f"{path}: {'; '.join(faults)}", f"run the command that made it again, it makes just what is missing{repair_command(path, description)}")
+        raise InputError(f"{path}: {'; '.join(faults)}", repair_hint(path, description))
     return {"cache": path, "status": "every file is as it was written"}

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from vqgpt.data.table import DATASETS
+from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, default_data_root
+from vqgpt.config.datasets import DATASETS
 from vqgpt.memory import keep_memory_pages
-from vqgpt.stages.config import CACHE_FOLDER, RUNS_FOLDER, default_data_root
 from vqgpt.versions import LIBRARIES, installed_version
 
 
@@ -26,7 +26,9 @@ def run() -> dict[str, Any]:
     result["free_disk_gigabytes"] = round(shutil.disk_usage(Path.cwd()).free / 1e9, 1)
     result["data_root"] = default_data_root()
     result["datasets"] = ", ".join(DATASETS)
-    result["caches"] = ", ".join(sorted(path.name for path in CACHE_FOLDER.glob("*.zarr"))) or "none: vqgpt tokenize makes one"
+    result["caches"] = (
+        ", ".join(sorted(path.name for path in CACHE_FOLDER.glob("*.zarr"))) or "none: vqgpt tokenize makes one"
+    )
     result["runs"] = ", ".join(sorted(path.name for path in RUNS_FOLDER.glob("*"))) or "none yet"
     return result
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
 from vqgpt.errors import MissingDataError, UsageError
-from vqgpt.stages.config import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
 
 
 def find_cache(cache: Path | None, dataset: str | None) -> Path:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from vqgpt.config.commands import ReconstructConfig
+from vqgpt.config.datasets import find_dataset
 from vqgpt.data.images import load_images
-from vqgpt.data.table import find_dataset
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.pictures import comparison_sheet, png_bytes
 from vqgpt.progress import Report
 from vqgpt.runtime import autocast, select_device
-from vqgpt.stages.config import ReconstructConfig
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import reconstruct, reconstruction_figures
 

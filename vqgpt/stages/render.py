@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vqgpt.config.commands import RenderConfig
 from vqgpt.data.images import to_uint8
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.pictures import contact_sheet, png_bytes, to_pil
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime import autocast, select_device
-from vqgpt.stages.config import RenderConfig
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
@@ -54,10 +54,10 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
 def load_matching_vqgan(path: Path, cache: TokenCache, device: torch.device) -> VQGAN:
     """The VQ-GAN of a cache. Raises InputError, with both fingerprints, if its codes mean something else."""
     model = load_vqgan(path, cache.description.dataset, device)
-    fingerprint = tokenizer_sha256(model)
-    if fingerprint != cache.description.tokenizer_sha256:
+    ours, theirs = tokenizer_sha256(model), cache.description.tokenizer_sha256
+    if ours != theirs:
         raise InputError(
-            f"{cache.path} was made with another VQ-GAN ({cache.description.tokenizer_sha256[:12]}) than {path} ({fingerprint[:12]})",
+            f"{cache.path} was made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
             "give the VQ-GAN that made it, with --checkpoint-vae, or tokenize and train again with this one",
         )
     return model

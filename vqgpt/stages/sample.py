@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.checkpoint import weights_sha256
-from vqgpt.config import from_json, nearest_hint, to_json
+from vqgpt.config.commands import SampleConfig, samples_path
+from vqgpt.config.options import from_json, nearest_hint, to_json
 from vqgpt.errors import UsageError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.config import SampleConfig, samples_path
 from vqgpt.stages.find import find_gpt
 from vqgpt.tokens import CacheWriter, Description, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
@@ -87,7 +87,9 @@ def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[in
     """
     if not class_names:
         if wanted not in ((), ("none",)):
-            raise UsageError("this GPT was trained without classes", "leave --class out, or train one with --condition class")
+            raise UsageError(
+                "this GPT was trained without classes", "leave --class out, or train one with --condition class"
+            )
         return [-1]
     turn: list[int] = []
     for name in wanted or ("all",):

@@ -7,18 +7,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqgpt.config.commands import TokenizeConfig
+from vqgpt.config.datasets import Dataset, find_dataset
+from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import PREPROCESSING, ImageDataset, load_images, to_unit_range
-from vqgpt.data.table import Dataset, find_dataset
 from vqgpt.errors import InputError
 from vqgpt.interrupt import StopRequest, stop_on_signals
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime import autocast, forbid_tf32, select_device
-from vqgpt.stages.config import TokenizeConfig
 from vqgpt.tokens import CacheWriter, Description, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.versions import library_versions
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
-from vqgpt.vqgan.config import VQGANConfig
 from vqgpt.vqgan.model import VQGAN
 
 
@@ -26,18 +26,28 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     """Encode every split; the result names the cache, its rows, and the codes that were used by this run."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
-    model = load_vqgan(config.vqgan.path(dataset.name), dataset.name, device)
-    if model.config.image_channels != dataset.channels:
+    checkpoint = config.vqgan.path(dataset.name)
+    model = load_vqgan(checkpoint, dataset.name, device)
+    channels = model.config.image_channels
+    if channels != dataset.channels:
         raise InputError(
-            f"{config.vqgan.path(dataset.name)} encodes images of {model.config.image_channels} channels, {dataset.name} has {dataset.channels}",
+            f"{checkpoint} encodes images of {channels} channels, {dataset.name} has {dataset.channels}",
             "give a VQ-GAN that was trained on such images, with --checkpoint-vae",
         )
-    grid_config = VQGANConfig(options=model.config.options, image_channels=dataset.channels, size=config.size or model.config.size)
+    grid_config = VQGANConfig(
+        options=model.config.options, image_channels=dataset.channels, size=config.size or model.config.size
+    )
     images = load_images(dataset, config.images.root, grid_config.size, report)
     description = describe(dataset, images, model, grid_config, config.vqgan.precision)
     rows = sum(split.rows for split in description.splits)
     code_bytes = rows * int(np.prod(description.grid)) * np.dtype(code_dtype(description.codebook_size)).itemsize
-    plan = {"cache": config.result, "rows": rows, "grid": description.grid, "codebook_size": description.codebook_size, "code_bytes": code_bytes}
+    plan = {
+        "cache": config.result,
+        "rows": rows,
+        "grid": description.grid,
+        "codebook_size": description.codebook_size,
+        "code_bytes": code_bytes,
+    }
     if dry_run:
         return plan
     codebook = model.quantize.embedding.weight.detach().cpu().numpy()
@@ -48,7 +58,9 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     return {**plan, "digest": writer.manifest.digest}
 
 
-def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, grid_config: VQGANConfig, precision: str) -> Description:
+def describe(
+    dataset: Dataset, images: ImageDataset, model: VQGAN, grid_config: VQGANConfig, precision: str
+) -> Description:
     """What the cache will hold."""
     options = model.config.options
     row_bytes = int(np.prod(grid_config.grid)) * np.dtype(code_dtype(options.n_embed)).itemsize
@@ -96,7 +108,15 @@ def _write_missing_shards(
             encoded.append(encode_batch(model, batch, config.vqgan.precision, device))
             done += len(batch)
             counts += np.bincount(encoded[-1].reshape(-1), minlength=len(counts))
-            report(Progress(task="tokenize", done=done, total=total, unit="images", values={"used_codes": int((counts > 0).sum())}))
+            report(
+                Progress(
+                    task="tokenize",
+                    done=done,
+                    total=total,
+                    unit="images",
+                    values={"used_codes": int((counts > 0).sum())},
+                )
+            )
             if stop:
                 raise stop.as_error(f"the shards that are done are saved in {writer.path}")
         codes = np.concatenate(encoded)[:, None]  # one view

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqgpt.config import to_json
+from vqgpt.config.commands import TrainConfig, gpt_path
+from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.options import to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content
-from vqgpt.gpt.config import GPTConfig
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.training import Sequences, train_gpt
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
-from vqgpt.stages.config import TrainConfig, gpt_path
 from vqgpt.stages.find import find_cache
 from vqgpt.tokens import TokenCache
 from vqgpt.training_run import TrainingRun
@@ -53,27 +53,36 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     }
     training_run = TrainingRun(result, KIND, identity, overwrite)
     schedule = Schedule(
-        seed=config.run.seed, num_rows=len(train), batch_size=config.training.batch_size, n_epochs=config.training.n_epochs
+        seed=config.run.seed,
+        num_rows=len(train),
+        batch_size=config.training.batch_size,
+        n_epochs=config.training.n_epochs,
     )
     with stop_on_signals() as stop:
-        figures = train_gpt(model.to(device), train, held_out, config.training, schedule, precision, training_run, report, stop)
+        figures = train_gpt(
+            model.to(device), train, held_out, config.training, schedule, precision, training_run, report, stop
+        )
     codebook = torch.from_numpy(cache.codebook())
-    training_run.finish(gpt_content(model, to_json(cache.description), cache.digest, codebook, to_json(config), figures))
+    training_run.finish(
+        gpt_content(model, to_json(cache.description), cache.digest, codebook, to_json(config), figures)
+    )
     return {**plan, **figures}
 
 
 def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
     """The architecture for a cache. Raises UsageError if an option contradicts what the cache knows."""
     description = cache.description
-    tokens_per_image = description.grid[0] * description.grid[1]
-    if config.block_size not in (None, tokens_per_image):
+    height, width = description.grid
+    if config.block_size not in (None, height * width):
         raise UsageError(
-            f"--block-size {config.block_size} contradicts {cache.path}, whose grids have {description.grid[0]} x {description.grid[1]} = {tokens_per_image} tokens",
+            f"--block-size {config.block_size} contradicts {cache.path}: {height} x {width} = {height * width} tokens",
             "leave the flag out",
         )
     by_class = config.model.condition == "class"
     if by_class and description.label_kind != "class":
-        raise UsageError(f"{cache.path} has no classes to condition on (labels: {description.label_kind})", "use --condition none")
+        raise UsageError(
+            f"{cache.path} has no classes to condition on (labels: {description.label_kind})", "use --condition none"
+        )
     return GPTConfig(
         options=config.model,
         codebook_size=description.codebook_size,
@@ -91,11 +100,21 @@ def held_out_split(cache: TokenCache) -> str:
 
 
 def load_sequences(cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device) -> Sequences:
-    """A split on the device, in its narrow dtype. Raises InputError if it is empty or its labels are out of range."""
+    """A split on the device, in its narrow dtype. Raises InputError if it is empty or damaged."""
     tokens = cache.read_split(split)
     if not len(tokens.codes):
         raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")
-    if architecture.num_classes and not 0 <= int(tokens.labels.min()) <= int(tokens.labels.max()) < architecture.num_classes:
-        raise InputError(f"{cache.path}: split {split!r} has labels outside its {architecture.num_classes} classes", "tokenize it again")
-    codes = tokens.codes.astype(np.int32) if tokens.codes.dtype.itemsize > 1 else tokens.codes  # torch cannot gather uint16
-    return Sequences.from_grids(torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture)
+    if (
+        architecture.num_classes
+        and not 0 <= int(tokens.labels.min()) <= int(tokens.labels.max()) < architecture.num_classes
+    ):
+        raise InputError(
+            f"{cache.path}: split {split!r} has labels outside its {architecture.num_classes} classes",
+            "tokenize it again",
+        )
+    codes = (
+        tokens.codes.astype(np.int32) if tokens.codes.dtype.itemsize > 1 else tokens.codes
+    )  # torch cannot gather uint16
+    return Sequences.from_grids(
+        torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
+    )

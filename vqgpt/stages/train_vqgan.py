@@ -5,19 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgpt.config import to_json
+from vqgpt.config.commands import VQGANTrainConfig
+from vqgpt.config.datasets import find_dataset
+from vqgpt.config.options import to_json
+from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import load_images
-from vqgpt.data.table import find_dataset
 from vqgpt.files import write_atomically
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.pictures import comparison_sheet, png_bytes
 from vqgpt.progress import Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
-from vqgpt.stages.config import VQGANTrainConfig
 from vqgpt.training_run import TrainingRun
 from vqgpt.vqgan.checkpoint import KIND, vqgan_content
-from vqgpt.vqgan.config import VQGANConfig
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.training import train_vqgan
 
@@ -31,7 +31,11 @@ def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report
     architecture = VQGANConfig(options=config.model, image_channels=dataset.channels, size=size)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     model = VQGAN(architecture)
-    plan = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "grid": architecture.grid, "checkpoint": config.result}
+    plan = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "grid": architecture.grid,
+        "checkpoint": config.result,
+    }
     if dry_run:
         return plan
     images = load_images(dataset, config.images.root, size, report)
@@ -51,7 +55,10 @@ def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report
 
     train, held_out = images.splits["train"].images, images.splits[images.held_out].images
     schedule = Schedule(
-        seed=config.run.seed, num_rows=len(train), batch_size=config.training.batch_size, n_epochs=config.training.n_epochs
+        seed=config.run.seed,
+        num_rows=len(train),
+        batch_size=config.training.batch_size,
+        n_epochs=config.training.n_epochs,
     )
     with stop_on_signals() as stop:
         figures = train_vqgan(

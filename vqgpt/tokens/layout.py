@@ -7,8 +7,9 @@ byte reaches zarr before its digest was checked. Imports numpy and zarr only.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zarr
@@ -67,15 +68,17 @@ def _power_of_two_below(number: float) -> int:
 
 def array_metadata(layout: ArrayLayout) -> bytes:
     """The array's `zarr.json`."""
-    store: dict[str, Buffer] = {}
+    store: MutableMapping[str, Any] = {}
     _create(store, layout)
     return bytes(store["zarr.json"].to_bytes())
 
 
 def encode_shard(layout: ArrayLayout, rows: NDArray[np.generic]) -> bytes:
     """The file of a shard that holds `rows` (n, ...) of the layout's dtype, n at most `shard_rows`."""
-    assert rows.shape[1:] == layout.shape[1:] and len(rows) <= layout.shard_rows and rows.dtype == layout.dtype
-    store: dict[str, Buffer] = {}
+    assert rows.shape[1:] == layout.shape[1:]
+    assert rows.dtype == layout.dtype
+    assert len(rows) <= layout.shard_rows
+    store: MutableMapping[str, Any] = {}
     one_shard = ArrayLayout(
         shape=rows.shape,
         dtype=layout.dtype,
@@ -89,16 +92,18 @@ def encode_shard(layout: ArrayLayout, rows: NDArray[np.generic]) -> bytes:
 
 def decode_shards(layout: ArrayLayout, shards: Sequence[bytes]) -> NDArray[np.generic]:
     """All rows of an array from its shard files, in order. Raises ValueError or RuntimeError if one does not decode."""
-    store: dict[str, Buffer] = {}
+    store: MutableMapping[str, Any] = {}
     array = _create(store, layout)
     for index, data in enumerate(shards):
         store[layout.shard_key(index)] = Buffer.from_bytes(data)
     return np.asarray(array[...])
 
 
-def _create(store: dict[str, Buffer], layout: ArrayLayout) -> "zarr.Array":
+def _create(store: MutableMapping[str, Any], layout: ArrayLayout) -> "zarr.Array[Any]":
     two_byte_codes = layout.dtype == "uint16"
-    codec = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2) if two_byte_codes else ZstdCodec(level=3)
+    codec = (
+        BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2) if two_byte_codes else ZstdCodec(level=3)
+    )
     return zarr.create_array(
         MemoryStore(store),
         shape=layout.shape,

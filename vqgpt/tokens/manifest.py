@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vqgpt.config import from_json, to_json
+from vqgpt.config.options import from_json, to_json
 from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, sha256
 from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
@@ -90,7 +90,14 @@ class Description:
 
     def check(self, source: str) -> None:
         """Raise InputError, naming `source`, if the values cannot be those of a cache."""
-        sizes = (*self.image_size, self.image_channels, *self.grid, self.codebook_size, self.code_dimension, self.shard_rows)
+        sizes = (
+            *self.image_size,
+            self.image_channels,
+            *self.grid,
+            self.codebook_size,
+            self.code_dimension,
+            self.shard_rows,
+        )
         names = [split.name for split in self.splits]
         sound = (
             min(sizes) > 0
@@ -105,7 +112,9 @@ class Description:
             shapes = [(array.shape, array.shard_rows) for array in arrays]
             sound = all(max(shape[0], rows) * int(np.prod(shape[1:], dtype=object)) <= LIMIT for shape, rows in shapes)
         if not sound:
-            raise InputError(f"{source}: the manifest holds impossible sizes or names", "delete this cache and make it again")
+            raise InputError(
+                f"{source}: the manifest holds impossible sizes or names", "delete this cache and make it again"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +138,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The description, and every file that has been committed: metadata and codebook by path, shards by split and index."""
+    """The description, and every committed file: metadata and codebook by path, shards by split and index."""
 
     description: Description
     versions: dict[str, str]
@@ -141,7 +150,8 @@ class Manifest:
         """True if every shard of every split is committed."""
         description = self.description
         return all(
-            len(self.shards[split.name]) == description.layouts(split.name)["codes"].num_shards for split in description.splits
+            len(self.shards[split.name]) == description.layouts(split.name)["codes"].num_shards
+            for split in description.splits
         )
 
     @property
@@ -192,7 +202,10 @@ def from_document(data: bytes, source: str) -> Manifest:
     if sha256(canonical_json(body)) != digest:
         raise damaged
     if version != FORMAT_VERSION:
-        raise InputError(f"{source} has format version {version}; this vqgpt reads version {FORMAT_VERSION}", "use another version of vqgpt")
+        raise InputError(
+            f"{source} has format version {version}; this vqgpt reads version {FORMAT_VERSION}",
+            "use another version of vqgpt",
+        )
     content = {key: value for key, value in body.items() if key not in ("format_version", "status")}
     manifest = from_json(Manifest, content, source)
     manifest.description.check(source)
@@ -206,4 +219,3 @@ def differences(ours: Description, theirs: Description) -> list[tuple[str, Any, 
     """The fields in which two descriptions differ: (field, ours, theirs)."""
     pairs = [(item.name, getattr(ours, item.name), getattr(theirs, item.name)) for item in fields(Description)]
     return [pair for pair in pairs if pair[1] != pair[2]]
-

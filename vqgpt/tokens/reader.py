@@ -37,7 +37,7 @@ class TokenCache:
         if not self.manifest.complete:
             raise InputError(
                 f"{path} is not finished: a run of `vqgpt tokenize` is still writing it, or was interrupted",
-                f"run the command that made it again, it continues{repair_command(path, self.description)}",
+                repair_hint(path, self.description),
             )
 
     @property
@@ -66,13 +66,18 @@ class TokenCache:
         if split not in self.split_names:
             raise InputError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.split_names)}")
         shards = [
-            shard_files(self.description, split, index, shard) for index, shard in sorted(self.manifest.shards[split].items())
+            shard_files(self.description, split, index, shard)
+            for index, shard in sorted(self.manifest.shards[split].items())
         ]
         arrays = {}
         for number, name in enumerate(ARRAYS):
             arrays[name] = self._decode(f"{split}/{name}", [list(files.items())[number] for files in shards])
         if arrays["codes"].size and int(arrays["codes"].max()) >= self.description.codebook_size:
             raise self._damaged(f"{split}/codes", "holds codes beyond the codebook")
+        if self.description.label_kind == "class" and arrays["labels"].size:
+            classes = len(self.description.class_names)
+            if not -1 <= int(arrays["labels"].min()) <= int(arrays["labels"].max()) < classes:
+                raise self._damaged(f"{split}/labels", f"holds labels outside the {classes} classes")
         return SplitTokens(**arrays)  # type: ignore[arg-type]
 
     def _decode(self, array: str, files: list[tuple[str, StoredFile]]) -> NDArray[np.generic]:
@@ -91,10 +96,7 @@ class TokenCache:
         return data
 
     def _damaged(self, key: str, fault: str) -> InputError:
-        return InputError(
-            f"{self.path}: {key} {fault}",
-            f"run the command that made this cache again, it makes just what is damaged{repair_command(self.path, self.description)}",
-        )
+        return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path, self.description))
 
 
 def read_checked(path: Path, file: StoredFile) -> tuple[str, bytes]:
@@ -115,12 +117,14 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of a cache that may be unfinished."""
     root = path / ROOT
     if not root.is_file():
-        raise InputError(f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache")
+        raise InputError(
+            f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache"
+        )
     return from_document(root.read_bytes(), str(path))
 
 
-def repair_command(path: Path, description: Description) -> str:
-    """The rest of a hint: the command that re-encodes what is missing or damaged."""
-    command = "tokenize" if description.origin == "encoded" else "sample"
-    target = "--cache" if description.origin == "encoded" else "--out"
-    return f": vqgpt {command} --dataset {description.dataset} {target} {path}"
+def repair_hint(path: Path, description: Description) -> str:
+    """What to do about a cache with missing or damaged files."""
+    command, flag = ("tokenize", "--cache") if description.origin == "encoded" else ("sample", "--out")
+    same_command = f"vqgpt {command} --dataset {description.dataset} {flag} {path}"
+    return f"run the command that made it again, with its flags; it makes just what is missing: {same_command}"

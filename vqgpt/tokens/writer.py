@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, remove_partial_files, sha256, write_atomically
 from vqgpt.tokens.layout import array_metadata, encode_shard
-from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, Shard, StoredFile, differences, from_document, to_document
+from vqgpt.tokens.manifest import (
+    ARRAYS,
+    Description,
+    Manifest,
+    Shard,
+    StoredFile,
+    differences,
+    from_document,
+    to_document,
+)
 
 ROOT = "zarr.json"
 GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
@@ -60,8 +69,8 @@ class CacheWriter:
             _check_same_work(path, description, manifest.description)
         else:
             _check_only_own_files(path, description)
-            splits = {split.name: {} for split in description.splits}
-            manifest = Manifest(description=description, versions=versions, files={}, shards=splits)
+            shards: dict[str, dict[int, Shard]] = {split.name: {} for split in description.splits}
+            manifest = Manifest(description=description, versions=versions, files={}, shards=shards)
         if path.exists():
             remove_partial_files(path)
         lost = {
@@ -89,7 +98,9 @@ class CacheWriter:
         for key, data in contents.items():
             if not _holds(self.path / key, files[key]):
                 files[key] = self._store(key, data)
-        self._commit(Manifest(description=description, versions=self.manifest.versions, files=files, shards=self.manifest.shards))
+        self._commit(
+            Manifest(description=description, versions=self.manifest.versions, files=files, shards=self.manifest.shards)
+        )
 
     def missing(self) -> Iterator[ShardRows]:
         """The shards that are not committed yet, in order."""
@@ -101,7 +112,11 @@ class CacheWriter:
                     yield ShardRows(split=split.name, index=index, start=rows.start, stop=rows.stop)
 
     def write(
-        self, shard: ShardRows, codes: NDArray[np.integer], labels: NDArray[np.integer], source_index: NDArray[np.integer]
+        self,
+        shard: ShardRows,
+        codes: NDArray[np.integer],
+        labels: NDArray[np.integer],
+        source_index: NDArray[np.integer],
     ) -> None:
         """Write and commit one shard of n rows: codes (n, V, h, w), labels (n,) or (n, L), source_index (n,).
 

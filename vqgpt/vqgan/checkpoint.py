@@ -6,14 +6,16 @@ from typing import Any
 import torch
 
 from vqgpt.checkpoint import load_checkpoint, load_weights, weights_sha256
-from vqgpt.config import from_json, to_json
-from vqgpt.vqgan.config import VQGANConfig
+from vqgpt.config.options import from_json, to_json
+from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.vqgan.model import VQGAN
 
 KIND = "vqgan"
 
 
-def vqgan_content(model: VQGAN, dataset: str, configuration: dict[str, Any], figures: dict[str, float]) -> dict[str, Any]:
+def vqgan_content(
+    model: VQGAN, dataset: str, configuration: dict[str, Any], figures: dict[str, float]
+) -> dict[str, Any]:
     """What a VQ-GAN checkpoint holds. `configuration` is the resolved configuration of the command that made it."""
     return {
         "architecture": to_json(model.config),

@@ -20,7 +20,7 @@ def reconstruct(model: VQGAN, images: Tensor) -> tuple[Tensor, Tensor]:
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each of (N, C, H, W) uint8 images, in dB, (N,); an equal image counts as 100 dB."""
     error = (images.float() - reconstructions.float()).square().flatten(1).mean(dim=1)
-    return (10 * torch.log10(255**2 / error.clamp(min=255**2 / 1e10)))
+    return 10 * torch.log10(255**2 / error.clamp(min=255**2 / 1e10))
 
 
 def codebook_usage(codes: Tensor, codebook_size: int) -> tuple[int, float]:

@@ -7,13 +7,14 @@ Letters: B batch, C image channels, H W pixels, h w grid, D code dimension, K co
 Knows nothing of GPT and token caches, and must not import them.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.vqgan.config import VQGANConfig
+from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.vqgan.quantizer import Codebook
 
 
@@ -97,7 +98,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], dropout: float, attention: bool, **resample: nn.Module) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attention)
         self.resample_name = next(iter(resample), None)
         for name, module in resample.items():
@@ -138,7 +139,9 @@ class Encoder(nn.Module):
         for level, (width_in, width) in enumerate(zip([options.channels, *widths], widths, strict=False)):
             resample = {"downsample": Downsample(width)} if level < len(widths) - 1 else {}
             attention = config.size // 2**level in options.attn_resolutions
-            self.down.append(Level([width_in] + [width] * options.num_res_blocks, options.dropout, attention, **resample))
+            self.down.append(
+                Level([width_in] + [width] * options.num_res_blocks, options.dropout, attention, **resample)
+            )
         self.mid = Middle(widths[-1], options.dropout)
         self.norm_out = _norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], options.z_channels * (2 if options.double_z else 1), 3, padding=1)
@@ -164,7 +167,9 @@ class Decoder(nn.Module):
         for level, (width, width_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             resample = {"upsample": Upsample(width)} if level > 0 else {}
             attention = config.size // 2**level in options.attn_resolutions
-            self.up.append(Level([width_in] + [width] * (options.num_res_blocks + 1), options.dropout, attention, **resample))
+            self.up.append(
+                Level([width_in] + [width] * (options.num_res_blocks + 1), options.dropout, attention, **resample)
+            )
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
 

@@ -53,12 +53,11 @@ def codebook_loss(latents: Tensor, quantized: Tensor) -> Tensor:
 class EMACodebook:
     """Lets a codebook follow the latents by exponential moving averages (van den Oord et al. 2017, appendix A.1).
 
-    A code whose average use falls below `revive_below` vectors per batch is put onto a random latent of the batch,
-    and its statistics are reset with it: a stale average would otherwise pull it back at the next step.
-    The first batch seeds the whole codebook, by random latents.
+    A code whose average use falls below `revive_below` of an equal share is put onto a random latent of the batch, and
+    its statistics are reset with it: a stale average would otherwise pull it back at the next step.
     """
 
-    def __init__(self, codebook: Codebook, decay: float = 0.99, revive_below: float = 1.0) -> None:
+    def __init__(self, codebook: Codebook, decay: float = 0.95, revive_below: float = 0.05) -> None:
         self.weight = codebook.embedding.weight
         self.weight.requires_grad_(False)
         self.decay = decay
@@ -88,11 +87,12 @@ class EMACodebook:
         batch_sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
         self.sums.lerp_(batch_sums, 1 - self.decay)
         self.weight.copy_(self.sums / self.counts.clamp(min=1e-5)[:, None])
-        self._place(self.counts < self.revive_below, vectors)
+        self._place(self.counts < self.revive_below * len(vectors) / len(self.counts), vectors)
 
     def _place(self, chosen: Tensor, vectors: Tensor) -> None:
-        """Put the `chosen` codes (K,) bool onto random rows of `vectors` (M, D), as if each had just been used."""
+        """Put the `chosen` codes (K,) bool onto random rows of `vectors` (M, D), as if each had its equal share."""
         rows = torch.randint(len(vectors), (len(self.counts),), device=vectors.device)
+        share = len(vectors) / len(self.counts)
         self.weight.copy_(torch.where(chosen[:, None], vectors[rows], self.weight))
-        self.counts.masked_fill_(chosen, self.revive_below)
-        self.sums.copy_(torch.where(chosen[:, None], self.weight * self.revive_below, self.sums))
+        self.counts.masked_fill_(chosen, share)
+        self.sums.copy_(torch.where(chosen[:, None], self.weight * share, self.sums))

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vqgpt.config.vqgan import VQGANTrainingOptions
 from vqgpt.data.images import to_unit_range
 from vqgpt.interrupt import StopRequest
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime import autocast
 from vqgpt.schedule import Schedule, check_finite
 from vqgpt.training_run import TrainingRun
-from vqgpt.vqgan.config import VQGANTrainingOptions
 from vqgpt.vqgan.metrics import reconstruct, reconstruction_figures
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss
@@ -40,18 +40,28 @@ def train_vqgan(
     stop: StopRequest,
     show: Callable[[Tensor, Tensor], None],
 ) -> dict[str, float]:
-    """Train on `images`, both sets on the model's device; `show` gets held-out images (n, C, H, W) uint8 and what became of them.
+    """Train on `images`; both sets, (N, C, H, W) uint8, are on the model's device.
 
+    `show` gets held-out images (n, C, H, W) uint8 and their reconstructions, at each validation.
     Returns the figures of the last validation. Raises NonFiniteError, and InterruptedRun once the state is saved.
     """
     device = images.device
-    parameters = [parameter for name, parameter in model.named_parameters() if name != "quantize.embedding.weight" or options.codebook == "loss"]
+    parameters = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name != "quantize.embedding.weight" or options.codebook == "loss"
+    ]
     optimizer = torch.optim.Adam(parameters, lr=options.lr, betas=(0.5, 0.9), fused=True)
     ema = EMACodebook(model.quantize) if options.codebook == "ema" else None
 
     def state(step: int) -> dict[str, object]:
         statistics = ema.state_dict() if ema else {}
-        return {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema_codebook": statistics}
+        return {
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "ema_codebook": statistics,
+        }
 
     first_step = 0
     if run.state:
@@ -78,7 +88,7 @@ def train_vqgan(
         loss = reconstruction_loss(out.images, batch) + options.codebook_weight * codebook_term(out, options)
         check_finite(loss.item(), "loss", step)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
         check_finite(norm.item(), "norm of the gradient", step)
         optimizer.step()
@@ -87,7 +97,15 @@ def train_vqgan(
 
         epoch_losses.append(loss.item())
         done = step.index + 1
-        report(Progress(task="VQ-GAN", done=done, total=schedule.num_steps, unit="steps", values={"loss": loss.item(), **figures}))
+        report(
+            Progress(
+                task="VQ-GAN",
+                done=done,
+                total=schedule.num_steps,
+                unit="steps",
+                values={"loss": loss.item(), **figures},
+            )
+        )
         if step.ends_epoch:
             seconds = time.monotonic() - epoch_start
             record = {

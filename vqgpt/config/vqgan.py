@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vqgpt.config import check, option
+from vqgpt.config.options import check, option
 
 MODEL = "VQ-GAN"
 TRAINING = "Training"
@@ -19,14 +19,21 @@ class VQGANOptions:
         (1, 2, 2), "Channel multiplier per resolution; one halving between each two.", group=MODEL
     )
     num_res_blocks: int = option(2, "Residual blocks per resolution.", group=MODEL)
-    attn_resolutions: tuple[int, ...] = option((16,), "Resolutions that get attention, in pixels; 0 for none.", group=MODEL)
+    attn_resolutions: tuple[int, ...] = option(
+        (16,), "Resolutions that get attention, in pixels; 0 for none.", group=MODEL
+    )
     dropout: float = option(0.0, "Dropout rate in encoder and decoder.", group=MODEL)
     double_z: bool = option(False, "Let the encoder emit 2 x z-channels.", group=MODEL)
     n_embed: int = option(128, "Codebook entries.", group=MODEL)
     embed_dim: int = option(64, "Dimension of a codebook entry.", group=MODEL)
 
     def __post_init__(self) -> None:
-        check(self.channels > 0 and self.channels % 32 == 0, "channels", self.channels, "a multiple of 32 (GroupNorm has 32 groups)")
+        check(
+            self.channels > 0 and self.channels % 32 == 0,
+            "channels",
+            self.channels,
+            "a multiple of 32 (GroupNorm has 32 groups)",
+        )
         check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
         for name in ("z_channels", "embed_dim"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
@@ -44,7 +51,12 @@ class VQGANConfig:
     size: int
 
     def __post_init__(self) -> None:
-        check(self.size > 0 and self.size % self.downsampling == 0, "size", self.size, f"a multiple of {self.downsampling} (ch_mult has {len(self.options.ch_mult) - 1} halvings)")
+        check(
+            self.size > 0 and self.size % self.downsampling == 0,
+            "size",
+            self.size,
+            f"a multiple of {self.downsampling} (ch_mult has {len(self.options.ch_mult) - 1} halvings)",
+        )
 
     @property
     def downsampling(self) -> int:
@@ -73,7 +85,9 @@ class VQGANTrainingOptions:
         "codes; 'loss' takes gradient steps, as taming-transformers does.",
         group=TRAINING,
     )
-    codebook_weight: float = option(1.0, "Weight of the codebook term (which contains the commitment term).", group=TRAINING)
+    codebook_weight: float = option(
+        1.0, "Weight of the codebook term (which contains the commitment term).", group=TRAINING
+    )
     sample_and_save_freq: int = option(20, "Validate, render a panel and save every that many epochs.", group=TRAINING)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from vqgpt.config import check, option
+from vqgpt.config.options import check, option
 
 MODEL = "GPT"
 TRAINING = "Training"
@@ -22,14 +22,21 @@ class GPTOptions:
     bias: bool = option(False, "Bias terms in linear layers and norms.", group=MODEL)
     dropout_t: float = option(0.1, "Dropout rate in the transformer.", group=MODEL)
     order: Order = option(
-        "s-pattern", "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not.", group=MODEL
+        "s-pattern",
+        "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not.",
+        group=MODEL,
     )
     condition: Literal["none", "class"] = option("none", "What the GPT is conditioned on.", group=MODEL)
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "embed_dim_t"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(self.embed_dim_t % self.n_head == 0, "embed_dim_t", self.embed_dim_t, f"a multiple of n_head = {self.n_head}")
+        check(
+            self.embed_dim_t % self.n_head == 0,
+            "embed_dim_t",
+            self.embed_dim_t,
+            f"a multiple of n_head = {self.n_head}",
+        )
         check(0 <= self.dropout_t < 1, "dropout_t", self.dropout_t, "in [0, 1)")
 
 
@@ -64,7 +71,9 @@ class GPTTrainingOptions:
 
     batch_size: int = option(256, "Images per optimiser step.", group=TRAINING)
     n_epochs: int = option(100, "Passes over the training tokens, in epochs.", group=TRAINING)
-    lr: float = option(1e-4, "Peak learning rate of AdamW, reached after the warm-up; a cosine leads back down.", group=TRAINING)
+    lr: float = option(
+        1e-4, "Peak learning rate of AdamW, reached after the warm-up; a cosine leads back down.", group=TRAINING
+    )
     warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)
     betas: tuple[float, float] = option((0.9, 0.95), "Betas of AdamW.", group=TRAINING)
     weight_decay: float = option(0.1, "Weight decay of AdamW, on tensors of two or more dimensions.", group=TRAINING)
@@ -77,7 +86,7 @@ class GPTTrainingOptions:
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(0 <= self.warmup, "warmup", self.warmup, "0 or more")
+        check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         check(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 or more")

@@ -6,8 +6,8 @@ Sizes are the image side in pixels that the pipeline uses by default; `native_si
 from dataclasses import dataclass
 from typing import Literal
 
+from vqgpt.config.options import nearest_hint
 from vqgpt.errors import UsageError
-from vqgpt.config import nearest_hint
 
 Reader = Literal["digits", "torchvision", "medmnist"]
 DIGIT_NAMES = tuple("0123456789")
@@ -32,7 +32,9 @@ class Dataset:
     download_megabytes: int
 
 
-def _medmnist(name: str, reader_class: str, channels: int, megabytes: int, licence: str = CC_BY, **more: str) -> Dataset:
+def _medmnist(
+    name: str, reader_class: str, channels: int, megabytes: int, licence: str = CC_BY, **more: str
+) -> Dataset:
     return Dataset(
         name=name,
         reader="medmnist",
@@ -59,11 +61,50 @@ DATASETS = {
             licence=CC_BY,
             download_megabytes=0,
         ),
-        Dataset(name="mnist", reader="torchvision", reader_class="MNIST", channels=1, native_size=28, class_names=DIGIT_NAMES, download_megabytes=12),
-        Dataset(name="fashionmnist", reader="torchvision", reader_class="FashionMNIST", channels=1, native_size=28, licence="MIT", download_megabytes=31),
-        Dataset(name="cifar10", reader="torchvision", reader_class="CIFAR10", channels=3, native_size=32, download_megabytes=170),
-        Dataset(name="cifar100", reader="torchvision", reader_class="CIFAR100", channels=3, native_size=32, download_megabytes=169),
-        Dataset(name="svhn", reader="torchvision", reader_class="SVHN", channels=3, native_size=32, class_names=DIGIT_NAMES, licence="non-commercial", download_megabytes=246),
+        Dataset(
+            name="mnist",
+            reader="torchvision",
+            reader_class="MNIST",
+            channels=1,
+            native_size=28,
+            class_names=DIGIT_NAMES,
+            download_megabytes=12,
+        ),
+        Dataset(
+            name="fashionmnist",
+            reader="torchvision",
+            reader_class="FashionMNIST",
+            channels=1,
+            native_size=28,
+            licence="MIT",
+            download_megabytes=31,
+        ),
+        Dataset(
+            name="cifar10",
+            reader="torchvision",
+            reader_class="CIFAR10",
+            channels=3,
+            native_size=32,
+            download_megabytes=170,
+        ),
+        Dataset(
+            name="cifar100",
+            reader="torchvision",
+            reader_class="CIFAR100",
+            channels=3,
+            native_size=32,
+            download_megabytes=169,
+        ),
+        Dataset(
+            name="svhn",
+            reader="torchvision",
+            reader_class="SVHN",
+            channels=3,
+            native_size=32,
+            class_names=DIGIT_NAMES,
+            licence="non-commercial",
+            download_megabytes=246,
+        ),
         _medmnist("chestmnist", "ChestMNIST", 1, 83, labels="bits"),
         _medmnist("bloodmnist", "BloodMNIST", 3, 36),
         _medmnist("dermamnist", "DermaMNIST", 3, 20, licence="CC BY-NC 4.0"),

@@ -6,7 +6,6 @@ Must not import torch: `vqgpt --help` reads these classes.
 """
 
 import difflib
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -124,7 +123,11 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         return Path(value)
     elif annotation is float and type(value) is int:
         return float(value)
-    elif isinstance(annotation, type) and isinstance(value, annotation) and isinstance(value, bool) == (annotation is bool):
+    elif (
+        isinstance(annotation, type)
+        and isinstance(value, annotation)
+        and isinstance(value, bool) == (annotation is bool)
+    ):
         return value
     raise UsageError(f"{name} = {value!r} has the wrong type", f"{name} takes {_describe(annotation)}")
 
@@ -178,37 +181,6 @@ def from_json(config_class: type[ConfigT], data: Mapping[str, Any], source: str)
         return config_class(**{name: convert(value, hints[name], f"{source}: {name}") for name, value in data.items()})
     except UsageError as error:
         raise InputError(error.message, error.hint) from None
-
-
-def read_recipe(path: Path, command: str, options_by_command: Mapping[str, set[str]]) -> dict[str, Any]:
-    """The values that the recipe at `path` gives to `command`.
-
-    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
-    command. Raises UsageError that names the nearest known key, for a key that no command has.
-    """
-    try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"there is no recipe {path}", "give the path of a .toml file, or one of the names in pipelines/") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", "correct the file at that place") from None
-    tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    shared = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
-    all_options = set().union(*options_by_command.values())
-    for key in shared:
-        _check_known(key, all_options, f"{path}: unknown key {key!r}")
-    for table, values in tables.items():
-        _check_known(table, options_by_command, f"{path}: unknown table [{table}]")
-        for key in values:
-            _check_known(key, options_by_command[table], f"{path}: unknown key {key!r} in [{table}]")
-    values = {key: value for key, value in shared.items() if key in options_by_command[command]}
-    return values | tables.get(command, {})
-
-
-def _check_known(name: str, known: Iterable[str], message: str) -> None:
-    known = sorted(known)
-    if name not in known:
-        raise UsageError(message, nearest_hint(name, known))
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqgpt.config import argument, option
-from vqgpt.data.table import DATASETS
-from vqgpt.gpt.config import GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.vqgan.config import VQGANOptions, VQGANTrainingOptions
+from vqgpt.config.datasets import DATASETS
+from vqgpt.config.gpt import GPTOptions, GPTTrainingOptions, SamplingOptions
+from vqgpt.config.options import argument, option
+from vqgpt.config.vqgan import VQGANOptions, VQGANTrainingOptions
 
 DATA = "Data and files"
 RUN = "Run"
@@ -121,7 +121,9 @@ class TokenizeConfig:
     """`vqgpt tokenize`."""
 
     images: ImageOptions
-    size: int | None = option(None, "Image size in pixels (default: the one that the VQ-GAN was trained on).", group=DATA)
+    size: int | None = option(
+        None, "Image size in pixels (default: the one that the VQ-GAN was trained on).", group=DATA
+    )
     cache: Path | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
     vqgan: EncoderOptions
     batch_size: int = option(256, "Images per pass of the encoder.", group=RUN)
@@ -153,14 +155,17 @@ class SampleConfig:
 
     dataset: str | None = option(None, "Sample from runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
     checkpoint_gpt: Path | None = option(None, "GPT checkpoint.", group=DATA)
-    checkpoint_vae: Path | None = option(None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA)
+    checkpoint_vae: Path | None = option(
+        None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
+    )
     out: Path | None = option(
         None, "The token cache to write (default: runs/DATASET/samples.zarr); the picture lies beside it.", group=DATA
     )
     tokens_only: bool = option(False, "Write the tokens and no picture: needs no VQ-GAN.", group=DATA)
     classes: tuple[str, ...] = option(
         (),
-        "Classes to generate, by name or number, in turn; 'all' or 'none' (default: all, for a GPT that knows classes).",
+        "Classes to generate, by name or number, in turn; 'all' or 'none' "
+        "(default: all, for a GPT that knows classes).",
         group="Sampling",
         flag="class",
     )
@@ -175,7 +180,9 @@ class RenderConfig:
     cache: Path = argument("The token cache to render, encoded or sampled.")
     vqgan: EncoderOptions
     out: Path | None = option(
-        None, "A .png file for one contact sheet, or a folder for one file per image (default: the cache's name with .png).", group=DATA
+        None,
+        "A .png file for one sheet, or a folder for one file per image (default: the cache's name with .png).",
+        group=DATA,
     )
     split: str | None = option(None, "Split of the cache to render (default: the first).", group=DATA)
     limit: int = option(100, "Rows to render, from the first; 0 for all.", group=DATA)

@@ -1,0 +1,156 @@
+"""Shared by all tests: running commands in a folder of their own, and one tiny pipeline that many tests look at."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vqgpt.cli.app import main
+from vqgpt.tokens import CacheWriter, Description, Split
+
+TINY_VQGAN = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
+TINY_VQGAN += ["--n-embed", "16", "--embed-dim", "4", "--batch-size", "128", "--n-epochs", "1", "--lr", "1e-3"]
+TINY_GPT = [
+    "--n-layer",
+    "1",
+    "--n-head",
+    "2",
+    "--embed-dim-t",
+    "16",
+    "--n-epochs",
+    "2",
+    "--warmup",
+    "1",
+    "--lr",
+    "1e-3",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+def run_here(*arguments: str) -> Outcome:
+    """Run a vqgpt command in this process and in the current folder."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def start_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
+    """Start a vqgpt command as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vqgpt", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished_pipeline(tmp_path_factory):
+    """A folder in which the whole pipeline ran on digits, tiny: look, do not touch."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for command in (
+            ["vqgan", "train", "--dataset", "digits", *TINY_VQGAN],
+            ["tokenize", "--dataset", "digits"],
+            ["train", "--condition", "class", *TINY_GPT],
+            ["sample", "--num-samples", "20"],
+        ):
+            outcome = run_here(*command)
+            assert outcome.code == 0, outcome.err
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def pipeline(finished_pipeline, tmp_path, monkeypatch):
+    """A copy of the tiny pipeline, as the current folder: break it as you like."""
+    shutil.copytree(finished_pipeline, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def description(rows=(100, 30), **changes) -> Description:
+    """A small token cache's description."""
+    values = {
+        "origin": "encoded",
+        "dataset": "digits",
+        "class_names": ("a", "b"),
+        "label_kind": "class",
+        "source_sha256": "s" * 64,
+        "splits": (Split(name="train", rows=rows[0]), Split(name="test", rows=rows[1])),
+        "image_size": (16, 12),
+        "image_channels": 1,
+        "preprocessing": "none",
+        "views": ("identity",),
+        "grid": (4, 3),
+        "codebook_size": 16,
+        "code_dimension": 2,
+        "tokenizer_sha256": "t" * 64,
+        "precision": "fp32",
+        "sampling": {},
+        "shard_rows": 32,
+    }
+    return Description(**{**values, **changes})
+
+
+def rows_of(shard, what: Description, seed=0):
+    """The rows of a shard: a pure function of the description, the shard and the seed."""
+    generator = np.random.default_rng([seed, len(shard.split), shard.index])
+    count = shard.stop - shard.start
+    codes = generator.integers(0, what.codebook_size, (count, len(what.views), *what.grid))
+    if what.label_kind == "bits":
+        labels = generator.integers(0, 2, (count, len(what.class_names)))
+    else:
+        labels = generator.integers(0, len(what.class_names), count)
+    return codes, labels, np.arange(shard.start, shard.stop)
+
+
+def write_cache(path: Path, what: Description, only_first: int | None = None) -> Path:
+    """Write a cache with made-up rows, or only its first missing shards."""
+    codebook = np.arange(what.codebook_size * what.code_dimension, dtype=np.float32)
+    writer = CacheWriter.create_or_resume(path, what, codebook.reshape(-1, what.code_dimension), {"vqgpt": "test"})
+    for shard in list(writer.missing())[:only_first]:
+        writer.write(shard, *rows_of(shard, what))
+    return path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, by path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,57 @@
+"""Who imports whom: what the linter cannot see is tried in processes of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import TINY_GPT
+
+BLOCK = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked} or name.startswith(("vqgpt.vqgan", "vqgpt.data")):
+            raise ImportError("blocked: " + name)
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_stage_two_runs_where_the_vqgan_cannot_be_imported(pipeline):
+    """Trains and samples with the VQ-GAN, the image data, torchvision, medmnist, scikit-learn and PIL unimportable."""
+    blocked = {"torchvision", "medmnist", "sklearn", "PIL"}
+    code = (
+        BLOCK.format(blocked=blocked)
+        + f"""
+from vqgpt.cli.app import main
+for command in (
+    ["train", "--out", "x.pt", *{TINY_GPT!r}],
+    ["sample", "--checkpoint-gpt", "x.pt", "--tokens-only", "--out", "x.zarr", "--num-samples", "3"],
+    ["cache", "verify", "x.zarr"],
+):
+    try:
+        main(command)
+    except SystemExit as leaving:
+        assert not leaving.code, (command, leaving.code)
+for name in ("vqgpt.vqgan", "vqgpt.data", "torchvision", "medmnist", "PIL"):
+    assert name not in sys.modules, name
+"""
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (pipeline / "x.zarr/zarr.json").exists()
+
+
+@pytest.mark.parametrize("module", ["vqgpt.tokens", "vqgpt.cli.app", "vqgpt.config.commands", "vqgpt.stages.caches"])
+def test_these_import_no_torch(module):
+    code = f"import sys, {module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_typers_own_click_is_enough():
+    """typer carries a click of its own; another one may be absent."""
+    code = "import sys; sys.modules['click'] = None\nfrom vqgpt.cli.app import main\nmain(['--version'])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("vqgpt ")

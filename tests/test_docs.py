@@ -1,0 +1,66 @@
+"""What the documents say is true: the reference page, the reader in FORMAT.md, the commands of the README."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import description, run_here, write_cache
+from vqgpt.cli.app import app  # noqa: F401  (registers the commands)
+from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags
+from vqgpt.cli.reference import reference_page
+from vqgpt.config.options import options_of
+from vqgpt.tokens import TokenCache
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def test_the_reference_page_is_up_to_date():
+    assert (ROOT / "docs/reference.md").read_text() == reference_page(), "run: make format"
+
+
+@pytest.mark.parametrize("codebook_size", [16, 1024])
+def test_the_reader_in_the_format_page_reads_a_cache(tmp_path, codebook_size):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "cache/FORMAT.md").read_text(), re.DOTALL)[1]
+    namespace: dict = {}
+    exec(code, namespace)
+    path = write_cache(tmp_path / "c.zarr", description(codebook_size=codebook_size))
+    np.testing.assert_array_equal(namespace["read_codes"](path, "train"), TokenCache(path).read_split("train").codes)
+    shard = path / "train/codes/c/0/0/0/0"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(AssertionError, match="shard 0 is damaged"):
+        namespace["read_codes"](path, "train")
+
+
+def commands_in(page: Path) -> list[list[str]]:
+    blocks = re.findall(r"```(?:sh|bash|console)?\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("vqgpt ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_in_the_documents_has_flags_that_exist(page):
+    flags = {option.flag for command in COMMANDS.values() for option in options_of(command.config)}
+    flags |= {option.flag for config in (Flags, OutputFlags) for option in options_of(config)}
+    flags |= {short for config in (Flags, OutputFlags) for short in (option.short for option in options_of(config))}
+    for command in commands_in(page):
+        assert run_here(*[word for word in command[:2] if not word.startswith("-")][:1], "--help").code == 0
+        for word in command:
+            if word.startswith("-") and word not in ("--help", "--version"):
+                assert word.split("=")[0].replace("_", "-").replace("--no-", "--") in flags, f"{page.name}: {word}"
+
+
+def test_links_between_documents_lead_somewhere():
+    for page in [*PAGES, ROOT / "cache/FORMAT.md"]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_option_has_a_help_text_that_is_a_sentence():
+    for command in COMMANDS.values():
+        for option in options_of(command.config):
+            assert option.help[0].isupper() or option.help.startswith(("auto", "fp32")), option.name
+            assert option.help.endswith("."), option.name

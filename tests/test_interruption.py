@@ -1,0 +1,122 @@
+"""Signals and kill -9: what was done is kept, and the same command ends where an undisturbed one ends."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY_GPT, TINY_VQGAN, files_of, run_here, start_process
+
+LONG_GPT = [*TINY_GPT, "--n-epochs", "12", "--sample-and-save-freq", "3", "--dropout-t", "0.2", "--batch-size", "100"]
+LONG_VQGAN = [*TINY_VQGAN, "--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def without_rates(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if not name.endswith("_per_second")} for record in records]
+
+
+def assert_same_training(one: Path, other: Path, name: str) -> None:
+    first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+    for key, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][key]), key
+    assert first["figures"] == second["figures"]
+    assert without_rates(lines_of(one / "metrics.jsonl")) == without_rates(lines_of(other / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_gpt_training_that_is_stopped_continues_bit_for_bit(pipeline, number, code):
+    command = ["train", "--condition", "class", *LONG_GPT, "--out"]
+    process = start_process(*command, "stopped/gpt.pt", cwd=pipeline)
+    wait_for(lambda: Path("stopped/gpt.unfinished.pt").exists(), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    if code > 0:
+        assert "run the same command again" in err
+    assert not Path("stopped/gpt.pt").exists()
+    for folder in ("stopped", "whole"):
+        outcome = run_here(*command, f"{folder}/gpt.pt")
+        assert outcome.code == 0, outcome.err
+    assert_same_training(Path("stopped"), Path("whole"), "gpt.pt")
+    assert not Path("stopped/gpt.unfinished.pt").exists()
+
+
+def test_a_vqgan_training_that_is_killed_continues_bit_for_bit(here):
+    command = ["vqgan", "train", "--dataset", "digits", *LONG_VQGAN, "--out"]
+    process = start_process(*command, "stopped/vqgan.pt", cwd=here)
+    wait_for(lambda: Path("stopped/vqgan.unfinished.pt").exists(), process)
+    process.kill()
+    process.communicate(timeout=60)
+    for folder in ("stopped", "whole"):
+        outcome = run_here(*command, f"{folder}/vqgan.pt")
+        assert outcome.code == 0, outcome.err
+    assert_same_training(Path("stopped"), Path("whole"), "vqgan.pt")
+
+
+def test_other_settings_do_not_continue_an_unfinished_training(pipeline):
+    process = start_process("train", *LONG_GPT, "--out", "s/gpt.pt", cwd=pipeline)
+    wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
+    process.kill()
+    process.communicate(timeout=60)
+    outcome = run_here("train", *LONG_GPT, "--lr", "0.1", "--out", "s/gpt.pt")
+    assert outcome.code == 3
+    assert "training" in outcome.err
+    assert "--overwrite" in outcome.err
+    assert Path("s/gpt.unfinished.pt").exists()
+    assert run_here("train", *LONG_GPT, "--lr", "0.1", "--out", "s/gpt.pt", "--overwrite").code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_tokenization_that_is_stopped_ends_in_the_same_bytes(pipeline, number):
+    command = ["tokenize", "--dataset", "digits", "--batch-size", "8", "--cache"]
+    assert run_here(*command, "whole.zarr").code == 0
+    for delay in (0.0, 0.1):
+        process = start_process(*command, "stopped.zarr", cwd=pipeline)
+        wait_for(lambda: Path("stopped.zarr/codebook").exists(), process)
+        time.sleep(delay)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode in (-9, 143, 0)
+    assert run_here(*command, "stopped.zarr").code == 0
+    assert files_of(Path("stopped.zarr")) == files_of(Path("whole.zarr"))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(pipeline):
+    outcome = run_here("train", *TINY_GPT, "--lr", "1e30", "--warmup", "0", "--grad-clip", "0", "--out", "x/gpt.pt")
+    assert outcome.code == 6
+    assert "rows" in outcome.err
+    assert not Path("x/gpt.pt").exists()
+
+
+def test_a_file_that_may_not_grow_is_a_clean_error(pipeline):
+    """RLIMIT_FSIZE stands for a full disk: nothing half-written stays, and the same command continues."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from vqgpt.cli.app import main\nimport torch\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))\n"
+        "main(['tokenize', '--dataset', 'digits', '--cache', 'x.zarr'])"
+    )
+
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 5, result.stderr
+    assert "no space left" in result.stderr
+    assert not list(Path("x.zarr").rglob("*.partial"))
+    assert run_here("tokenize", "--dataset", "digits", "--cache", "x.zarr").code == 0
+    assert files_of(Path("x.zarr")) == files_of(Path("cache/digits.zarr"))

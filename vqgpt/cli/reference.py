@@ -1,0 +1,45 @@
+"""The reference page of all commands and options, made from their one definition: `python -m vqgpt.cli.reference`."""
+
+from vqgpt.cli.app import app  # noqa: F401  (importing it registers the commands)
+from vqgpt.cli.commands import COMMANDS, Command, Flags, OutputFlags
+from vqgpt.cli.options import default_text, environment_variable
+from vqgpt.config.options import Option, options_of
+
+HEADING = """# Commands and options
+
+This page is generated from the definitions of the options: `make format` writes it.
+
+Every flag is understood with hyphens and with underscores. An option is looked up on the command line, then in the
+environment, then in the recipe (`--recipe`), then in its default. In a recipe, a key at the top goes to each command
+that has this option, a key in the table of a command to that command.
+"""
+
+
+def reference_page() -> str:
+    """The page, in Markdown."""
+    sections = [HEADING]
+    sections += [_section(command) for command in sorted(COMMANDS.values(), key=lambda item: item.table)]
+    sections.append(_table("Common to the commands of the pipeline", list(options_of(Flags))))
+    sections.append(_table("Common to all commands", list(options_of(OutputFlags))))
+    return "\n".join(sections)
+
+
+def _section(command: Command) -> str:
+    table = f"Table in a recipe: `[{command.table}]`.\n\n" if command.takes_recipe else ""
+    return _table(f"`vqgpt {command.words}`", list(options_of(command.config)), f"{command.doc}\n\n{table}")
+
+
+def _table(title: str, options: list[Option], introduction: str = "") -> str:
+    header = "| option | environment | default | |\n|---|---|---|---|\n" if options else ""
+    return f"## {title}\n\n{introduction}{header}" + "".join(_row(option) for option in options)
+
+
+def _row(option: Option) -> str:
+    if option.is_argument:
+        return f"| `{option.name.upper()}` | | | {option.help} |\n"
+    default = f"`{default_text(option)}`" if default_text(option) else ""
+    return f"| `{option.flag}` | `{environment_variable(option)}` | {default} | {option.help} |\n"
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

@@ -1,0 +1,1 @@
+"""Everything that can be configured, defined once. Must not import torch: `vqgpt --help` reads it."""
