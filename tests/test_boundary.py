@@ -20,8 +20,8 @@ sys.meta_path.insert(0, Blocker())
 
 
 def test_stage_two_runs_where_the_vqgan_cannot_be_imported(pipeline):
-    """Trains and samples with the VQ-GAN, the image data, torchvision, medmnist, scikit-learn and PIL unimportable."""
-    blocked = {"torchvision", "medmnist", "sklearn", "PIL"}
+    """Trains and samples with the VQ-GAN, the image data, torchvision, medmnist and PIL unimportable."""
+    blocked = {"torchvision", "medmnist", "PIL"}
     code = (
         BLOCK.format(blocked=blocked)
         + f"""

@@ -114,7 +114,7 @@ def test_json_is_one_object_on_stdout(pipeline):
         ["cache", "info", "cache/digits.zarr"],
         ["cache", "list"],
         ["doctor"],
-        ["render", "runs/digits/samples.zarr", "--dry-run"],
+        ["render", "runs/digits/samples.zarr", "--out", "x.png"],
     ):
         outcome = run_here(*command, "--json")
         assert outcome.code == 0, outcome.err
@@ -300,6 +300,10 @@ class TestBadInput:
         assert outcome.code == 2
         assert "--n-layer" in outcome.err
 
+    @pytest.mark.parametrize("flag", ["--no_wandb", "--disc_start", "--warmup", "--num-workers=4"])
+    def test_flags_of_generativezoo_that_are_not_here_are_refused_with_the_reason(self, here, flag):
+        assert_refused(run_here("vqgan", "train", "--dataset", "digits", flag), 2, flag.split("=")[0].replace("_", "-"))
+
     def test_results_are_not_overwritten(self, pipeline):
         before = files_of(pipeline)
         assert_refused(run_here("vqgan", "train", "--dataset", "digits", *TINY_VQGAN), 2, "vqgan.pt", "--overwrite")
@@ -316,6 +320,11 @@ class TestBadInput:
     def test_values_out_of_range(self, pipeline, flags):
         assert run_here("sample", *flags, "--out", "x.zarr").code == 2
         assert not Path("x.zarr").exists()
+
+    def test_a_start_of_another_architecture(self, pipeline):
+        start = ["train", "--checkpoint-gpt", "runs/digits/gpt.pt", "--condition", "class", "--out", "x.pt"]
+        assert_refused(run_here(*start, *TINY_GPT, "--n-head", "4"), 3, "n_head: 2 there, 4 here")
+        assert run_here(*start, *TINY_GPT, "--dropout-t", "0").code == 0
 
     def test_classes_where_there_are_none(self, pipeline):
         assert run_here("train", "--out", "plain.pt", *TINY_GPT).code == 0

@@ -149,5 +149,6 @@ def test_impossible_architectures_are_refused(wrong):
 
 
 def test_a_size_that_does_not_divide_is_refused():
-    with pytest.raises(UsageError, match="multiple of 4"):
+    with pytest.raises(UsageError, match="size = 30") as caught:
         VQGANConfig(options=VQGANOptions(), image_channels=1, size=30)
+    assert "multiple of 4" in caught.value.hint

@@ -7,7 +7,9 @@ from typing import Annotated, Any, cast
 import typer
 
 from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags, add_command
+from vqgpt.cli.console import Screen
 from vqgpt.cli.options import expand_lists
+from vqgpt.cli.refused import check_not_refused
 from vqgpt.config.commands import (
     CacheConfig,
     NoConfig,
@@ -20,6 +22,7 @@ from vqgpt.config.commands import (
     vqgan_path,
 )
 from vqgpt.config.options import options_of, resolve
+from vqgpt.errors import UsageError
 from vqgpt.progress import Notice, Report
 from vqgpt.versions import installed_version
 
@@ -152,6 +155,12 @@ add_command(cache_app, "cache verify", CacheConfig, _cache_verify, takes_recipe=
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vqgpt` command; always leaves by SystemExit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        check_not_refused(arguments)
+    except UsageError as error:
+        Screen(quiet=False, as_json=False).show_error(error)
+        raise SystemExit(int(error.exit_code)) from None
     configs = [*(command.config for command in COMMANDS.values()), Flags, OutputFlags]
     list_flags = {item.flag for config in configs for item in options_of(config) if item.is_list}
-    cast(Any, app)(args=expand_lists(sys.argv[1:] if arguments is None else arguments, list_flags), prog_name="vqgpt")
+    cast(Any, app)(args=expand_lists(arguments, list_flags), prog_name="vqgpt")

@@ -141,6 +141,7 @@ class TrainConfig:
     dataset: str | None = option(None, "Train on cache/DATASET.zarr (default: the only cache there is).", group=DATA)
     cache: Path | None = option(None, "The token cache to train on.", group=DATA)
     out: Path | None = option(None, "The checkpoint to write (default: runs/DATASET/gpt.pt).", group=DATA)
+    checkpoint_gpt: Path | None = option(None, "GPT to start from, of the same architecture.", group=DATA)
     block_size: int | None = option(
         None, "Tokens per image. The cache knows it (grid height x width); another value is refused.", group=DATA
     )

@@ -67,14 +67,23 @@ def train_gpt(
     """
     device = train.codes.device
     optimizer = new_optimizer(model, options)
+    epoch_losses: list[float] = []
+
+    def state(step: int) -> dict[str, object]:
+        return {
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch_losses": epoch_losses,
+        }
+
     first_step = 0
     if run.state:
-        first_step = run.state["step"]
+        first_step, epoch_losses = run.state["step"], run.state["epoch_losses"]
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
 
     figures: dict[str, float] = {}
-    epoch_losses: list[float] = []
     epoch_start = time.monotonic()
     model.train()
     for step in schedule.steps(first_step):
@@ -107,16 +116,19 @@ def train_gpt(
                 "loss": sum(epoch_losses) / len(epoch_losses),
                 "gradient_norm": norm.item(),
                 "learning_rate": rate,
-                "tokens_per_second": len(epoch_losses) * options.batch_size * model.config.block_size / seconds,
+                "tokens_per_second": len(train) * model.config.block_size / seconds,
             }
+            epoch_losses = []
             if schedule.is_checkpoint(step, options.sample_and_save_freq):
                 figures = held_out_figures(model, held_out, precision)
-                run.save({"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+                run.log(record | figures)
+                run.save(state(done))
                 model.train()
-            run.log(record | figures)
-            epoch_losses, epoch_start = [], time.monotonic()
+            else:
+                run.log(record)
+            epoch_start = time.monotonic()
         if stop and done < schedule.num_steps:
-            run.save({"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict()})
+            run.save(state(done))
             raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
     model.eval()
     return figures or held_out_figures(model, held_out, precision)

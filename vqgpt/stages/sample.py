@@ -3,6 +3,7 @@
 Must not import the VQ-GAN, image data, torchvision or PIL: rendering is `stages.render`, and is called by the CLI.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from vqgpt.errors import UsageError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.interrupt import stop_on_signals
-from vqgpt.progress import Progress, Report
+from vqgpt.progress import Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.find import find_gpt
-from vqgpt.tokens import CacheWriter, Description, Split
+from vqgpt.stages.shards import write_missing_shards
+from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.versions import library_versions
 
@@ -59,24 +61,18 @@ def run(config: SampleConfig, overwrite: bool, dry_run: bool, report: Report) ->
     if dry_run:
         return plan
     classes = np.array(turn)[np.arange(config.sampling.num_samples) % len(turn)]
-    writer = CacheWriter.create_or_resume(result, description, gpt.codebook.numpy(), library_versions(), overwrite)
-    missing = list(writer.missing())
-    total = sum(shard.stop - shard.start for shard in missing)
-    done = 0
+
+    def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
+        labels = torch.from_numpy(classes[shard.start : shard.stop])
+        for codes in sample_codes(gpt.model, labels, shard.start, config.run.seed, config.sampling, precision):
+            yield codes.numpy()
+
+    def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return classes[shard.start : shard.stop], np.arange(shard.start, shard.stop)
+
     with stop_on_signals() as stop:
-        for shard in missing:
-            labels = classes[shard.start : shard.stop]
-            drawn = []
-            for codes in sample_codes(
-                gpt.model, torch.from_numpy(labels), shard.start, config.run.seed, config.sampling, precision
-            ):
-                drawn.append(codes.numpy())
-                done += len(codes)
-                report(Progress(task="sample", done=done, total=total, unit="images"))
-                if stop:
-                    raise stop.as_error(f"the shards that are done are saved in {result}")
-            grids: NDArray[np.int64] = np.concatenate(drawn)[:, None]
-            writer.write(shard, grids, labels, np.arange(shard.start, shard.stop))
+        writer = CacheWriter.create_or_resume(result, description, gpt.codebook.numpy(), library_versions(), overwrite)
+        write_missing_shards(writer, "sample", codes_of, labels_of, report, stop)
     return {**plan, "digest": writer.manifest.digest}
 
 

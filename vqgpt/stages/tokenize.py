@@ -1,5 +1,6 @@
 """Stage one, `vqgpt tokenize`: images of a dataset -> a token cache, through the VQ-GAN's encoder, once."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from vqgpt.config.datasets import Dataset, find_dataset
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import PREPROCESSING, ImageDataset, load_images, to_unit_range
 from vqgpt.errors import InputError
-from vqgpt.interrupt import StopRequest, stop_on_signals
-from vqgpt.progress import Notice, Progress, Report
+from vqgpt.interrupt import stop_on_signals
+from vqgpt.progress import Report
 from vqgpt.runtime import autocast, forbid_tf32, select_device
-from vqgpt.tokens import CacheWriter, Description, Split
+from vqgpt.stages.shards import write_missing_shards
+from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.versions import library_versions
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
@@ -23,7 +25,7 @@ from vqgpt.vqgan.model import VQGAN
 
 
 def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
-    """Encode every split; the result names the cache, its rows, and the codes that were used by this run."""
+    """Encode every split; the result names the cache and its rows."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
     checkpoint = config.vqgan.path(dataset.name)
@@ -51,10 +53,19 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     if dry_run:
         return plan
     codebook = model.quantize.embedding.weight.detach().cpu().numpy()
-    writer = CacheWriter.create_or_resume(config.result, description, codebook, library_versions(), overwrite)
     forbid_tf32()
+
+    def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
+        for batch in images.splits[shard.split].images[shard.start : shard.stop].split(config.batch_size):
+            yield encode_batch(model, batch, config.vqgan.precision, device)
+
+    def labels_of(shard: ShardRows) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        split = images.splits[shard.split]
+        return split.labels[shard.start : shard.stop], split.source_index[shard.start : shard.stop]
+
     with stop_on_signals() as stop:
-        _write_missing_shards(writer, images, model, config, device, report, stop)
+        writer = CacheWriter.create_or_resume(config.result, description, codebook, library_versions(), overwrite)
+        write_missing_shards(writer, "tokenize", codes_of, labels_of, report, stop)
     return {**plan, "digest": writer.manifest.digest}
 
 
@@ -83,44 +94,6 @@ def describe(
         sampling={},
         shard_rows=default_shard_rows(row_bytes),
     )
-
-
-def _write_missing_shards(
-    writer: CacheWriter,
-    images: ImageDataset,
-    model: VQGAN,
-    config: TokenizeConfig,
-    device: torch.device,
-    report: Report,
-    stop: StopRequest,
-) -> None:
-    missing = list(writer.missing())
-    total = sum(shard.stop - shard.start for shard in missing)
-    if not missing:
-        report(Notice(text=f"{writer.path} is complete and intact; nothing to do"))
-    done = 0
-    counts = np.zeros(writer.manifest.description.codebook_size, dtype=np.int64)
-    for shard in missing:
-        split = images.splits[shard.split]
-        rows = slice(shard.start, shard.stop)
-        encoded = []
-        for batch in split.images[rows].split(config.batch_size):
-            encoded.append(encode_batch(model, batch, config.vqgan.precision, device))
-            done += len(batch)
-            counts += np.bincount(encoded[-1].reshape(-1), minlength=len(counts))
-            report(
-                Progress(
-                    task="tokenize",
-                    done=done,
-                    total=total,
-                    unit="images",
-                    values={"used_codes": int((counts > 0).sum())},
-                )
-            )
-            if stop:
-                raise stop.as_error(f"the shards that are done are saved in {writer.path}")
-        codes = np.concatenate(encoded)[:, None]  # one view
-        writer.write(shard, codes, split.labels[rows], split.source_index[rows])
 
 
 @torch.no_grad()

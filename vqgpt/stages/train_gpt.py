@@ -3,16 +3,18 @@
 Reads the cache and nothing else: must not import the VQ-GAN, image data, torchvision or PIL.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.commands import TrainConfig, gpt_path
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import to_json
 from vqgpt.errors import InputError, UsageError
-from vqgpt.gpt.checkpoint import KIND, gpt_content
+from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.training import Sequences, train_gpt
 from vqgpt.interrupt import stop_on_signals
@@ -33,7 +35,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     architecture = gpt_config(config, cache)
     result = config.out or gpt_path(cache.description.dataset)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
-    model = GPT(architecture)
+    model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
     plan = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_per_image": architecture.block_size,
@@ -48,6 +50,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
         "architecture": to_json(architecture),
         "training": to_json(config.training),
         "cache": cache.digest,
+        "start": weights_sha256(model, {}),
         "seed": config.run.seed,
         "precision": precision,
     }
@@ -89,6 +92,19 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
         grid=description.grid,
         num_classes=len(description.class_names) if by_class else 0,
     )
+
+
+def load_start(path: Path, architecture: GPTConfig) -> GPT:
+    """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
+    start = load_gpt(path, "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")).model
+    theirs, ours = ({**to_json(config), **to_json(config.options)} for config in (start.config, architecture))
+    different = [name for name in ours if name not in ("options", "dropout_t") and theirs[name] != ours[name]]
+    if different:
+        facts = ", ".join(f"{name}: {theirs[name]} there, {ours[name]} here" for name in different)
+        raise InputError(f"{path} is of another architecture ({facts})", "give options and a cache that agree with it")
+    model = GPT(architecture)
+    model.load_state_dict(start.state_dict())
+    return model
 
 
 def held_out_split(cache: TokenCache) -> str:

@@ -25,6 +25,7 @@ from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss
 
 GRADIENT_NORM = 1.0
+SHOWN_IMAGES = 16
 SEED_IMAGES = 256  # images whose latents the codebook starts from
 
 
@@ -54,6 +55,8 @@ def train_vqgan(
     optimizer = torch.optim.Adam(parameters, lr=options.lr, betas=(0.5, 0.9), fused=True)
     ema = EMACodebook(model.quantize) if options.codebook == "ema" else None
 
+    epoch_losses: list[float] = []
+
     def state(step: int) -> dict[str, object]:
         statistics = ema.state_dict() if ema else {}
         return {
@@ -61,11 +64,12 @@ def train_vqgan(
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "ema_codebook": statistics,
+            "epoch_losses": epoch_losses,
         }
 
     first_step = 0
     if run.state:
-        first_step = run.state["step"]
+        first_step, epoch_losses = run.state["step"], run.state["epoch_losses"]
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
         if ema:
@@ -76,7 +80,6 @@ def train_vqgan(
             ema.seed(model.latents(to_unit_range(images[:SEED_IMAGES])))
 
     figures: dict[str, float] = {}
-    epoch_losses: list[float] = []
     epoch_start = time.monotonic()
     model.train()
     for step in schedule.steps(first_step):
@@ -116,14 +119,16 @@ def train_vqgan(
                 "gradient_norm": norm.item(),
                 "images_per_second": len(images) / seconds,
             }
+            epoch_losses = []
             if schedule.is_checkpoint(step, options.sample_and_save_freq):
                 figures = reconstruction_figures(model, held_out)
-                shown = held_out[:16]
-                show(shown, reconstruct(model, shown)[0])
+                show(held_out[:SHOWN_IMAGES], reconstruct(model, held_out[:SHOWN_IMAGES])[0])
+                run.log(record | figures)
                 run.save(state(done))
                 model.train()
-            run.log(record | figures)
-            epoch_losses, epoch_start = [], time.monotonic()
+            else:
+                run.log(record)
+            epoch_start = time.monotonic()
         if stop and done < schedule.num_steps:
             run.save(state(done))
             raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")

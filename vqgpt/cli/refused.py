@@ -1,0 +1,32 @@
+"""Flags that users of GenerativeZoo know and that vqgpt does not have: refused with the reason, never ignored."""
+
+from vqgpt.errors import UsageError
+
+NO_ADVERSARY = "the VQ-GAN is trained without a discriminator; leave the flag out"
+REFUSED = {
+    "vqgan train": {
+        "--warmup": NO_ADVERSARY,
+        "--disc-start": NO_ADVERSARY,
+        "--disc-weight": NO_ADVERSARY,
+        "--remap": "the whole codebook is trained; leave the flag out",
+        "--sane-index-shape": "codes are grids always; leave the flag out",
+        "--colorize-nlabels": "images have 1 or 3 channels; leave the flag out",
+        "--num-workers": "the images are loaded into memory once; leave the flag out",
+        "--no-wandb": "nothing is sent to Weights & Biases; metrics are in metrics.jsonl",
+    },
+    "tokenize": {
+        "--remap": "the cache stores the codebook's own indices; leave the flag out",
+        "--sane-index-shape": "the cache stores grids always; leave the flag out",
+        "--num-workers": "the images are loaded into memory once; leave the flag out",
+    },
+    "train": {"--no-wandb": "nothing is sent to Weights & Biases; metrics are in metrics.jsonl"},
+}
+
+
+def check_not_refused(arguments: list[str]) -> None:
+    """Raise UsageError if a command is given a flag that it is known not to have."""
+    words = " ".join(arguments[:2]) if arguments[:1] in (["vqgan"], ["cache"]) else "".join(arguments[:1])
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("_", "-")
+        if flag in REFUSED.get(words, {}):
+            raise UsageError(f"vqgpt {words} has no {flag}", REFUSED[words][flag])
