@@ -18,12 +18,13 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
+from vqgpt.code_statistics import code_statistics
 from vqgpt.config.commands import cache_path, gpt_path, vqgan_path
 from vqgpt.config.datasets import find_dataset
 from vqgpt.data.images import load_images
 from vqgpt.progress import silent
 from vqgpt.stages.render import decode
-from vqgpt.tokens import TokenCache, code_statistics
+from vqgpt.tokens import TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import reconstruction_figures
 
@@ -59,7 +60,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "vqgpt", "sample", *flags, *sys.argv[1:]], check=True)
         samples = TokenCache(path).read_split("samples")
     codes, classes = samples.codes[:, 0], samples.labels
-    pixels = decode(model, codes, "fp32", device, silent).reshape(len(codes), -1)
+    pixels = decode(model, codes, "fp32", silent).reshape(len(codes), -1)
     training_rows = {row.tobytes() for row in train_codes}
     distances = (codes[:, None] != train_codes[None]).sum(axis=(2, 3)).min(axis=1)
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import TINY_GPT, TINY_VQGAN, description, files_of, run_here, write_cache
+from vqgpt.cli.commands import COMMANDS, explain
+from vqgpt.config.options import options_of
 from vqgpt.tokens import TokenCache
 
 DRY_VQGAN = ["vqgan", "train", "--dataset", "digits", "--size", "16", "--dry-run"]
@@ -43,8 +45,9 @@ def test_help_needs_no_torch_and_names_every_command():
 )
 def test_options_stand_in_named_groups(command):
     out = run_here(*command, "--help").out
-    assert "Common" in out
-    assert "--json" in out
+    groups = {option.group for option in options_of(COMMANDS["-".join(command)].config) if not option.is_argument}
+    for group in {*groups, "Common"}:
+        assert f"─ {group} ─" in out
 
 
 def test_both_spellings_and_lists_are_understood(here):
@@ -123,7 +126,7 @@ def test_json_is_one_object_on_stdout(pipeline):
 
 def test_the_pipeline_leaves_what_it_promises(finished_pipeline):
     run = finished_pipeline / "runs/digits"
-    names = {"vqgan.pt", "gpt.pt", "metrics.jsonl", "reconstructions.png", "samples.png", "samples.zarr"}
+    names = {"vqgan.pt", "vqgan.png", "gpt.pt", "metrics.jsonl", "samples.png", "samples.zarr"}
     assert names == {path.name for path in run.iterdir()}
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["stage"] for record in records] == ["vqgan", "gpt", "gpt"]
@@ -196,7 +199,8 @@ def test_cache_info_and_list_tell_what_is_there(pipeline):
     assert info["grid"] == [8, 8]
     assert info["train_rows"] + info["test_rows"] == 1797
     assert 0 < info["train_entropy_bits_per_token"] <= 4
-    assert "1797 rows" in run_here("cache", "list").out
+    assert "complete" in run_here("cache", "list").out
+    assert run_here("cache", "list", "--json").json["digits.zarr"]["rows"] == 1797
 
 
 class TestBadInput:
@@ -308,11 +312,58 @@ class TestBadInput:
         before = files_of(pipeline)
         assert_refused(run_here("vqgan", "train", "--dataset", "digits", *TINY_VQGAN), 2, "vqgan.pt", "--overwrite")
         assert_refused(run_here("train", *TINY_GPT), 2, "gpt.pt", "--overwrite")
-        assert_refused(run_here("sample", "--seed", "5"), 3, "samples.zarr", "--overwrite")
+        assert_refused(run_here("sample", "--seed", "5"), 2, "samples.png", "--overwrite")
+        assert_refused(run_here("sample", "--seed", "5", "--tokens-only"), 3, "seed: 0 there, 5 here", "--overwrite")
         assert files_of(pipeline) == before
 
     def test_a_block_size_that_contradicts_the_cache(self, pipeline):
         assert_refused(run_here("train", "--block_size", "49", "--out", "x.pt"), 2, "49", "8 x 8 = 64")
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["vqgan", "train", "--dataset", "digits", "--size", "0"],
+            ["vqgan", "train", "--dataset", "digits", "--out", "model"],
+            ["tokenize", "--dataset", "digits", "--batch-size", "0"],
+            ["tokenize", "--dataset", "digits", "--cache", "tokens"],
+            ["render", "cache/digits.zarr", "--limit", "-1"],
+            ["render", "cache/digits.zarr", "--out", "sheet.jpg"],
+            ["vqgan", "reconstruct", "--dataset", "digits", "--num-images", "0"],
+            ["sample", "--seed", "-1"],
+            ["sample", "--out", "samples"],
+        ],
+    )
+    def test_paths_and_numbers_that_cannot_be(self, pipeline, command):
+        before = files_of(pipeline)
+        assert_refused(run_here(*command), 2, command[-2].strip("-").replace("-", "_"))
+        assert files_of(pipeline) == before
+
+    def test_an_unfinished_training_is_no_checkpoint(self, pipeline):
+        content = torch.load("runs/digits/gpt.pt", weights_only=True)
+        torch.save({**content, "kind": "gpt training"}, "bad.pt")
+        assert_refused(run_here("sample", "--checkpoint-gpt", "bad.pt"), 3, "bad.pt is an unfinished training")
+
+    def test_images_of_other_channels(self, pipeline):
+        for command in (["tokenize"], ["vqgan", "reconstruct"]):
+            flags = ["--dataset", "bloodmnist", "--checkpoint-vae", "runs/digits/vqgan.pt"]
+            assert_refused(run_here(*command, *flags), 3, "images of 1 channels, bloodmnist has 3")
+
+    def test_out_of_memory_on_a_cpu(self, here):
+        error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+        assert explain(error).exit_code == 5
+
+    def test_metrics_of_others_are_kept(self, pipeline):
+        path = Path("runs/digits/metrics.jsonl")
+        foreign = '{"a": 1}\n[1]\nnot json\n'
+        path.write_text(path.read_text() + foreign)
+        before = path.read_text()
+        assert run_here("train", *TINY_GPT, "--out", "runs/digits/other.pt").code == 0
+        assert path.read_text().startswith(before)
+
+    def test_a_picture_is_not_overwritten_by_sampling(self, pipeline):
+        Path("mine.png").write_text("a picture of mine")
+        assert_refused(run_here("sample", "--out", "mine.zarr"), 2, "mine.png", "--overwrite")
+        assert not Path("mine.zarr").exists()
 
     @pytest.mark.parametrize(
         "flags", [["--top-k", "0"], ["--temperature", "-1"], ["--num-samples", "0"], ["--precision", "fp8"]]

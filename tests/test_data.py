@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from vqgpt.config.datasets import DATASETS, find_dataset
+from vqgpt.config.datasets import DATASETS, find_dataset, held_out_split
 from vqgpt.data import readers
-from vqgpt.data.images import load_images, resize, to_uint8, to_unit_range
+from vqgpt.data.images import load_images, resize
 from vqgpt.data.torchvision_import import import_torchvision_datasets
 from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.pixels import to_uint8, to_unit_range
 from vqgpt.progress import silent
 
 
@@ -103,7 +104,7 @@ def test_medmnist_archives_keep_their_splits_and_bits(tmp_path, dataset, bits):
     expected = arrays["val_images"].transpose(0, 3, 1, 2) if row.channels == 3 else arrays["val_images"][:, None]
     np.testing.assert_array_equal(val.images, expected)
     np.testing.assert_array_equal(val.labels, arrays["val_labels"] if bits else arrays["val_labels"][:, 0])
-    assert load_images(row, tmp_path, 32, silent).held_out == "val"
+    assert held_out_split(load_images(row, tmp_path, 32, silent).splits, dataset) == "val"
 
 
 def test_a_truncated_file_is_named_as_damaged(tmp_path):

@@ -77,7 +77,7 @@ def test_other_settings_do_not_continue_an_unfinished_training(pipeline):
     process.communicate(timeout=60)
     outcome = run_here("train", *LONG_GPT, "--lr", "0.1", "--out", "s/gpt.pt")
     assert outcome.code == 3
-    assert "training" in outcome.err
+    assert "lr: 0.001 there, 0.1 here" in outcome.err
     assert "--overwrite" in outcome.err
     assert Path("s/gpt.unfinished.pt").exists()
     assert run_here("train", *LONG_GPT, "--lr", "0.1", "--out", "s/gpt.pt", "--overwrite").code == 0
@@ -93,7 +93,7 @@ def test_a_tokenization_that_is_stopped_ends_in_the_same_bytes(pipeline, number)
         time.sleep(delay)
         process.send_signal(number)
         process.communicate(timeout=60)
-        assert process.returncode in (-9, 143, 0)
+        assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, 143, 0)  # -SIGTERM: still importing
     assert run_here(*command, "stopped.zarr").code == 0
     assert files_of(Path("stopped.zarr")) == files_of(Path("whole.zarr"))
 

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import description, files_of, rows_of, write_cache
+from vqgpt.code_statistics import code_statistics
 from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, sha256
-from vqgpt.tokens import CacheWriter, Split, TokenCache, code_statistics, find_faults, remove_cache
+from vqgpt.tokens import CacheWriter, Split, TokenCache, find_faults
 from vqgpt.tokens.layout import code_dtype, default_chunk_rows, default_shard_rows
 from vqgpt.tokens.writer import ShardRows
 
@@ -170,6 +171,18 @@ def test_overwrite_replaces_a_finished_cache_but_continues_an_unfinished_one(tmp
     assert len(list(writer.missing())) == 5
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_that_was_killed_before_its_first_commit_is_begun_again(tmp_path, overwrite):
+    whole = write_cache(tmp_path / "whole.zarr", description())
+    path = write_cache(tmp_path / "c.zarr", description())
+    (path / "zarr.json").unlink()
+    (path / "train/codes/c/0/0/0/0").write_bytes(b"of another time")
+    CacheWriter.create_or_resume(path, description(), CODEBOOK, {}, overwrite=overwrite)
+    (path / "zarr.json").unlink()
+    write_cache(path, description())
+    assert files_of(path) == files_of(whole)
+
+
 def test_a_folder_that_is_not_a_cache_is_never_removed(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="not a token cache"):
@@ -177,8 +190,9 @@ def test_a_folder_that_is_not_a_cache_is_never_removed(tmp_path):
     with pytest.raises(InputError):
         CacheWriter.create_or_resume(tmp_path, description(), CODEBOOK, {})
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
-    with pytest.raises(InputError, match="not a token cache"):
-        remove_cache(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not a token cache"):
+            CacheWriter.create_or_resume(tmp_path, description(), CODEBOOK, {}, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,15 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
         if damaged is not None:
             raise InputError(f"{path} is damaged (checksum of {damaged})", how_to_make_one)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        zlib.error,
+    ) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(f"{path} is not a checkpoint of vqgpt, or is truncated", how_to_make_one) from None
@@ -52,6 +61,8 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
             f"{path} has version {content.get('version')}; this vqgpt reads version {VERSION}",
             "use another version of vqgpt",
         )
+    if content.get("kind") == f"{kind} training":
+        raise InputError(f"{path} is an unfinished training", "finish it with the same command, then use its result")
     if content.get("kind") != kind:
         raise InputError(f"{path} is a checkpoint of a {content.get('kind')}, not of a {kind}", how_to_make_one)
     return content
@@ -78,6 +89,7 @@ def weights_sha256(model: torch.nn.Module, architecture: dict[str, Any]) -> str:
 
 def out_of_memory(error: BaseException) -> ResourceError | None:
     """The error that a failed allocation means to the user, or None if `error` is something else."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error).lower():
-        return ResourceError("out of memory", "use a smaller --batch-size, or --precision bf16 on a GPU")
+    refused = any(words in str(error).lower() for words in ("not enough memory", "allocate memory"))
+    if refused or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return ResourceError("out of memory", "use smaller settings (--batch-size, --size), or a larger machine")
     return None

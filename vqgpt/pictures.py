@@ -1,12 +1,15 @@
 """Contact sheets: images (N, C, H, W) uint8 -> one PNG. Imports numpy and PIL; must not import torch."""
 
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 MARGIN = 4
 TEXT_HEIGHT = 14
@@ -18,10 +21,12 @@ def to_pil(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
-def png_bytes(picture: Image.Image) -> bytes:
-    """The picture as a PNG file."""
+def png_bytes(picture: Image.Image, configuration: Mapping[str, Any]) -> bytes:
+    """The picture as a PNG file that carries the configuration that made it, as JSON, in the text field `vqgpt`."""
+    about = PngInfo()
+    about.add_text("vqgpt", json.dumps(configuration))
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    picture.save(buffer, format="PNG", pnginfo=about)
     return buffer.getvalue()
 
 

@@ -9,7 +9,11 @@ from vqgpt.errors import UsageError
 
 
 def select_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here. Raises UsageError if it is not there."""
+    """The device that `auto`, `cpu`, `cuda`, `cuda:N` or `mps` means here. Raises UsageError if it is not there.
+
+    From here on float32 means float32 on it: TF32 would move codes that lie between two neighbours.
+    """
+    forbid_tf32()
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -43,7 +47,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def forbid_tf32() -> None:
-    """Compute float32 products in float32, also on a GPU: TF32 would move codes that lie between two neighbours."""
+    """Compute float32 products in float32 on a GPU too."""
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch adds it at import
 

@@ -12,6 +12,7 @@ from vqgpt.cli.options import expand_lists
 from vqgpt.cli.refused import check_not_refused
 from vqgpt.config.commands import (
     CacheConfig,
+    EncoderOptions,
     NoConfig,
     ReconstructConfig,
     RenderConfig,
@@ -21,7 +22,7 @@ from vqgpt.config.commands import (
     VQGANTrainConfig,
     vqgan_path,
 )
-from vqgpt.config.options import options_of, resolve
+from vqgpt.config.options import options_of
 from vqgpt.errors import UsageError
 from vqgpt.progress import Notice, Report
 from vqgpt.versions import installed_version
@@ -91,19 +92,22 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
     """Generate tokens with a GPT, and a picture of them."""
     from vqgpt.stages import sample
 
-    result = sample.run(config, flags.overwrite, flags.dry_run, report)
-    if config.tokens_only or flags.dry_run:
-        return result
-    vqgan = config.checkpoint_vae or vqgan_path(result["dataset"])
-    if config.checkpoint_vae is None and not vqgan.exists():
-        report(
-            Notice(text=f"there is no VQ-GAN at {vqgan}, so no picture; make it with `vqgpt render {result['cache']}`")
-        )
-        return result
-    from vqgpt.stages import render
+    plan = sample.plan(config)
+    vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
+    wants_picture = not config.tokens_only and (config.checkpoint_vae is not None or vqgan.exists())
+    rendering = RenderConfig(cache=plan.cache, vqgan=EncoderOptions(checkpoint_vae=vqgan, device=config.run.device))
+    if wants_picture:
+        from vqgpt.stages import render
 
-    rendering = resolve(RenderConfig, {"cache": result["cache"], "checkpoint_vae": vqgan, "device": config.run.device})
-    return {**result, "picture": render.run(rendering, True, False, report)["picture"]}
+        render.check_ready(rendering, plan.description, flags.overwrite)
+    if flags.dry_run:
+        return plan.summary
+    result = sample.run(plan, config, flags.overwrite, report)
+    if wants_picture:
+        return {**result, "picture": render.run(rendering, flags.overwrite, False, report)["picture"]}
+    if not config.tokens_only:
+        report(Notice(text=f"there is no VQ-GAN at {vqgan}, so no picture; `vqgpt render {plan.cache}` makes it"))
+    return result
 
 
 def _render(config: RenderConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -117,7 +121,7 @@ def _cache_list(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, 
     """List the token caches in cache/."""
     from vqgpt.stages import caches
 
-    return caches.list_all()
+    return caches.list_all(report)
 
 
 def _cache_info(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:

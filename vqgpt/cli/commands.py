@@ -4,6 +4,7 @@ Must not import torch before a command's body runs.
 """
 
 import errno
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,9 @@ class Command:
         return self.words.replace(" ", "-")
 
     @property
-    def option_names(self) -> set[str]:
-        """Its keys in a recipe."""
-        return {item.name for item in options_of(self.config)}
+    def recipe_keys(self) -> dict[str, str]:
+        """Its keys in a recipe, and the fields that they set."""
+        return {item.key: item.name for item in options_of(self.config)}
 
 
 COMMANDS: dict[str, Command] = {}
@@ -85,7 +86,7 @@ def add_command(app: typer.Typer, words: str, config: type, work: Work, takes_re
 
 
 def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
-    """Do the work of one command and return its exit code; raises only with --debug."""
+    """Do the work of one command and return its exit code."""
     given = {name: value for name, value in values.items() if value not in (None, [])}
     output = resolve(OutputFlags, given)
     with Screen(quiet=output.quiet, as_json=output.json) as screen:
@@ -104,26 +105,26 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
             return int(ExitCode.SIGINT)
         except Exception as error:
             failure = explain(error)
-            if output.debug:
-                raise
+            failure.__cause__ = error
         else:
             return int(ExitCode.OK)
         screen.show_error(failure)
         if output.debug:
-            raise failure
+            traceback.print_exception(failure)
         return int(failure.exit_code)
 
 
 def _recipe_values(command: Command, recipe: Path | None) -> dict[str, Any]:
     if recipe is None:
         return {}
-    known = {table: item.option_names for table, item in COMMANDS.items() if item.takes_recipe}
-    return read_recipe(recipe_path(recipe), command.table, known)
+    known = {table: set(item.recipe_keys) for table, item in COMMANDS.items() if item.takes_recipe}
+    values = read_recipe(recipe_path(recipe), command.table, known)
+    return {command.recipe_keys[key]: value for key, value in values.items()}
 
 
 def recipe_path(recipe: Path) -> Path:
     """The file that `--recipe` means: a path, or a name among the recipes that come with vqgpt."""
-    if recipe.suffix == ".toml" or recipe.exists():
+    if recipe.suffix == ".toml" or recipe.is_file():
         return recipe
     folders = recipe_folders()
     for folder in folders:

@@ -57,7 +57,7 @@ class Screen:
             console=self.stderr,
         )
         self.task_ids: dict[str, Any] = {}
-        self.started: dict[str, float] = {}
+        self.started: dict[str, tuple[float, int]] = {}
         self.last_line = 0.0
 
     def __enter__(self) -> "Screen":
@@ -88,12 +88,12 @@ class Screen:
     def _print_line(self, event: Progress) -> None:
         now = time.monotonic()
         first = event.task not in self.started
-        self.started.setdefault(event.task, now)
+        start, done_before = self.started.setdefault(event.task, (now, event.done))
         if first or (event.done < event.total and now - self.last_line < SECONDS_BETWEEN_LINES):
             self.last_line = now if first else self.last_line
             return
         self.last_line = now
-        rate = event.done / max(now - self.started[event.task], 1e-9)
+        rate = max(event.done - done_before, 1e-9) / max(now - start, 1e-9)
         eta = f"eta {(event.total - event.done) / rate:.0f} s"
         parts = [
             f"{event.task}: {event.done}/{event.total} {event.unit}",
@@ -143,6 +143,8 @@ def _plain_text(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, (tuple, list)):
         return " ".join(map(_plain_text, value)) or "none"
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name.replace('_', ' ')} {_plain_text(element)}" for name, element in value.items())
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from vqgpt.config.datasets import DATASETS
 from vqgpt.config.gpt import GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.config.options import argument, option
+from vqgpt.config.options import argument, check, option
 from vqgpt.config.vqgan import VQGANOptions, VQGANTrainingOptions
 
 DATA = "Data and files"
@@ -70,6 +70,9 @@ class RunOptions:
     )
     seed: int = option(0, "Seed of all random numbers.", group=RUN)
 
+    def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANTrainConfig:
@@ -81,6 +84,9 @@ class VQGANTrainConfig:
     model: VQGANOptions
     training: VQGANTrainingOptions
     run: RunOptions
+
+    def __post_init__(self) -> None:
+        check(self.size is None or self.size > 0, "size", self.size, "positive")
 
     @property
     def result(self) -> Path:
@@ -110,6 +116,9 @@ class ReconstructConfig:
     num_images: int = option(16, "Held-out images to show.", group=DATA)
     out: Path | None = option(None, "The picture to write (default: runs/DATASET/reconstructions.png).", group=DATA)
 
+    def __post_init__(self) -> None:
+        check(self.num_images > 0, "num_images", self.num_images, "positive")
+
     @property
     def result(self) -> Path:
         """The picture to write."""
@@ -127,6 +136,11 @@ class TokenizeConfig:
     cache: Path | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
     vqgan: EncoderOptions
     batch_size: int = option(256, "Images per pass of the encoder.", group=RUN)
+
+    def __post_init__(self) -> None:
+        check(self.size is None or self.size > 0, "size", self.size, "positive")
+        check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
+        check(self.cache is None or self.cache.suffix == ".zarr", "cache", self.cache, "a path that ends in .zarr")
 
     @property
     def result(self) -> Path:
@@ -173,6 +187,9 @@ class SampleConfig:
     sampling: SamplingOptions
     run: RunOptions
 
+    def __post_init__(self) -> None:
+        check(self.out is None or self.out.suffix == ".zarr", "out", self.out, "a path that ends in .zarr")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RenderConfig:
@@ -187,6 +204,16 @@ class RenderConfig:
     )
     split: str | None = option(None, "Split of the cache to render (default: the first).", group=DATA)
     limit: int = option(100, "Rows to render, from the first; 0 for all.", group=DATA)
+
+    def __post_init__(self) -> None:
+        check(self.limit >= 0, "limit", self.limit, "0 or more")
+        named = self.out is None or self.out.suffix in ("", ".png")
+        check(named, "out", self.out, "a file name that ends in .png, or a folder without a suffix")
+
+    @property
+    def result(self) -> Path:
+        """The picture or folder to write."""
+        return self.out or self.cache.with_suffix(".png")
 
 
 @dataclass(frozen=True, kw_only=True)

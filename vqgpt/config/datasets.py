@@ -3,11 +3,12 @@
 Sizes are the image side in pixels that the pipeline uses by default; `native_size` is what the files hold.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from vqgpt.config.options import nearest_hint
-from vqgpt.errors import UsageError
+from vqgpt.errors import InputError, UsageError
 
 Reader = Literal["digits", "torchvision", "medmnist"]
 DIGIT_NAMES = tuple("0123456789")
@@ -121,3 +122,11 @@ def find_dataset(name: str) -> Dataset:
     if name not in DATASETS:
         raise UsageError(f"there is no dataset {name!r}", nearest_hint(name, DATASETS))
     return DATASETS[name]
+
+
+def held_out_split(splits: Iterable[str], source: str) -> str:
+    """The split on which trainings are judged: `val`, else `test`. Raises InputError if there is neither."""
+    for name in ("val", "test"):
+        if name in splits:
+            return name
+    raise InputError(f"{source} has no held-out split (val or test)", "use a dataset, or a cache of one, that has it")

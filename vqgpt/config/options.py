@@ -41,6 +41,11 @@ class Option:
     default: Any
 
     @property
+    def key(self) -> str:
+        """Its key in a recipe: the flag with underscores."""
+        return self.flag[2:].replace("-", "_")
+
+    @property
     def is_argument(self) -> bool:
         """True if it is given by position, and must be given."""
         return self.default is MISSING
@@ -181,6 +186,20 @@ def from_json(config_class: type[ConfigT], data: Mapping[str, Any], source: str)
         return config_class(**{name: convert(value, hints[name], f"{source}: {name}") for name, value in data.items()})
     except UsageError as error:
         raise InputError(error.message, error.hint) from None
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What differs between two configurations in JSON form, both sides shown; "" if nothing does."""
+    new, old = _flat(ours), _flat(theirs)
+    names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
+    return "; ".join(f"{name}: {old.get(name)} there, {new.get(name)} here" for name in names)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:

@@ -37,11 +37,6 @@ class ImageDataset:
     channels: int
     sha256: str
 
-    @property
-    def held_out(self) -> str:
-        """The split on which trainings are judged: `val` where there is one, else `test`."""
-        return "val" if "val" in self.splits else "test"
-
 
 def load_images(dataset: Dataset, root: Path, size: int, report: Report) -> ImageDataset:
     """Read a dataset and resize it. Raises what `read_dataset` raises."""
@@ -66,16 +61,6 @@ def resize(images: NDArray[np.uint8], size: int) -> Tensor:
             batch = values.round().clamp(0, 255).to(torch.uint8)
         resized.append(batch[:, :, top : top + size, left : left + size])
     return torch.cat(resized)
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 -1..1. Inverse of `to_uint8`."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Float -1..1 -> uint8 0..255, rounded. Inverse of `to_unit_range`."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _digest(raw: RawDataset) -> str:

@@ -5,6 +5,9 @@ One function per file format; torchvision and medmnist do the parsing and downlo
 
 import contextlib
 import io
+import pickle
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +134,7 @@ def _explained_failures(dataset: Dataset, root: Path) -> Iterator[None]:
             f"run the same command on a machine with a network and copy {root} here, "
             "or give their folder by --data-root",
         ) from None
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, pickle.UnpicklingError) as error:
         raise InputError(
             f"the files of {dataset.name} in {root} are damaged ({_first_line(error)})",
             "delete them and run the command again",

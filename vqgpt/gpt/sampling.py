@@ -61,7 +61,8 @@ def draw(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:
     """Logits (B, K), uniforms (B,) in [0, 1) -> codes (B,): temperature, then top-k, then the inverse of the CDF."""
     if options.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = keep_top_k(logits / options.temperature, options.top_k)
+    likeliest = logits.max(dim=-1, keepdim=True).values  # taken away first, so that a tiny temperature cannot overflow
+    logits = keep_top_k((logits - likeliest) / options.temperature, options.top_k)
     cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
     target = uniforms[:, None] * (cumulative[:, -1:] * BELOW_ONE)
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
@@ -77,7 +78,9 @@ def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
 def uniform_numbers(seed: int, first: int, images: int, positions: int) -> Tensor:
     """(images, positions) float32 in [0, 1): row r is a function of (seed, first + r), by the counter-based Philox."""
     rows = [
-        np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), first + row])).random(positions, dtype=np.float32)
+        np.random.Generator(np.random.Philox(key=np.array([seed, first + row], dtype=np.uint64))).random(
+            positions, dtype=np.float32
+        )
         for row in range(images)
     ]
     return torch.from_numpy(np.stack(rows))

@@ -84,7 +84,7 @@ def train_gpt(
         optimizer.load_state_dict(run.state["optimizer"])
 
     figures: dict[str, float] = {}
-    epoch_start = time.monotonic()
+    rows_seen, epoch_start = 0, time.monotonic()
     model.train()
     for step in schedule.steps(first_step):
         rate = learning_rate(step.index, schedule, options)
@@ -101,6 +101,7 @@ def train_gpt(
         optimizer.step()
 
         epoch_losses.append(loss.item())
+        rows_seen += len(step.rows)
         done = step.index + 1
         report(
             Progress(
@@ -116,7 +117,7 @@ def train_gpt(
                 "loss": sum(epoch_losses) / len(epoch_losses),
                 "gradient_norm": norm.item(),
                 "learning_rate": rate,
-                "tokens_per_second": len(train) * model.config.block_size / seconds,
+                "tokens_per_second": rows_seen * model.config.block_size / seconds,
             }
             epoch_losses = []
             if schedule.is_checkpoint(step, options.sample_and_save_freq):
@@ -126,7 +127,7 @@ def train_gpt(
                 model.train()
             else:
                 run.log(record)
-            epoch_start = time.monotonic()
+            rows_seen, epoch_start = 0, time.monotonic()
         if stop and done < schedule.num_steps:
             run.save(state(done))
             raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")

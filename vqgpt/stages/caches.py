@@ -3,28 +3,37 @@
 from pathlib import Path
 from typing import Any
 
+from vqgpt.code_statistics import code_statistics
 from vqgpt.config.commands import CACHE_FOLDER
 from vqgpt.errors import InputError
+from vqgpt.progress import Notice, Report
 from vqgpt.stages.find import list_caches
-from vqgpt.tokens import TokenCache, code_statistics, find_faults, read_manifest
+from vqgpt.tokens import TokenCache, find_faults, read_manifest
 from vqgpt.tokens.reader import repair_hint
+from vqgpt.tokens.verify import STRANGER
 
 
-def list_all() -> dict[str, Any]:
-    """A line for each cache in `cache/`."""
-    return {path.name: _summary(path) for path in list_caches(CACHE_FOLDER)}
+def list_all(report: Report) -> dict[str, Any]:
+    """What each cache in `cache/` holds, by name."""
+    caches = list_caches(CACHE_FOLDER)
+    if not caches:
+        report(Notice(text=f"there is no token cache in {CACHE_FOLDER}/; `vqgpt tokenize` makes one"))
+    return {path.name: _summary(path) for path in caches}
 
 
-def _summary(path: Path) -> str:
+def _summary(path: Path) -> dict[str, Any]:
     try:
         manifest = read_manifest(path)
     except InputError as error:
-        return f"cannot be read: {error.message}"
+        return {"status": error.message}
     description = manifest.description
-    rows = sum(split.rows for split in description.splits)
-    status = "complete" if manifest.complete else "not finished"
-    grid = f"{description.grid[0]} x {description.grid[1]}"
-    return f"{rows} rows of {grid} codes out of {description.codebook_size}, {description.origin}, {status}"
+    return {
+        "status": "complete" if manifest.complete else "not finished",
+        "origin": description.origin,
+        "rows": sum(split.rows for split in description.splits),
+        "grid": description.grid,
+        "codebook_size": description.codebook_size,
+    }
 
 
 def info(path: Path) -> dict[str, Any]:
@@ -65,5 +74,7 @@ def verify(path: Path) -> dict[str, Any]:
     faults = find_faults(path)
     description = read_manifest(path).description
     if faults:
-        raise InputError(f"{path}: {'; '.join(faults)}", repair_hint(path, description))
+        only_strangers = all(fault.endswith(STRANGER) for fault in faults)
+        remedy = "delete what does not belong to it" if only_strangers else repair_hint(path, description)
+        raise InputError(f"{path}: {'; '.join(faults)}", remedy)
     return {"cache": path, "status": "every file is as it was written"}

@@ -1,6 +1,5 @@
 """`vqgpt render`: rows of a token cache, encoded or sampled -> PNG, through the VQ-GAN's decoder."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.config.commands import RenderConfig
-from vqgpt.data.images import to_uint8
+from vqgpt.config.options import to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.pictures import contact_sheet, png_bytes, to_pil
+from vqgpt.pixels import to_uint8
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime import autocast, select_device
 from vqgpt.tokens import Description, TokenCache
@@ -24,14 +24,10 @@ MOST_COLUMNS = 16
 
 def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
     """Render as configured; the result names the picture, or the folder of pictures."""
-    device = select_device(config.vqgan.device)
     cache = TokenCache(config.cache)
     description = cache.description
-    out = config.out or cache.path.with_suffix(".png")
-    as_sheet = out.suffix == ".png"
-    if (out.exists() if as_sheet else out.is_dir() and any(out.iterdir())) and not overwrite:
-        raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
-    model = load_matching_vqgan(config.vqgan.path(description.dataset), cache, device)
+    out = config.result
+    model = check_ready(config, description, overwrite)
     split = config.split or cache.split_names[0]
     tokens = cache.read_split(split)
     rows = slice(0, config.limit or None)
@@ -41,33 +37,42 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
         return plan
     if not len(codes):
         raise InputError(f"{cache.path}: split {split!r} is empty", "render another split, with --split")
-    images = decode(model, codes, config.vqgan.precision, device, report)
-    if as_sheet:
+    about = {**to_json(config), "cache_digest": cache.digest, "split": split}
+    images = decode(model, codes, config.vqgan.precision, report)
+    if out.suffix == ".png":
         sheet = contact_sheet(images, captions(labels, description), columns(description))
-        write_atomically(out, png_bytes(sheet))
+        write_atomically(out, png_bytes(sheet, about))
     else:
         for row, image in enumerate(images):
-            write_atomically(out / f"{row:06d}.png", png_bytes(to_pil(image)))
+            write_atomically(out / f"{row:06d}.png", png_bytes(to_pil(image), about))
     return plan
 
 
-def load_matching_vqgan(path: Path, cache: TokenCache, device: torch.device) -> VQGAN:
-    """The VQ-GAN of a cache. Raises InputError, with both fingerprints, if its codes mean something else."""
-    model = load_vqgan(path, cache.description.dataset, device)
-    ours, theirs = tokenizer_sha256(model), cache.description.tokenizer_sha256
+def check_ready(config: RenderConfig, description: Description, overwrite: bool) -> VQGAN:
+    """The VQ-GAN that decodes these tokens.
+
+    Raises UsageError if the picture, or a file in the folder of pictures, exists already, and InputError, with both
+    fingerprints, if the VQ-GAN is another one than the tokens were made with.
+    """
+    out = config.result
+    taken = any(out.iterdir()) if out.is_dir() else out.exists()
+    if taken and not (overwrite and out.is_dir() == (out.suffix == "")):
+        raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
+    path = config.vqgan.path(description.dataset)
+    model = load_vqgan(path, description.dataset, select_device(config.vqgan.device))
+    ours, theirs = tokenizer_sha256(model), description.tokenizer_sha256
     if ours != theirs:
         raise InputError(
-            f"{cache.path} was made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
-            "give the VQ-GAN that made it, with --checkpoint-vae, or tokenize and train again with this one",
+            f"the tokens were made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
+            "give the VQ-GAN that made them, with --checkpoint-vae, or tokenize and train again with this one",
         )
     return model
 
 
 @torch.no_grad()
-def decode(
-    model: VQGAN, codes: NDArray[Any], precision: str, device: torch.device, report: Report
-) -> NDArray[np.uint8]:
+def decode(model: VQGAN, codes: NDArray[Any], precision: str, report: Report) -> NDArray[np.uint8]:
     """Codes (N, h, w) -> images (N, C, H, W) uint8."""
+    device = model.quantize.embedding.weight.device
     images = []
     for batch in torch.from_numpy(codes.astype(np.int64)).split(IMAGES_PER_PASS):
         with autocast(device, precision):

@@ -4,7 +4,8 @@ Must not import the VQ-GAN, image data, torchvision or PIL: rendering is `stages
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.commands import SampleConfig, samples_path
 from vqgpt.config.options import from_json, nearest_hint, to_json
 from vqgpt.errors import UsageError
-from vqgpt.gpt.checkpoint import load_gpt
+from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Report
@@ -29,51 +30,75 @@ from vqgpt.versions import library_versions
 SPLIT = "samples"
 
 
-def run(config: SampleConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
-    """Sample as configured; the result names the cache."""
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan:
+    """What will be sampled: the GPT, the class of each image (N,) int64 (-1 for none), and the cache to write."""
+
+    gpt: LoadedGPT
+    checkpoint: Path
+    classes: NDArray[np.int64]
+    description: Description
+    cache: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The plan as a result to show."""
+        return {
+            "cache": self.cache,
+            "dataset": self.description.dataset,
+            "images": len(self.classes),
+            "grid": self.description.grid,
+            "checkpoint": self.checkpoint,
+        }
+
+
+def plan(config: SampleConfig) -> SamplePlan:
+    """Load the GPT and settle what to sample. Raises UsageError for classes that the GPT does not know."""
     device = select_device(config.run.device)
-    precision = resolve_precision(config.run.precision, device)
     checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
     gpt = load_gpt(checkpoint, "train one with: vqgpt train", device)
     trained_on = from_json(Description, gpt.cache_description, str(checkpoint))
     known_classes = trained_on.class_names if gpt.model.config.num_classes else ()
     turn = class_turn(config.classes, known_classes)
+    num_samples = config.sampling.num_samples
     row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
     description = replace(
         trained_on,
         origin="sampled",
         label_kind="class" if known_classes else "none",
         source_sha256=weights_sha256(gpt.model, to_json(gpt.model.config)),
-        splits=(Split(name=SPLIT, rows=config.sampling.num_samples),),
+        splits=(Split(name=SPLIT, rows=num_samples),),
         views=("identity",),
-        precision=precision,
+        precision=resolve_precision(config.run.precision, device),
         sampling={**to_json(config.sampling), "classes": turn, "seed": config.run.seed},
         shard_rows=default_shard_rows(row_bytes),
     )
-    result = config.out or samples_path(trained_on.dataset)
-    plan = {
-        "cache": result,
-        "dataset": trained_on.dataset,
-        "images": config.sampling.num_samples,
-        "grid": description.grid,
-        "checkpoint": checkpoint,
-    }
-    if dry_run:
-        return plan
-    classes = np.array(turn)[np.arange(config.sampling.num_samples) % len(turn)]
+    return SamplePlan(
+        gpt=gpt,
+        checkpoint=checkpoint,
+        classes=np.array(turn)[np.arange(num_samples) % len(turn)],
+        description=description,
+        cache=config.out or samples_path(trained_on.dataset),
+    )
+
+
+def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:
+    """Sample as planned; the result names the cache."""
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
-        labels = torch.from_numpy(classes[shard.start : shard.stop])
-        for codes in sample_codes(gpt.model, labels, shard.start, config.run.seed, config.sampling, precision):
+        classes = torch.from_numpy(plan.classes[shard.start : shard.stop])
+        precision = plan.description.precision
+        for codes in sample_codes(plan.gpt.model, classes, shard.start, config.run.seed, config.sampling, precision):
             yield codes.numpy()
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return classes[shard.start : shard.stop], np.arange(shard.start, shard.stop)
+        return plan.classes[shard.start : shard.stop], np.arange(shard.start, shard.stop)
 
+    codebook = plan.gpt.codebook.numpy()
     with stop_on_signals() as stop:
-        writer = CacheWriter.create_or_resume(result, description, gpt.codebook.numpy(), library_versions(), overwrite)
+        writer = CacheWriter.create_or_resume(plan.cache, plan.description, codebook, library_versions(), overwrite)
         write_missing_shards(writer, "sample", codes_of, labels_of, report, stop)
-    return {**plan, "digest": writer.manifest.digest}
+    return {**plan.summary, "digest": writer.manifest.digest}
 
 
 def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[int]:

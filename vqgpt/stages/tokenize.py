@@ -11,16 +11,16 @@ from torch import Tensor
 from vqgpt.config.commands import TokenizeConfig
 from vqgpt.config.datasets import Dataset, find_dataset
 from vqgpt.config.vqgan import VQGANConfig
-from vqgpt.data.images import PREPROCESSING, ImageDataset, load_images, to_unit_range
-from vqgpt.errors import InputError
+from vqgpt.data.images import PREPROCESSING, ImageDataset, load_images
 from vqgpt.interrupt import stop_on_signals
+from vqgpt.pixels import to_unit_range
 from vqgpt.progress import Report
-from vqgpt.runtime import autocast, forbid_tf32, select_device
+from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.shards import write_missing_shards
 from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.versions import library_versions
-from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
+from vqgpt.vqgan.checkpoint import load_vqgan_for, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
 
@@ -28,14 +28,7 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     """Encode every split; the result names the cache and its rows."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
-    checkpoint = config.vqgan.path(dataset.name)
-    model = load_vqgan(checkpoint, dataset.name, device)
-    channels = model.config.image_channels
-    if channels != dataset.channels:
-        raise InputError(
-            f"{checkpoint} encodes images of {channels} channels, {dataset.name} has {dataset.channels}",
-            "give a VQ-GAN that was trained on such images, with --checkpoint-vae",
-        )
+    model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device)
     grid_config = VQGANConfig(
         options=model.config.options, image_channels=dataset.channels, size=config.size or model.config.size
     )
@@ -53,7 +46,6 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     if dry_run:
         return plan
     codebook = model.quantize.embedding.weight.detach().cpu().numpy()
-    forbid_tf32()
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
         for batch in images.splits[shard.split].images[shard.start : shard.stop].split(config.batch_size):

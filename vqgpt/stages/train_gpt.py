@@ -3,6 +3,7 @@
 Reads the cache and nothing else: must not import the VQ-GAN, image data, torchvision or PIL.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 
 from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.commands import TrainConfig, gpt_path
+from vqgpt.config.datasets import held_out_split
 from vqgpt.config.gpt import GPTConfig
-from vqgpt.config.options import to_json
+from vqgpt.config.options import differences, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
@@ -45,7 +47,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     if dry_run:
         return plan
     train = load_sequences(cache, "train", architecture, device)
-    held_out = load_sequences(cache, held_out_split(cache), architecture, device)
+    held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
     identity = {
         "architecture": to_json(architecture),
         "training": to_json(config.training),
@@ -97,26 +99,19 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
 def load_start(path: Path, architecture: GPTConfig) -> GPT:
     """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
     start = load_gpt(path, "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")).model
-    theirs, ours = ({**to_json(config), **to_json(config.options)} for config in (start.config, architecture))
-    different = [name for name in ours if name not in ("options", "dropout_t") and theirs[name] != ours[name]]
+    same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
+    different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
     if different:
-        facts = ", ".join(f"{name}: {theirs[name]} there, {ours[name]} here" for name in different)
-        raise InputError(f"{path} is of another architecture ({facts})", "give options and a cache that agree with it")
+        raise InputError(
+            f"{path} is of another architecture ({different})", "give options and a cache that agree with it"
+        )
     model = GPT(architecture)
     model.load_state_dict(start.state_dict())
     return model
 
 
-def held_out_split(cache: TokenCache) -> str:
-    """The split on which training is judged: `val` where there is one, else `test`."""
-    for name in ("val", "test"):
-        if name in cache.split_names:
-            return name
-    raise InputError(f"{cache.path} has no held-out split (val or test)", "train on a cache that `vqgpt tokenize` made")
-
-
 def load_sequences(cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device) -> Sequences:
-    """A split on the device, in its narrow dtype. Raises InputError if it is empty or damaged."""
+    """A split on the device, its codes in uint8 or int32. Raises InputError if it is empty or damaged."""
     tokens = cache.read_split(split)
     if not len(tokens.codes):
         raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqgpt.config.commands import VQGANTrainConfig
-from vqgpt.config.datasets import find_dataset
+from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import load_images
@@ -47,13 +47,13 @@ def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report
         "precision": precision,
     }
     training_run = TrainingRun(config.result, KIND, identity, overwrite)
-    panel = config.result.with_name("reconstructions.png")
+    panel = config.result.with_suffix(".png")
 
     def show(originals: Tensor, reconstructions: Tensor) -> None:
         sheet = comparison_sheet(originals.cpu().numpy(), reconstructions.cpu().numpy())
-        write_atomically(panel, png_bytes(sheet))
+        write_atomically(panel, png_bytes(sheet, to_json(config)))
 
-    train, held_out = images.splits["train"].images, images.splits[images.held_out].images
+    train, held_out = images.splits["train"].images, images.splits[held_out_split(images.splits, dataset.name)].images
     schedule = Schedule(
         seed=config.run.seed,
         num_rows=len(train),

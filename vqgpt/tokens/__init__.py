@@ -5,20 +5,18 @@ The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torc
 
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
 from vqgpt.tokens.reader import SplitTokens, TokenCache, read_manifest
-from vqgpt.tokens.verify import CodeStatistics, code_statistics, find_faults
+from vqgpt.tokens.verify import find_faults
 from vqgpt.tokens.writer import CacheWriter, ShardRows, remove_cache
 
 __all__ = [
     "FORMAT_VERSION",
     "CacheWriter",
-    "CodeStatistics",
     "Description",
     "Manifest",
     "ShardRows",
     "Split",
     "SplitTokens",
     "TokenCache",
-    "code_statistics",
     "find_faults",
     "read_manifest",
     "remove_cache",

@@ -6,7 +6,7 @@ caches are equal byte for byte. Must not import torch.
 """
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
 FORMAT_VERSION = 1
 ATTRIBUTE = "vqgpt"
 ARRAYS = ("codes", "labels", "source_index")
-LIMIT = 2**40  # bytes of one array: a manifest that claims more is refused before anything is allocated
+LIMIT = 2**40  # elements of one array: a manifest that claims more is refused before anything is allocated
 
 Origin = Literal["encoded", "sampled"]
 LabelKind = Literal["none", "class", "bits"]
@@ -213,9 +213,3 @@ def from_document(data: bytes, source: str) -> Manifest:
     if not same_splits or to_document(manifest) != data:
         raise damaged
     return manifest
-
-
-def differences(ours: Description, theirs: Description) -> list[tuple[str, Any, Any]]:
-    """The fields in which two descriptions differ: (field, ours, theirs)."""
-    pairs = [(item.name, getattr(ours, item.name), getattr(theirs, item.name)) for item in fields(Description)]
-    return [pair for pair in pairs if pair[1] != pair[2]]

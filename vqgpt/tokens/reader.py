@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.errors import InputError
+from vqgpt.errors import InputError, MissingDataError
 from vqgpt.files import sha256
-from vqgpt.tokens.layout import decode_shards
+from vqgpt.tokens.layout import ArrayLayout, decode_shards
 from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, StoredFile, from_document
-from vqgpt.tokens.writer import ROOT, shard_files
+from vqgpt.tokens.writer import ROOT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +59,22 @@ class TokenCache:
         """(K, D) float32."""
         layout = self.description.codebook_layout()
         key = f"codebook/{layout.shard_key(0)}"
-        return self._decode("codebook", [(key, self.manifest.files[key])]).astype(np.float32, copy=False)
+        return self._decode("codebook", layout, {key: self.manifest.files[key]}).astype(np.float32, copy=False)
 
     def read_split(self, split: str) -> SplitTokens:
         """A whole split. Raises InputError that names the first file that is not as it was written."""
         if split not in self.split_names:
             raise InputError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.split_names)}")
-        shards = [
-            shard_files(self.description, split, index, shard)
-            for index, shard in sorted(self.manifest.shards[split].items())
-        ]
-        arrays = {}
-        for number, name in enumerate(ARRAYS):
-            arrays[name] = self._decode(f"{split}/{name}", [list(files.items())[number] for files in shards])
+        layouts = self.description.layouts(split)
+        shards = sorted(self.manifest.shards[split].items())
+        arrays = {
+            name: self._decode(
+                f"{split}/{name}",
+                layouts[name],
+                {f"{split}/{name}/{layouts[name].shard_key(index)}": getattr(shard, name) for index, shard in shards},
+            )
+            for name in ARRAYS
+        }
         if arrays["codes"].size and int(arrays["codes"].max()) >= self.description.codebook_size:
             raise self._damaged(f"{split}/codes", "holds codes beyond the codebook")
         if self.description.label_kind == "class" and arrays["labels"].size:
@@ -80,10 +83,8 @@ class TokenCache:
                 raise self._damaged(f"{split}/labels", f"holds labels outside the {classes} classes")
         return SplitTokens(**arrays)  # type: ignore[arg-type]
 
-    def _decode(self, array: str, files: list[tuple[str, StoredFile]]) -> NDArray[np.generic]:
-        split, _, name = array.partition("/")
-        layout = self.description.layouts(split)[name] if name else self.description.codebook_layout()
-        data = [self._read(key, file) for key, file in files]
+    def _decode(self, array: str, layout: ArrayLayout, files: dict[str, StoredFile]) -> NDArray[np.generic]:
+        data = [self._read(key, file) for key, file in files.items()]
         try:
             return decode_shards(layout, data)
         except (ValueError, RuntimeError):
@@ -116,6 +117,8 @@ def read_checked(path: Path, file: StoredFile) -> tuple[str, bytes]:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a cache that may be unfinished."""
     root = path / ROOT
+    if not path.exists():
+        raise MissingDataError(f"there is no token cache {path}", "make one with `vqgpt tokenize` or `vqgpt sample`")
     if not root.is_file():
         raise InputError(
             f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache"

@@ -1,40 +1,17 @@
-"""Checking every file of a token cache, past the first fault, and the figures that describe its codes.
+"""Checking every file of a token cache, past the first fault.
 
 Imports numpy and zarr only.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from vqgpt.errors import InputError
 from vqgpt.tokens.manifest import Manifest
 from vqgpt.tokens.reader import TokenCache, read_checked, read_manifest
 from vqgpt.tokens.writer import ROOT, shard_files
 
-
-@dataclass(frozen=True, kw_only=True)
-class CodeStatistics:
-    """How a split uses the codebook. `perplexity` is exp of the entropy of the code frequencies."""
-
-    used_codes: int
-    perplexity: float
-    entropy_bits_per_token: float
-
-
-def code_statistics(codes: NDArray[Any], codebook_size: int) -> CodeStatistics:
-    """Used codes, perplexity and unigram entropy of any array of codes."""
-    counts = np.bincount(codes.reshape(-1), minlength=codebook_size)
-    shares = counts[counts > 0] / max(1, counts.sum())
-    entropy_nats = float(-(shares * np.log(shares)).sum())
-    return CodeStatistics(
-        used_codes=int((counts > 0).sum()),
-        perplexity=float(np.exp(entropy_nats)),
-        entropy_bits_per_token=entropy_nats / float(np.log(2)),
-    )
+STRANGER = "does not belong to this cache"
 
 
 def find_faults(path: Path) -> list[str]:
@@ -50,7 +27,7 @@ def find_faults(path: Path) -> list[str]:
         if fault:
             faults.append(f"{key} {fault}")
     present = {str(file.relative_to(path).as_posix()) for file in path.rglob("*") if file.is_file()}
-    faults += [f"{key} does not belong to this cache" for key in sorted(present - set(expected) - {ROOT})]
+    faults += [f"{key} {STRANGER}" for key in sorted(present - set(expected) - {ROOT})]
     if not faults:
         faults = _content_faults(TokenCache(path))
     return faults

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.config.options import differences, to_json
 from vqgpt.errors import InputError
-from vqgpt.files import canonical_json, remove_partial_files, sha256, write_atomically
+from vqgpt.files import PARTIAL_SUFFIX, canonical_json, remove_partial_files, sha256, write_atomically
 from vqgpt.tokens.layout import array_metadata, encode_shard
 from vqgpt.tokens.manifest import (
     ARRAYS,
@@ -22,12 +23,12 @@ from vqgpt.tokens.manifest import (
     Manifest,
     Shard,
     StoredFile,
-    differences,
     from_document,
     to_document,
 )
 
 ROOT = "zarr.json"
+USUAL_SPLITS = ("train", "val", "test", "samples")
 GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
@@ -62,13 +63,13 @@ class CacheWriter:
         With `overwrite`, a finished or different cache is removed first. Raises InputError if something else is there:
         without `overwrite` a cache of another description (both sides are shown), and in any case other files.
         """
-        if overwrite and path.exists() and not _is_unfinished(path, description):
+        if overwrite and (path / ROOT).exists() and not _is_unfinished(path, description):
             remove_cache(path)
         if (path / ROOT).exists():
             manifest = from_document((path / ROOT).read_bytes(), str(path))
             _check_same_work(path, description, manifest.description)
         else:
-            _check_only_own_files(path, description)
+            _remove_uncommitted_files(path, description)
             shards: dict[str, dict[int, Shard]] = {split.name: {} for split in description.splits}
             manifest = Manifest(description=description, versions=versions, files={}, shards=shards)
         if path.exists():
@@ -153,9 +154,9 @@ def shard_files(description: Description, split: str, index: int, shard: Shard) 
 
 
 def remove_cache(path: Path) -> None:
-    """Delete a cache; its root document goes first, so that an interruption leaves no half cache that opens.
+    """Delete the cache at `path`, if there is one; its root goes first, so that no half of a cache can be opened.
 
-    Raises InputError if what is there is not a cache.
+    Raises InputError if what is there is another Zarr group.
     """
     root = path / ROOT
     if root.exists():
@@ -165,9 +166,7 @@ def remove_cache(path: Path) -> None:
             if "damaged" not in error.message:
                 raise
         root.unlink()
-    elif path.exists() and any(path.iterdir()):
-        raise InputError(f"{path} is not a token cache", "delete it yourself, or give another path")
-    shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
 
 
 def _is_unfinished(path: Path, description: Description) -> bool:
@@ -187,16 +186,20 @@ def _holds(path: Path, file: StoredFile) -> bool:
 
 
 def _check_same_work(path: Path, ours: Description, theirs: Description) -> None:
-    different = differences(ours, theirs)
+    different = differences(to_json(ours), to_json(theirs))
     if different:
-        lines = "; ".join(f"{field}: {old} there, {new} here" for field, new, old in different)
-        raise InputError(f"{path} holds other tokens ({lines})", "give another path, or --overwrite to replace it")
+        raise InputError(f"{path} holds other tokens ({different})", "give another path, or --overwrite to replace it")
 
 
-def _check_only_own_files(path: Path, description: Description) -> None:
-    own = {"codebook", *(split.name for split in description.splits)}
-    strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in own) if path.is_dir() else []
-    strangers = [name for name in strangers if not name.endswith(".partial")]
-    if strangers or path.is_file():
-        name = f"a file {strangers[0]}" if strangers else "a file"
-        raise InputError(f"{path} exists and is not a token cache (there is {name})", "give another path")
+def _remove_uncommitted_files(path: Path, description: Description) -> None:
+    """Clear what a run left that was killed before its first commit. Raises InputError if other files are there."""
+    if path.is_file():
+        raise InputError(f"{path} is a file", "give another path")
+    own = {"codebook", *USUAL_SPLITS, *(split.name for split in description.splits)}
+    entries = sorted(path.iterdir()) if path.exists() else []
+    for entry in entries:
+        if not (entry.is_dir() and entry.name in own) and not entry.name.endswith(PARTIAL_SUFFIX):
+            raise InputError(f"{path} is not a token cache (it holds {entry.name})", "give another path")
+    for entry in entries:
+        if entry.is_dir():
+            shutil.rmtree(entry)

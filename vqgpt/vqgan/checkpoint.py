@@ -6,8 +6,10 @@ from typing import Any
 import torch
 
 from vqgpt.checkpoint import load_checkpoint, load_weights, weights_sha256
+from vqgpt.config.datasets import Dataset
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
+from vqgpt.errors import InputError
 from vqgpt.vqgan.model import VQGAN
 
 KIND = "vqgan"
@@ -32,6 +34,17 @@ def load_vqgan(path: Path, dataset: str, device: torch.device) -> VQGAN:
     model = VQGAN(from_json(VQGANConfig, content["architecture"], str(path)))
     load_weights(model, content["model"], path)
     return model.to(device).eval()
+
+
+def load_vqgan_for(dataset: Dataset, path: Path, device: torch.device) -> VQGAN:
+    """The VQ-GAN at `path`, for images of `dataset`. Raises InputError too if it takes another number of channels."""
+    model = load_vqgan(path, dataset.name, device)
+    if model.config.image_channels != dataset.channels:
+        raise InputError(
+            f"{path} takes images of {model.config.image_channels} channels, {dataset.name} has {dataset.channels}",
+            "give a VQ-GAN that was trained on such images, with --checkpoint-vae",
+        )
+    return model
 
 
 def tokenizer_sha256(model: VQGAN) -> str:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from vqgpt.data.images import to_uint8, to_unit_range
+from vqgpt.code_statistics import code_statistics
+from vqgpt.pixels import to_uint8, to_unit_range
 from vqgpt.vqgan.model import VQGAN
 
 IMAGES_PER_PASS = 256
@@ -23,14 +24,12 @@ def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / error.clamp(min=255**2 / 1e10))
 
 
-def codebook_usage(codes: Tensor, codebook_size: int) -> tuple[int, float]:
-    """Number of codes in use, and perplexity (exp of the entropy of their frequencies), over any tensor of codes."""
-    shares = torch.bincount(codes.flatten(), minlength=codebook_size).double() / codes.numel()
-    return int((shares > 0).sum()), float(torch.special.entr(shares).sum().exp())
-
-
 def reconstruction_figures(model: VQGAN, images: Tensor) -> dict[str, float]:
     """Mean PSNR in dB, codes in use and perplexity over (N, C, H, W) uint8 images."""
     reconstructions, codes = reconstruct(model, images)
-    used, perplexity = codebook_usage(codes, model.config.options.n_embed)
-    return {"psnr_db": float(psnr(images, reconstructions).mean()), "used_codes": used, "perplexity": perplexity}
+    usage = code_statistics(codes.cpu().numpy(), model.config.options.n_embed)
+    return {
+        "psnr_db": float(psnr(images, reconstructions).mean()),
+        "used_codes": usage.used_codes,
+        "perplexity": usage.perplexity,
+    }

@@ -37,7 +37,8 @@ def to_vectors(latents: Tensor) -> Tensor:
 @torch.no_grad()
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """(M, D), (K, D) -> (M,) int64: argmin over k of |v - e_k|^2, without the |v|^2 that all k share."""
-    return torch.addmm(codebook.square().sum(dim=1), vectors, codebook.T, alpha=-2).argmin(dim=1)
+    with torch.autocast(vectors.device.type, enabled=False):
+        return torch.addmm(codebook.square().sum(dim=1), vectors, codebook.T, alpha=-2).argmin(dim=1)
 
 
 def commitment_loss(latents: Tensor, quantized: Tensor) -> Tensor:

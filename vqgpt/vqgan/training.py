@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqgpt.config.vqgan import VQGANTrainingOptions
-from vqgpt.data.images import to_unit_range
 from vqgpt.interrupt import StopRequest
+from vqgpt.pixels import to_unit_range
 from vqgpt.progress import Progress, Report
-from vqgpt.runtime import autocast
+from vqgpt.runtime import autocast, derived_seed
 from vqgpt.schedule import Schedule, check_finite
 from vqgpt.training_run import TrainingRun
 from vqgpt.vqgan.metrics import reconstruct, reconstruction_figures
@@ -75,12 +75,12 @@ def train_vqgan(
         if ema:
             ema.load_state_dict(run.state["ema_codebook"])
     elif ema:
-        torch.manual_seed(schedule.seed)
+        torch.manual_seed(derived_seed(schedule.seed, "codebook"))
         with torch.no_grad():
             ema.seed(model.latents(to_unit_range(images[:SEED_IMAGES])))
 
     figures: dict[str, float] = {}
-    epoch_start = time.monotonic()
+    rows_seen, epoch_start = 0, time.monotonic()
     model.train()
     for step in schedule.steps(first_step):
         for group in optimizer.param_groups:
@@ -99,6 +99,7 @@ def train_vqgan(
             ema.update(out.latents.detach(), out.codes)
 
         epoch_losses.append(loss.item())
+        rows_seen += len(step.rows)
         done = step.index + 1
         report(
             Progress(
@@ -117,7 +118,7 @@ def train_vqgan(
                 "images": (step.epoch + 1) * len(images),
                 "loss": sum(epoch_losses) / len(epoch_losses),
                 "gradient_norm": norm.item(),
-                "images_per_second": len(images) / seconds,
+                "images_per_second": rows_seen / seconds,
             }
             epoch_losses = []
             if schedule.is_checkpoint(step, options.sample_and_save_freq):
@@ -128,7 +129,7 @@ def train_vqgan(
                 model.train()
             else:
                 run.log(record)
-            epoch_start = time.monotonic()
+            rows_seen, epoch_start = 0, time.monotonic()
         if stop and done < schedule.num_steps:
             run.save(state(done))
             raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
