@@ -171,6 +171,18 @@ def test_overwrite_replaces_a_finished_cache_but_continues_an_unfinished_one(tmp
     assert len(list(writer.missing())) == 5
 
 
+def test_a_cache_whose_manifest_is_damaged_is_replaced_only_when_asked(tmp_path):
+    path = write_cache(tmp_path / "c.zarr", description())
+    whole = files_of(path)
+    (path / "zarr.json").write_bytes(whole["zarr.json"][:-9])
+    with pytest.raises(InputError, match="damaged"):
+        CacheWriter.create_or_resume(path, description(), CODEBOOK, {})
+    CacheWriter.create_or_resume(path, description(), CODEBOOK, {}, overwrite=True)
+    write_cache(path, description())
+    assert set(files_of(path)) == set(whole)
+    assert find_faults(path) == []
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_that_was_killed_before_its_first_commit_is_begun_again(tmp_path, overwrite):
     whole = write_cache(tmp_path / "whole.zarr", description())

@@ -6,8 +6,8 @@ A batch is one gather on the device. Knows nothing of images, the VQ-GAN and fil
 """
 
 import math
-import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,11 +15,8 @@ from torch import Tensor
 from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.interrupt import StopRequest
-from vqgpt.progress import Progress, Report
 from vqgpt.runtime import autocast
-from vqgpt.schedule import Schedule, check_finite
-from vqgpt.training_run import TrainingRun
+from vqgpt.schedule import Schedule, Step, check_finite
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256
@@ -49,90 +46,56 @@ class Sequences:
         return self.codes[rows, views].long(), self.classes[rows].masked_fill(hidden, -1)
 
 
-def train_gpt(
-    model: GPT,
-    train: Sequences,
-    held_out: Sequences,
-    options: GPTTrainingOptions,
-    schedule: Schedule,
-    precision: str,
-    run: TrainingRun,
-    report: Report,
-    stop: StopRequest,
-) -> dict[str, float]:
-    """Train on `train`; both sets and the model are on one device.
+class GPTTraining:
+    """A GPT in training; the model and both sets are on one device."""
 
-    Returns the figures of the last validation, in nats and bits per token. Raises NonFiniteError, and InterruptedRun
-    once the state is saved.
-    """
-    device = train.codes.device
-    optimizer = new_optimizer(model, options)
-    epoch_losses: list[float] = []
+    def __init__(
+        self,
+        model: GPT,
+        train: Sequences,
+        held_out: Sequences,
+        options: GPTTrainingOptions,
+        schedule: Schedule,
+        precision: str,
+    ) -> None:
+        self.model = model
+        self.train = train
+        self.held_out = held_out
+        self.options = options
+        self.schedule = schedule
+        self.precision = precision
+        self.optimizer = new_optimizer(model, options)
 
-    def state(step: int) -> dict[str, object]:
-        return {
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "epoch_losses": epoch_losses,
-        }
-
-    first_step = 0
-    if run.state:
-        first_step, epoch_losses = run.state["step"], run.state["epoch_losses"]
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-
-    figures: dict[str, float] = {}
-    rows_seen, epoch_start = 0, time.monotonic()
-    model.train()
-    for step in schedule.steps(first_step):
-        rate = learning_rate(step.index, schedule, options)
-        for group in optimizer.param_groups:
+    def take_step(self, step: Step) -> dict[str, float]:
+        """One batch: predict each token from those before it."""
+        self.model.train()
+        rate = learning_rate(step.index, self.schedule, self.options)
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        codes, classes = train.batch(step.rows.to(device), options.label_dropout)
-        with autocast(device, precision):
-            loss = model.loss(codes, classes)
+        rows = step.rows.to(self.train.codes.device)
+        codes, classes = self.train.batch(rows, self.options.label_dropout)
+        with autocast(rows.device, self.precision):
+            loss = self.model.loss(codes, classes)
         check_finite(loss.item(), "loss", step)
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip or math.inf)
         check_finite(norm.item(), "norm of the gradient", step)
-        optimizer.step()
+        self.optimizer.step()
+        return {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
 
-        epoch_losses.append(loss.item())
-        rows_seen += len(step.rows)
-        done = step.index + 1
-        report(
-            Progress(
-                task="GPT", done=done, total=schedule.num_steps, unit="steps", values={"loss": loss.item(), **figures}
-            )
-        )
-        if step.ends_epoch:
-            seconds = time.monotonic() - epoch_start
-            record = {
-                "step": done,
-                "epoch": step.epoch + 1,
-                "images": (step.epoch + 1) * len(train),
-                "loss": sum(epoch_losses) / len(epoch_losses),
-                "gradient_norm": norm.item(),
-                "learning_rate": rate,
-                "tokens_per_second": rows_seen * model.config.block_size / seconds,
-            }
-            epoch_losses = []
-            if schedule.is_checkpoint(step, options.sample_and_save_freq):
-                figures = held_out_figures(model, held_out, precision)
-                run.log(record | figures)
-                run.save(state(done))
-                model.train()
-            else:
-                run.log(record)
-            rows_seen, epoch_start = 0, time.monotonic()
-        if stop and done < schedule.num_steps:
-            run.save(state(done))
-            raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
-    model.eval()
-    return figures or held_out_figures(model, held_out, precision)
+    def validate(self) -> dict[str, float]:
+        """Held-out loss in nats and bits per token."""
+        return held_out_figures(self.model, self.held_out, self.precision)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network and optimiser."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def new_optimizer(model: GPT, options: GPTTrainingOptions) -> torch.optim.AdamW:

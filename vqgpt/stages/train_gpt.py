@@ -18,13 +18,14 @@ from vqgpt.config.options import differences, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.training import Sequences, train_gpt
+from vqgpt.gpt.training import GPTTraining, Sequences
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
 from vqgpt.stages.find import find_cache
 from vqgpt.tokens import TokenCache
+from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun
 
 
@@ -63,10 +64,9 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
         batch_size=config.training.batch_size,
         n_epochs=config.training.n_epochs,
     )
+    training = GPTTraining(model.to(device), train, held_out, config.training, schedule, precision)
     with stop_on_signals() as stop:
-        figures = train_gpt(
-            model.to(device), train, held_out, config.training, schedule, precision, training_run, report, stop
-        )
+        figures = run_training(training, schedule, config.training.sample_and_save_freq, training_run, report, stop)
     codebook = torch.from_numpy(cache.codebook())
     training_run.finish(
         gpt_content(model, to_json(cache.description), cache.digest, codebook, to_json(config), figures)

@@ -16,10 +16,11 @@ from vqgpt.pictures import comparison_sheet, png_bytes
 from vqgpt.progress import Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
+from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun
 from vqgpt.vqgan.checkpoint import KIND, vqgan_content
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.training import train_vqgan
+from vqgpt.vqgan.training import VQGANTraining
 
 
 def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -60,18 +61,10 @@ def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report
         batch_size=config.training.batch_size,
         n_epochs=config.training.n_epochs,
     )
+    training = VQGANTraining(
+        model.to(device), train.to(device), held_out.to(device), config.training, schedule, precision, show
+    )
     with stop_on_signals() as stop:
-        figures = train_vqgan(
-            model.to(device),
-            train.to(device),
-            held_out.to(device),
-            config.training,
-            schedule,
-            precision,
-            training_run,
-            report,
-            stop,
-            show,
-        )
+        figures = run_training(training, schedule, config.training.sample_and_save_freq, training_run, report, stop)
     training_run.finish(vqgan_content(model, dataset.name, to_json(config), figures))
     return {**plan, **figures, "picture": panel}

@@ -25,6 +25,10 @@ Origin = Literal["encoded", "sampled"]
 LabelKind = Literal["none", "class", "bits"]
 
 
+class DamagedManifestError(InputError):
+    """The root document was a token cache's, and is not as it was written."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """Name and size of one split."""
@@ -188,7 +192,9 @@ def from_document(data: bytes, source: str) -> Manifest:
 
     Raises InputError if it is not a token cache, of a newer format, or differs in any byte from what was written.
     """
-    damaged = InputError(f"{source}: zarr.json is damaged", "delete this cache and make it again, or restore the file")
+    damaged = DamagedManifestError(
+        f"{source}: zarr.json is damaged", "delete this cache and make it again, or restore the file"
+    )
     try:
         body = dict(json.loads(data)["attributes"][ATTRIBUTE])
         version, digest = body["format_version"], body.pop("digest")

@@ -5,6 +5,7 @@ Opening a cache that exists continues it: listed shards whose files hold their d
 missing. Imports numpy and zarr only.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from vqgpt.files import PARTIAL_SUFFIX, canonical_json, remove_partial_files, sh
 from vqgpt.tokens.layout import array_metadata, encode_shard
 from vqgpt.tokens.manifest import (
     ARRAYS,
+    DamagedManifestError,
     Description,
     Manifest,
     Shard,
@@ -160,11 +162,8 @@ def remove_cache(path: Path) -> None:
     """
     root = path / ROOT
     if root.exists():
-        try:
+        with contextlib.suppress(DamagedManifestError):
             from_document(root.read_bytes(), str(path))
-        except InputError as error:
-            if "damaged" not in error.message:
-                raise
         root.unlink()
         shutil.rmtree(path)
 

@@ -6,20 +6,17 @@ The loss is L1 + L2 on the pixels, and the codebook term. Knows nothing of GPT a
 """
 
 import math
-import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vqgpt.config.vqgan import VQGANTrainingOptions
-from vqgpt.interrupt import StopRequest
 from vqgpt.pixels import to_unit_range
-from vqgpt.progress import Progress, Report
 from vqgpt.runtime import autocast, derived_seed
-from vqgpt.schedule import Schedule, check_finite
-from vqgpt.training_run import TrainingRun
+from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.vqgan.metrics import reconstruct, reconstruction_figures
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss
@@ -29,112 +26,77 @@ SHOWN_IMAGES = 16
 SEED_IMAGES = 256  # images whose latents the codebook starts from
 
 
-def train_vqgan(
-    model: VQGAN,
-    images: Tensor,
-    held_out: Tensor,
-    options: VQGANTrainingOptions,
-    schedule: Schedule,
-    precision: str,
-    run: TrainingRun,
-    report: Report,
-    stop: StopRequest,
-    show: Callable[[Tensor, Tensor], None],
-) -> dict[str, float]:
-    """Train on `images`; both sets, (N, C, H, W) uint8, are on the model's device.
+class VQGANTraining:
+    """A VQ-GAN in training; the model and both image sets are on one device.
 
     `show` gets held-out images (n, C, H, W) uint8 and their reconstructions, at each validation.
-    Returns the figures of the last validation. Raises NonFiniteError, and InterruptedRun once the state is saved.
     """
-    device = images.device
-    parameters = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if name != "quantize.embedding.weight" or options.codebook == "loss"
-    ]
-    optimizer = torch.optim.Adam(parameters, lr=options.lr, betas=(0.5, 0.9), fused=True)
-    ema = EMACodebook(model.quantize) if options.codebook == "ema" else None
 
-    epoch_losses: list[float] = []
+    def __init__(
+        self,
+        model: VQGAN,
+        images: Tensor,
+        held_out: Tensor,
+        options: VQGANTrainingOptions,
+        schedule: Schedule,
+        precision: str,
+        show: Callable[[Tensor, Tensor], None],
+    ) -> None:
+        self.model = model
+        self.images = images
+        self.held_out = held_out
+        self.options = options
+        self.schedule = schedule
+        self.precision = precision
+        self.show = show
+        self.ema = EMACodebook(model.quantize) if options.codebook == "ema" else None
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=options.lr, betas=(0.5, 0.9), fused=True)
+        if self.ema:
+            torch.manual_seed(derived_seed(schedule.seed, "codebook"))
+            with torch.no_grad():
+                self.ema.seed(model.latents(to_unit_range(images[:SEED_IMAGES])))
 
-    def state(step: int) -> dict[str, object]:
-        statistics = ema.state_dict() if ema else {}
+    def take_step(self, step: Step) -> dict[str, float]:
+        """One batch: reconstruct it, and move networks and codebook."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step.index, self.schedule, self.options)
+        batch = to_unit_range(self.images[step.rows.to(self.images.device)])
+        with autocast(batch.device, self.precision):
+            out = self.model(batch)
+        term = self.options.codebook_weight * codebook_term(out, self.options)
+        loss = reconstruction_loss(out.images, batch) + term
+        check_finite(loss.item(), "loss", step)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
+        check_finite(norm.item(), "norm of the gradient", step)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(out.latents.detach(), out.codes)
+        return {"loss": loss.item(), "gradient_norm": norm.item()}
+
+    def validate(self) -> dict[str, float]:
+        """PSNR and codebook use on the held-out images; shows some of them."""
+        shown = self.held_out[:SHOWN_IMAGES]
+        self.show(shown, reconstruct(self.model, shown)[0])
+        return reconstruction_figures(self.model, self.held_out)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser, and the codebook's statistics."""
         return {
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "ema_codebook": statistics,
-            "epoch_losses": epoch_losses,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema_codebook": self.ema.state_dict() if self.ema else {},
         }
 
-    first_step = 0
-    if run.state:
-        first_step, epoch_losses = run.state["step"], run.state["epoch_losses"]
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        if ema:
-            ema.load_state_dict(run.state["ema_codebook"])
-    elif ema:
-        torch.manual_seed(derived_seed(schedule.seed, "codebook"))
-        with torch.no_grad():
-            ema.seed(model.latents(to_unit_range(images[:SEED_IMAGES])))
-
-    figures: dict[str, float] = {}
-    rows_seen, epoch_start = 0, time.monotonic()
-    model.train()
-    for step in schedule.steps(first_step):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step.index, schedule, options)
-        batch = to_unit_range(images[step.rows.to(device)])
-        with autocast(device, precision):
-            out = model(batch)
-        loss = reconstruction_loss(out.images, batch) + options.codebook_weight * codebook_term(out, options)
-        check_finite(loss.item(), "loss", step)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
-        check_finite(norm.item(), "norm of the gradient", step)
-        optimizer.step()
-        if ema:
-            ema.update(out.latents.detach(), out.codes)
-
-        epoch_losses.append(loss.item())
-        rows_seen += len(step.rows)
-        done = step.index + 1
-        report(
-            Progress(
-                task="VQ-GAN",
-                done=done,
-                total=schedule.num_steps,
-                unit="steps",
-                values={"loss": loss.item(), **figures},
-            )
-        )
-        if step.ends_epoch:
-            seconds = time.monotonic() - epoch_start
-            record = {
-                "step": done,
-                "epoch": step.epoch + 1,
-                "images": (step.epoch + 1) * len(images),
-                "loss": sum(epoch_losses) / len(epoch_losses),
-                "gradient_norm": norm.item(),
-                "images_per_second": rows_seen / seconds,
-            }
-            epoch_losses = []
-            if schedule.is_checkpoint(step, options.sample_and_save_freq):
-                figures = reconstruction_figures(model, held_out)
-                show(held_out[:SHOWN_IMAGES], reconstruct(model, held_out[:SHOWN_IMAGES])[0])
-                run.log(record | figures)
-                run.save(state(done))
-                model.train()
-            else:
-                run.log(record)
-            rows_seen, epoch_start = 0, time.monotonic()
-        if stop and done < schedule.num_steps:
-            run.save(state(done))
-            raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
-    model.eval()
-    return figures or reconstruction_figures(model, held_out)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema_codebook"])
 
 
 def learning_rate(step: int, schedule: Schedule, options: VQGANTrainingOptions) -> float:
