@@ -68,7 +68,7 @@ check: $(READY) ## Format, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@! grep -nE 'http|index|find-links' constraints.txt
+	@! grep -nE '://|index' constraints.txt
 
 format: $(READY) ## Format the code, and make docs/reference.md
 	$(BIN)/ruff format .
