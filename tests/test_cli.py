@@ -112,6 +112,15 @@ def test_a_dry_run_writes_nothing(here):
     assert files_of(here) == before
 
 
+def test_a_dry_run_of_each_stage_downloads_and_writes_nothing(pipeline):
+    before = files_of(pipeline)
+    tokenize = ["tokenize", "--dataset", "mnist", "--checkpoint-vae", "runs/digits/vqgan.pt", "--data-root", "images"]
+    for command in (tokenize, ["sample", "--tokens-only"]):
+        outcome = run_here(*command, "--dry-run")
+        assert outcome.code == 0, outcome.err
+    assert files_of(pipeline) == before
+
+
 def test_json_is_one_object_on_stdout(pipeline):
     for command in (
         ["cache", "info", "cache/digits.zarr"],

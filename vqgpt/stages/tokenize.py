@@ -32,19 +32,17 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     grid_config = VQGANConfig(
         options=model.config.options, image_channels=dataset.channels, size=config.size or model.config.size
     )
-    images = load_images(dataset, config.images.root, grid_config.size, report)
-    description = describe(dataset, images, model, grid_config, config.vqgan.precision)
-    rows = sum(split.rows for split in description.splits)
-    code_bytes = rows * int(np.prod(description.grid)) * np.dtype(code_dtype(description.codebook_size)).itemsize
+    code_bytes = np.dtype(code_dtype(model.config.options.n_embed)).itemsize
     plan = {
         "cache": config.result,
-        "rows": rows,
-        "grid": description.grid,
-        "codebook_size": description.codebook_size,
-        "code_bytes": code_bytes,
+        "grid": grid_config.grid,
+        "codebook_size": model.config.options.n_embed,
+        "bytes_per_image": grid_config.grid[0] * grid_config.grid[1] * code_bytes,
     }
     if dry_run:
         return plan
+    images = load_images(dataset, config.images.root, grid_config.size, report)
+    description = describe(dataset, images, model, grid_config, config.vqgan.precision)
     codebook = model.quantize.embedding.weight.detach().cpu().numpy()
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
@@ -58,7 +56,8 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     with stop_on_signals() as stop:
         writer = CacheWriter.create_or_resume(config.result, description, codebook, library_versions(), overwrite)
         write_missing_shards(writer, "tokenize", codes_of, labels_of, report, stop)
-    return {**plan, "digest": writer.manifest.digest}
+    rows = sum(split.rows for split in description.splits)
+    return {**plan, "rows": rows, "digest": writer.manifest.digest}
 
 
 def describe(
