@@ -308,10 +308,25 @@ class TestBadInput:
     def test_an_unknown_dataset(self, here):
         assert_refused(run_here("vqgan", "train", "--dataset", "digit"), 2, "digit", "digits")
 
-    def test_an_unknown_flag_is_a_usage_error(self, here):
-        outcome = run_here("train", "--n_layers", "3")
+    @pytest.mark.parametrize(
+        ("command", "words"),
+        [
+            (["train", "--n_layers", "3"], ["--n-layer", "vqgpt train --help"]),
+            (["train", "--n-layer", "many"], ["--n-layer", "integer"]),
+            (["tran"], ["tran", "vqgpt --help"]),
+            (["cache", "inf"], ["inf", "vqgpt cache --help"]),
+            (["render"], ["cache", "vqgpt render --help"]),
+            (["vqgan", "train", "--codebook", "emma"], ["emma", "'ema'"]),
+        ],
+    )
+    def test_what_the_command_line_has_wrong_is_named(self, here, command, words):
+        assert_refused(run_here(*command), 2, *words)
+
+    @pytest.mark.parametrize("group", [[], ["vqgan"], ["cache"]])
+    def test_a_group_without_a_command_shows_its_help(self, group):
+        outcome = run_here(*group)
         assert outcome.code == 2
-        assert "--n-layer" in outcome.err
+        assert "Commands" in outcome.out
 
     @pytest.mark.parametrize("flag", ["--no_wandb", "--disc_start", "--warmup", "--num-workers=4"])
     def test_flags_of_generativezoo_that_are_not_here_are_refused_with_the_reason(self, here, flag):

@@ -23,7 +23,7 @@ from vqgpt.config.commands import (
     vqgan_path,
 )
 from vqgpt.config.options import options_of
-from vqgpt.errors import UsageError
+from vqgpt.errors import ExitCode, UsageError
 from vqgpt.progress import Notice, Report
 from vqgpt.versions import installed_version
 
@@ -39,6 +39,8 @@ app = typer.Typer(
     epilog="Every option can also be set by an environment variable (VQGPT_BATCH_SIZE=64) or in a recipe; "
     "a flag wins over both.",
 )
+NAMES_OF_GROUPS: list[list[str]] = [[], ["vqgan"], ["cache"]]  # they need a command after them
+
 vqgan_app = typer.Typer(no_args_is_help=True, help="The tokenizer: train one, look at its reconstructions.")
 cache_app = typer.Typer(no_args_is_help=True, help="Look after token caches.")
 app.add_typer(vqgan_app, name="vqgan")
@@ -160,11 +162,29 @@ add_command(cache_app, "cache verify", CacheConfig, _cache_verify, takes_recipe=
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vqgpt` command; always leaves by SystemExit."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        check_not_refused(arguments)
-    except UsageError as error:
-        Screen(quiet=False, as_json=False).show_error(error)
-        raise SystemExit(int(error.exit_code)) from None
     configs = [*(command.config for command in COMMANDS.values()), Flags, OutputFlags]
     list_flags = {item.flag for config in configs for item in options_of(config) if item.is_list}
-    cast(Any, app)(args=expand_lists(arguments, list_flags), prog_name="vqgpt")
+    try:
+        check_not_refused(arguments)
+        if arguments in NAMES_OF_GROUPS:
+            _run_typer([*arguments, "--help"])
+            code = int(ExitCode.USAGE)
+        else:
+            code = _run_typer(expand_lists(arguments, list_flags))
+    except UsageError as error:
+        Screen(quiet=False, as_json=False).show_error(error)
+        code = int(error.exit_code)
+    raise SystemExit(code)
+
+
+def _run_typer(arguments: list[str]) -> int:
+    """Run a command. Raises UsageError for what typer finds wrong with the arguments, in its words."""
+    try:
+        return cast(Any, app)(args=arguments, prog_name="vqgpt", standalone_mode=False) or 0
+    except Exception as error:  # typer carries its own click, whose exceptions have no public name
+        if not hasattr(error, "format_message"):
+            raise
+        named = [*(command.words.split() for command in COMMANDS.values()), *NAMES_OF_GROUPS]
+        words = max((name for name in named if arguments[: len(name)] == name), key=len)
+        remedy = f"`{' '.join(['vqgpt', *words, '--help'])}` lists what there is"
+        raise UsageError(error.format_message().removesuffix("."), remedy) from None
