@@ -195,6 +195,17 @@ def test_a_run_that_was_killed_before_its_first_commit_is_begun_again(tmp_path, 
     assert files_of(path) == files_of(whole)
 
 
+@pytest.mark.parametrize("name", ["train/n01440764/1.JPEG", "val/a.png", "codebook/notes.txt", "zarr.json.bak"])
+def test_a_folder_of_images_is_never_taken_for_the_rest_of_a_cache(tmp_path, name):
+    file = tmp_path / "data.zarr" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="not a token cache"):
+            CacheWriter.create_or_resume(tmp_path / "data.zarr", description(), CODEBOOK, {}, overwrite=overwrite)
+    assert file.read_text() == "mine"
+
+
 def test_a_folder_that_is_not_a_cache_is_never_removed(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="not a token cache"):

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import sha256
 from vqgpt.tokens.layout import ArrayLayout, decode_shards
-from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, StoredFile, from_document
-from vqgpt.tokens.writer import ROOT
+from vqgpt.tokens.manifest import Description, Manifest, StoredFile, from_document
+from vqgpt.tokens.stored_files import ROOT, array_files, read_checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +58,15 @@ class TokenCache:
         """(K, D) float32."""
         layout = self.description.codebook_layout()
         key = f"codebook/{layout.shard_key(0)}"
-        return self._decode("codebook", layout, {key: self.manifest.files[key]}).astype(np.float32, copy=False)
+        return self._decode(layout, {key: self.manifest.files[key]}).astype(np.float32, copy=False)
 
     def read_split(self, split: str) -> SplitTokens:
         """A whole split. Raises InputError that names the first file that is not as it was written."""
         if split not in self.split_names:
             raise InputError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.split_names)}")
-        layouts = self.description.layouts(split)
-        shards = sorted(self.manifest.shards[split].items())
         arrays = {
-            name: self._decode(
-                f"{split}/{name}",
-                layouts[name],
-                {f"{split}/{name}/{layouts[name].shard_key(index)}": getattr(shard, name) for index, shard in shards},
-            )
-            for name in ARRAYS
+            name: self._decode(layout, array_files(self.manifest, split, name))
+            for name, layout in self.description.layouts(split).items()
         }
         if arrays["codes"].size and int(arrays["codes"].max()) >= self.description.codebook_size:
             raise self._damaged(f"{split}/codes", "holds codes beyond the codebook")
@@ -83,12 +76,12 @@ class TokenCache:
                 raise self._damaged(f"{split}/labels", f"holds labels outside the {classes} classes")
         return SplitTokens(**arrays)  # type: ignore[arg-type]
 
-    def _decode(self, array: str, layout: ArrayLayout, files: dict[str, StoredFile]) -> NDArray[np.generic]:
+    def _decode(self, layout: ArrayLayout, files: dict[str, StoredFile]) -> NDArray[np.generic]:
         data = [self._read(key, file) for key, file in files.items()]
         try:
             return decode_shards(layout, data)
         except (ValueError, RuntimeError):
-            raise self._damaged(array, "does not decode") from None
+            raise self._damaged(" or ".join(files), "does not decode") from None
 
     def _read(self, key: str, file: StoredFile) -> bytes:
         fault, data = read_checked(self.path / key, file)
@@ -98,20 +91,6 @@ class TokenCache:
 
     def _damaged(self, key: str, fault: str) -> InputError:
         return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path, self.description))
-
-
-def read_checked(path: Path, file: StoredFile) -> tuple[str, bytes]:
-    """The bytes of a file and "", or what is wrong with it and no bytes."""
-    try:
-        size = path.stat().st_size
-        if size != file.bytes:
-            return f"has {size} bytes instead of {file.bytes}", b""
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return "is missing", b""
-    if sha256(data) != file.sha256:
-        return "is not what was written (its sha256 differs)", b""
-    return "", data
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -4,12 +4,11 @@ Imports numpy and zarr only.
 """
 
 from pathlib import Path
-from typing import Any
 
 from vqgpt.errors import InputError
-from vqgpt.tokens.manifest import Manifest
-from vqgpt.tokens.reader import TokenCache, read_checked, read_manifest
-from vqgpt.tokens.writer import ROOT, shard_files
+from vqgpt.tokens.manifest import ARRAYS, Manifest, StoredFile
+from vqgpt.tokens.reader import TokenCache, read_manifest
+from vqgpt.tokens.stored_files import ROOT, array_files, read_checked
 
 STRANGER = "does not belong to this cache"
 
@@ -33,11 +32,11 @@ def find_faults(path: Path) -> list[str]:
     return faults
 
 
-def _expected_files(manifest: Manifest) -> dict[str, Any]:
+def _expected_files(manifest: Manifest) -> dict[str, StoredFile]:
     files = dict(manifest.files)
-    for split, shards in manifest.shards.items():
-        for index, shard in shards.items():
-            files |= shard_files(manifest.description, split, index, shard)
+    for split in manifest.shards:
+        for array in ARRAYS:
+            files |= array_files(manifest, split, array)
     return files
 
 

@@ -6,6 +6,7 @@ missing. Imports numpy and zarr only.
 """
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from vqgpt.errors import InputError
 from vqgpt.files import PARTIAL_SUFFIX, canonical_json, remove_partial_files, sha256, write_atomically
 from vqgpt.tokens.layout import array_metadata, encode_shard
 from vqgpt.tokens.manifest import (
-    ARRAYS,
     DamagedManifestError,
     Description,
     Manifest,
@@ -28,8 +28,8 @@ from vqgpt.tokens.manifest import (
     from_document,
     to_document,
 )
+from vqgpt.tokens.stored_files import ROOT, holds, shard_files
 
-ROOT = "zarr.json"
 USUAL_SPLITS = ("train", "val", "test", "samples")
 GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
@@ -80,7 +80,7 @@ class CacheWriter:
             (split, index)
             for split, shards in manifest.shards.items()
             for index, shard in shards.items()
-            if not all(_holds(path / key, file) for key, file in shard_files(description, split, index, shard).items())
+            if not all(holds(path / key, file) for key, file in shard_files(description, split, index, shard).items())
         }
         writer = cls(path, manifest.without_shards(lost))
         writer._write_fixed_files(codebook)
@@ -99,7 +99,7 @@ class CacheWriter:
         kept = self.manifest.files
         files = {key: kept.get(key, StoredFile(bytes=len(data), sha256=sha256(data))) for key, data in contents.items()}
         for key, data in contents.items():
-            if not _holds(self.path / key, files[key]):
+            if not holds(self.path / key, files[key]):
                 files[key] = self._store(key, data)
         self._commit(
             Manifest(description=description, versions=self.manifest.versions, files=files, shards=self.manifest.shards)
@@ -149,12 +149,6 @@ class CacheWriter:
         self.manifest = manifest
 
 
-def shard_files(description: Description, split: str, index: int, shard: Shard) -> dict[str, StoredFile]:
-    """The files of one shard, by path below the cache."""
-    layouts = description.layouts(split)
-    return {f"{split}/{name}/{layouts[name].shard_key(index)}": getattr(shard, name) for name in ARRAYS}
-
-
 def remove_cache(path: Path) -> None:
     """Delete the cache at `path`, if there is one; its root goes first, so that no half of a cache can be opened.
 
@@ -177,13 +171,6 @@ def _is_unfinished(path: Path, description: Description) -> bool:
     return manifest.description == description and not manifest.complete
 
 
-def _holds(path: Path, file: StoredFile) -> bool:
-    try:
-        return path.stat().st_size == file.bytes and sha256(path.read_bytes()) == file.sha256
-    except OSError:
-        return False
-
-
 def _check_same_work(path: Path, ours: Description, theirs: Description) -> None:
     different = differences(to_json(ours), to_json(theirs))
     if different:
@@ -191,14 +178,14 @@ def _check_same_work(path: Path, ours: Description, theirs: Description) -> None
 
 
 def _remove_uncommitted_files(path: Path, description: Description) -> None:
-    """Clear what a run left that was killed before its first commit. Raises InputError if other files are there."""
+    """Clear what a run left that was killed before its first commit. Raises InputError if any other file is there."""
     if path.is_file():
         raise InputError(f"{path} is a file", "give another path")
-    own = {"codebook", *USUAL_SPLITS, *(split.name for split in description.splits)}
-    entries = sorted(path.iterdir()) if path.exists() else []
-    for entry in entries:
-        if not (entry.is_dir() and entry.name in own) and not entry.name.endswith(PARTIAL_SUFFIX):
-            raise InputError(f"{path} is not a token cache (it holds {entry.name})", "give another path")
-    for entry in entries:
-        if entry.is_dir():
-            shutil.rmtree(entry)
+    names = "|".join({"codebook", *USUAL_SPLITS, *(split.name for split in description.splits)})
+    own_file = re.compile(rf"({names})/(\w+/)?(zarr\.json|c(/\d+)+)|(.*/)?\.[^/]*{re.escape(PARTIAL_SUFFIX)}")
+    files = [file for file in path.rglob("*") if not file.is_dir()] if path.exists() else []
+    for file in files:
+        if not own_file.fullmatch(file.relative_to(path).as_posix()):
+            raise InputError(f"{path} is not a token cache (it holds {file.relative_to(path)})", "give another path")
+    for file in files:
+        file.unlink()
