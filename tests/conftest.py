@@ -59,6 +59,18 @@ def run_here(*arguments: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def assert_refused(outcome, code, *words):
+    """One line that names the thing, one that says what to do, no traceback, nothing on stdout."""
+    assert outcome.code == code, outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.out == ""
+    error = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    remedy = [line for line in outcome.err.splitlines() if line.startswith("  try: ")]
+    assert len(error) == len(remedy) == 1, outcome.err
+    for word in words:
+        assert word in error[0] + remedy[0]
+
+
 def start_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
     """Start a vqgpt command as a process of its own."""
     return subprocess.Popen(

@@ -2,33 +2,19 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import TINY_GPT, TINY_VQGAN, description, files_of, run_here, write_cache
-from vqgpt.cli.commands import COMMANDS, explain
+from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
+from vqgpt.cli.commands import COMMANDS
 from vqgpt.config.options import options_of
 from vqgpt.tokens import TokenCache
 
 DRY_VQGAN = ["vqgan", "train", "--dataset", "digits", "--size", "16", "--dry-run"]
-
-
-def assert_refused(outcome, code, *words):
-    """One line that names the thing, one that says what to do, no traceback, nothing on stdout."""
-    assert outcome.code == code, outcome.err
-    assert "Traceback" not in outcome.err
-    assert outcome.out == ""
-    error = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    remedy = [line for line in outcome.err.splitlines() if line.startswith("  try: ")]
-    assert len(error) == len(remedy) == 1, outcome.err
-    for word in words:
-        assert word in error[0] + remedy[0]
 
 
 def test_help_needs_no_torch_and_names_every_command():
@@ -210,199 +196,3 @@ def test_cache_info_and_list_tell_what_is_there(pipeline):
     assert 0 < info["train_entropy_bits_per_token"] <= 4
     assert "complete" in run_here("cache", "list").out
     assert run_here("cache", "list", "--json").json["digits.zarr"]["rows"] == 1797
-
-
-class TestBadInput:
-    """Each is named, says what to do, has its exit code, and changes nothing."""
-
-    def test_no_vqgan_yet(self, here):
-        assert_refused(
-            run_here("tokenize", "--dataset", "digits"), 4, "runs/digits/vqgan.pt", "vqgpt vqgan train --dataset digits"
-        )
-
-    def test_no_cache_yet(self, here):
-        assert_refused(run_here("train"), 4, "cache/", "vqgpt tokenize")
-        assert_refused(run_here("train", "--dataset", "svhn"), 4, "cache/svhn.zarr", "vqgpt tokenize --dataset svhn")
-
-    def test_no_gpt_yet(self, here):
-        assert_refused(run_here("sample"), 4, "vqgpt train")
-
-    def test_several_caches(self, here):
-        write_cache(Path("cache/a.zarr"), description())
-        write_cache(Path("cache/b.zarr"), description())
-        assert_refused(run_here("train"), 2, "cache/a.zarr, cache/b.zarr", "--cache")
-
-    def test_a_cache_of_another_tokenizer(self, pipeline):
-        outcome = run_here("vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--seed", "1", "--overwrite")
-        assert outcome.code == 0, outcome.err
-        before = files_of(pipeline)
-        assert_refused(run_here("tokenize", "--dataset", "digits"), 3, "tokenizer_sha256", "--overwrite")
-        assert_refused(
-            run_here("render", "runs/digits/samples.zarr", "--out", "x.png"), 3, "another VQ-GAN", "--checkpoint-vae"
-        )
-        assert files_of(pipeline) == before
-
-    @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-    def test_a_damaged_shard(self, pipeline, damage):
-        shard = Path("cache/digits.zarr/train/codes/c/0/0/0/0")
-        data = shard.read_bytes()
-        if damage == "delete":
-            shard.unlink()
-        else:
-            shard.write_bytes(data[:50] if damage == "truncate" else data[:50] + bytes([data[50] ^ 4]) + data[51:])
-        for command in (["train", "--out", "x.pt"], ["cache", "verify", "cache/digits.zarr"]):
-            outcome = run_here(*command)
-            assert_refused(
-                outcome, 3, "train/codes/c/0/0/0/0", "vqgpt tokenize --dataset digits --cache cache/digits.zarr"
-            )
-        assert run_here("tokenize", "--dataset", "digits", "--cache", "cache/digits.zarr").code == 0
-        assert shard.read_bytes() == data
-        assert run_here("cache", "verify", "cache/digits.zarr").code == 0
-
-    def test_an_unfinished_cache(self, here):
-        write_cache(Path("cache/a.zarr"), description(), only_first=1)
-        assert_refused(run_here("train"), 3, "not finished")
-
-    @pytest.mark.parametrize("kind", ["text", "empty", "foreign", "other kind", "truncated", "flipped"])
-    def test_a_checkpoint_that_is_not_one(self, pipeline, kind):
-        path = Path("bad.pt")
-        good = Path("runs/digits/vqgan.pt").read_bytes()
-        if kind == "foreign":
-            torch.save({"encoder.conv_in.weight": torch.zeros(3)}, path)
-        elif kind == "other kind":
-            shutil.copy("runs/digits/gpt.pt", path)
-        elif kind == "flipped":
-            with zipfile.ZipFile("runs/digits/vqgan.pt") as archive:
-                weights = max(archive.infolist(), key=lambda item: item.file_size)
-                position = weights.header_offset + 200 + weights.file_size // 2
-            path.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
-        else:
-            path.write_bytes({"text": b"hello", "empty": b"", "truncated": good[: len(good) // 2]}[kind])
-        outcome = run_here("tokenize", "--dataset", "digits", "--checkpoint-vae", "bad.pt", "--cache", "x.zarr")
-        assert_refused(outcome, 3, "bad.pt")
-        assert not Path("x.zarr").exists()
-
-    def test_a_checkpoint_that_would_run_code(self, here):
-        class Hostile:
-            def __reduce__(self):
-                return (Path.touch, (Path("owned"),))
-
-        torch.save({"format": "vqgpt checkpoint", "payload": Hostile()}, "bad.pt")
-        assert_refused(run_here("sample", "--checkpoint-gpt", "bad.pt"), 3, "bad.pt")
-        assert not Path("owned").exists()
-
-    def test_a_device_that_is_not_there(self, here):
-        if torch.cuda.is_available():
-            pytest.skip("this machine has CUDA")
-        assert_refused(
-            run_here("vqgan", "train", "--dataset", "digits", "--device", "cuda"), 2, "cuda", "--device auto"
-        )
-        assert_refused(run_here("vqgan", "train", "--dataset", "digits", "--device", "gpu"), 2, "gpu", "cuda:N")
-
-    def test_a_folder_that_cannot_be_written(self, here):
-        Path("file").write_text("not a folder")
-        for command in (["vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--out", "file/vqgan.pt"],):
-            assert_refused(run_here(*command), 3, "file")
-        assert Path("file").read_text() == "not a folder"
-
-    def test_an_unknown_dataset(self, here):
-        assert_refused(run_here("vqgan", "train", "--dataset", "digit"), 2, "digit", "digits")
-
-    @pytest.mark.parametrize(
-        ("command", "words"),
-        [
-            (["train", "--n_layers", "3"], ["--n-layer", "vqgpt train --help"]),
-            (["train", "--n-layer", "many"], ["--n-layer", "integer"]),
-            (["tran"], ["tran", "vqgpt --help"]),
-            (["cache", "inf"], ["inf", "vqgpt cache --help"]),
-            (["render"], ["cache", "vqgpt render --help"]),
-            (["vqgan", "train", "--codebook", "emma"], ["emma", "'ema'"]),
-        ],
-    )
-    def test_what_the_command_line_has_wrong_is_named(self, here, command, words):
-        assert_refused(run_here(*command), 2, *words)
-
-    @pytest.mark.parametrize("group", [[], ["vqgan"], ["cache"]])
-    def test_a_group_without_a_command_shows_its_help(self, group):
-        outcome = run_here(*group)
-        assert outcome.code == 2
-        assert "Commands" in outcome.out
-
-    @pytest.mark.parametrize("flag", ["--no_wandb", "--disc_start", "--warmup", "--num-workers=4"])
-    def test_flags_of_generativezoo_that_are_not_here_are_refused_with_the_reason(self, here, flag):
-        assert_refused(run_here("vqgan", "train", "--dataset", "digits", flag), 2, flag.split("=")[0].replace("_", "-"))
-
-    def test_results_are_not_overwritten(self, pipeline):
-        before = files_of(pipeline)
-        assert_refused(run_here("vqgan", "train", "--dataset", "digits", *TINY_VQGAN), 2, "vqgan.pt", "--overwrite")
-        assert_refused(run_here("train", *TINY_GPT), 2, "gpt.pt", "--overwrite")
-        assert_refused(run_here("sample", "--seed", "5"), 2, "samples.png", "--overwrite")
-        assert_refused(run_here("sample", "--seed", "5", "--tokens-only"), 3, "seed: 0 there, 5 here", "--overwrite")
-        assert files_of(pipeline) == before
-
-    def test_a_block_size_that_contradicts_the_cache(self, pipeline):
-        assert_refused(run_here("train", "--block_size", "49", "--out", "x.pt"), 2, "49", "8 x 8 = 64")
-
-    @pytest.mark.parametrize(
-        "command",
-        [
-            ["vqgan", "train", "--dataset", "digits", "--size", "0"],
-            ["vqgan", "train", "--dataset", "digits", "--out", "model"],
-            ["tokenize", "--dataset", "digits", "--batch-size", "0"],
-            ["tokenize", "--dataset", "digits", "--cache", "tokens"],
-            ["render", "cache/digits.zarr", "--limit", "-1"],
-            ["render", "cache/digits.zarr", "--out", "sheet.jpg"],
-            ["vqgan", "reconstruct", "--dataset", "digits", "--num-images", "0"],
-            ["sample", "--seed", "-1"],
-            ["sample", "--out", "samples"],
-        ],
-    )
-    def test_paths_and_numbers_that_cannot_be(self, pipeline, command):
-        before = files_of(pipeline)
-        assert_refused(run_here(*command), 2, command[-2].strip("-").replace("-", "_"))
-        assert files_of(pipeline) == before
-
-    def test_an_unfinished_training_is_no_checkpoint(self, pipeline):
-        content = torch.load("runs/digits/gpt.pt", weights_only=True)
-        torch.save({**content, "kind": "gpt training"}, "bad.pt")
-        assert_refused(run_here("sample", "--checkpoint-gpt", "bad.pt"), 3, "bad.pt is an unfinished training")
-
-    def test_images_of_other_channels(self, pipeline):
-        for command in (["tokenize"], ["vqgan", "reconstruct"]):
-            flags = ["--dataset", "bloodmnist", "--checkpoint-vae", "runs/digits/vqgan.pt"]
-            assert_refused(run_here(*command, *flags), 3, "images of 1 channels, bloodmnist has 3")
-
-    def test_out_of_memory_on_a_cpu(self, here):
-        error = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
-        assert explain(error).exit_code == 5
-
-    def test_metrics_of_others_are_kept(self, pipeline):
-        path = Path("runs/digits/metrics.jsonl")
-        foreign = '{"a": 1}\n[1]\nnot json\n'
-        path.write_text(path.read_text() + foreign)
-        before = path.read_text()
-        assert run_here("train", *TINY_GPT, "--out", "runs/digits/other.pt").code == 0
-        assert path.read_text().startswith(before)
-
-    def test_a_picture_is_not_overwritten_by_sampling(self, pipeline):
-        Path("mine.png").write_text("a picture of mine")
-        assert_refused(run_here("sample", "--out", "mine.zarr"), 2, "mine.png", "--overwrite")
-        assert not Path("mine.zarr").exists()
-
-    @pytest.mark.parametrize(
-        "flags", [["--top-k", "0"], ["--temperature", "-1"], ["--num-samples", "0"], ["--precision", "fp8"]]
-    )
-    def test_values_out_of_range(self, pipeline, flags):
-        assert run_here("sample", *flags, "--out", "x.zarr").code == 2
-        assert not Path("x.zarr").exists()
-
-    def test_a_start_of_another_architecture(self, pipeline):
-        start = ["train", "--checkpoint-gpt", "runs/digits/gpt.pt", "--condition", "class", "--out", "x.pt"]
-        assert_refused(run_here(*start, *TINY_GPT, "--n-head", "4"), 3, "n_head: 2 there, 4 here")
-        assert run_here(*start, *TINY_GPT, "--dropout-t", "0").code == 0
-
-    def test_classes_where_there_are_none(self, pipeline):
-        assert run_here("train", "--out", "plain.pt", *TINY_GPT).code == 0
-        assert_refused(run_here("sample", "--checkpoint-gpt", "plain.pt", "--class", "3"), 2, "without classes")
-        write_cache(Path("bits.zarr"), description(label_kind="bits"))
-        assert_refused(run_here("train", "--cache", "bits.zarr", "--condition", "class"), 2, "no classes")

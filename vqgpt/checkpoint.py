@@ -1,7 +1,7 @@
 """Checkpoints of both networks: one file that explains itself, written atomically, loaded without running code.
 
-A checkpoint is a dict of tensors and plain values: `format`, `version`, `kind` ("vqgan" or "gpt"), `config`, `model`
-and what else its kind needs. Knows neither images nor tokens.
+A checkpoint is a dict of tensors and plain values: `format`, `version`, `kind` ("vqgan", "gpt", or one of these
+and " training" while it is unfinished), and what its kind needs. Knows neither images nor tokens.
 """
 
 import hashlib

@@ -19,15 +19,15 @@ class TrainingRun:
 
     def __init__(self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool) -> None:
         """Raises UsageError if the result exists already, InputError if another training is unfinished there."""
+        if result.suffix != ".pt" or result.is_dir():
+            raise UsageError(f"{result} cannot be a checkpoint", "give --out a file name that ends in .pt")
+        if result.exists() and not overwrite:
+            raise UsageError(f"{result} exists", "give --overwrite to replace it, or another --out")
         self.result = result
         self.kind = kind
         self.identity = identity
         self.unfinished = result.with_suffix(".unfinished.pt")
         self.metrics = result.with_name("metrics.jsonl")
-        if result.suffix != ".pt" or result.is_dir():
-            raise UsageError(f"{result} cannot be a checkpoint", "give --out a file name that ends in .pt")
-        if result.exists() and not overwrite:
-            raise UsageError(f"{result} exists", "give --overwrite to replace it, or another --out")
         check_writable(result.parent)
         self.state = self._load_state(overwrite)
         self._keep_metrics_up_to(self.state["step"] if self.state else 0)

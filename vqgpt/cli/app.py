@@ -31,7 +31,6 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambd
 
 app = typer.Typer(
     context_settings=SETTINGS,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Generate images with a GPT over VQ-GAN tokens, in two stages.\n\n"
     "Stage one turns a dataset into a token cache, once: `vqgpt vqgan train`, `vqgpt tokenize`. "
@@ -41,8 +40,8 @@ app = typer.Typer(
 )
 NAMES_OF_GROUPS: list[list[str]] = [[], ["vqgan"], ["cache"]]  # they need a command after them
 
-vqgan_app = typer.Typer(no_args_is_help=True, help="The tokenizer: train one, look at its reconstructions.")
-cache_app = typer.Typer(no_args_is_help=True, help="Look after token caches.")
+vqgan_app = typer.Typer(help="The tokenizer: train one, look at its reconstructions.")
+cache_app = typer.Typer(help="Look after token caches.")
 app.add_typer(vqgan_app, name="vqgan")
 app.add_typer(cache_app, name="cache")
 

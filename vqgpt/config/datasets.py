@@ -1,6 +1,6 @@
 """The datasets that vqgpt knows, one row each. Must not import torch, torchvision or medmnist.
 
-Sizes are the image side in pixels that the pipeline uses by default; `native_size` is what the files hold.
+`default_size` is the image side in pixels that the pipeline uses unless told otherwise.
 """
 
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ from vqgpt.config.options import nearest_hint
 from vqgpt.errors import InputError, UsageError
 
 Reader = Literal["digits", "torchvision", "medmnist"]
+LabelKind = Literal["class", "bits"]
 DIGIT_NAMES = tuple("0123456789")
 CC_BY = "CC BY 4.0"
 RESEARCH = "for research; see the source"
@@ -24,28 +25,31 @@ class Dataset:
     reader: Reader
     reader_class: str = ""
     channels: int
-    native_size: int
     default_size: int = 32
     splits: tuple[str, ...] = ("train", "test")
-    label_kind: Literal["class", "bits"] = "class"
+    label_kind: LabelKind = "class"
     class_names: tuple[str, ...] = ()
     licence: str = RESEARCH
     download_megabytes: int
 
 
 def _medmnist(
-    name: str, reader_class: str, channels: int, megabytes: int, licence: str = CC_BY, **more: str
+    name: str,
+    reader_class: str,
+    channels: int,
+    megabytes: int,
+    licence: str = CC_BY,
+    label_kind: LabelKind = "class",
 ) -> Dataset:
     return Dataset(
         name=name,
         reader="medmnist",
         reader_class=reader_class,
         channels=channels,
-        native_size=28,
         splits=("train", "val", "test"),
         licence=licence,
         download_megabytes=megabytes,
-        label_kind="bits" if more.get("labels") == "bits" else "class",
+        label_kind=label_kind,
     )
 
 
@@ -56,7 +60,6 @@ DATASETS = {
             name="digits",
             reader="digits",
             channels=1,
-            native_size=8,
             default_size=16,
             class_names=DIGIT_NAMES,
             licence=CC_BY,
@@ -67,7 +70,6 @@ DATASETS = {
             reader="torchvision",
             reader_class="MNIST",
             channels=1,
-            native_size=28,
             class_names=DIGIT_NAMES,
             download_megabytes=12,
         ),
@@ -76,7 +78,6 @@ DATASETS = {
             reader="torchvision",
             reader_class="FashionMNIST",
             channels=1,
-            native_size=28,
             licence="MIT",
             download_megabytes=31,
         ),
@@ -85,7 +86,6 @@ DATASETS = {
             reader="torchvision",
             reader_class="CIFAR10",
             channels=3,
-            native_size=32,
             download_megabytes=170,
         ),
         Dataset(
@@ -93,7 +93,6 @@ DATASETS = {
             reader="torchvision",
             reader_class="CIFAR100",
             channels=3,
-            native_size=32,
             download_megabytes=169,
         ),
         Dataset(
@@ -101,12 +100,11 @@ DATASETS = {
             reader="torchvision",
             reader_class="SVHN",
             channels=3,
-            native_size=32,
             class_names=DIGIT_NAMES,
             licence="non-commercial",
             download_megabytes=246,
         ),
-        _medmnist("chestmnist", "ChestMNIST", 1, 83, labels="bits"),
+        _medmnist("chestmnist", "ChestMNIST", 1, 83, label_kind="bits"),
         _medmnist("bloodmnist", "BloodMNIST", 3, 36),
         _medmnist("dermamnist", "DermaMNIST", 3, 20, licence="CC BY-NC 4.0"),
         _medmnist("octmnist", "OCTMNIST", 1, 55),

@@ -1,4 +1,4 @@
-"""From raw pixels to what the VQ-GAN takes: resized uint8 images, and the map between uint8 and [-1, 1]."""
+"""From raw pixels to what the VQ-GAN is fed: uint8 images of one size, and the digest of their source."""
 
 import hashlib
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ class ImageDataset:
 
     splits: dict[str, ImageSplit]
     class_names: tuple[str, ...]
-    channels: int
     sha256: str
 
 
@@ -45,7 +44,7 @@ def load_images(dataset: Dataset, root: Path, size: int, report: Report) -> Imag
         name: ImageSplit(images=resize(split.images, size), labels=split.labels, source_index=split.source_index)
         for name, split in raw.splits.items()
     }
-    return ImageDataset(splits=splits, class_names=raw.class_names, channels=dataset.channels, sha256=_digest(raw))
+    return ImageDataset(splits=splits, class_names=raw.class_names, sha256=_digest(raw))
 
 
 def resize(images: NDArray[np.uint8], size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Training of the GPT, from token grids in memory.
 
-    codes (N, V, h, w) in their narrow dtype, on the device -> a trained model in place, and its held-out loss
+    codes (N, V, h, w) uint8 or int32, on the device -> a trained model in place, and its held-out loss
 
 A batch is one gather on the device. Knows nothing of images, the VQ-GAN and files of token caches.
 """

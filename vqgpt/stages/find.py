@@ -26,6 +26,12 @@ def find_gpt(checkpoint: Path | None, dataset: str | None) -> Path:
     return _only(checkpoints, "trained GPT", RUNS_FOLDER, "train one with: vqgpt train", "--checkpoint-gpt")
 
 
+def check_dataset(asked: str | None, actual: str, path: Path) -> None:
+    """Raise UsageError if `path` is of another dataset than --dataset asks for."""
+    if asked not in (None, actual):
+        raise UsageError(f"{path} is of dataset {actual}, not {asked}", "leave --dataset out, or give another path")
+
+
 def list_caches(folder: Path) -> list[Path]:
     """The token caches directly in a folder, finished or not."""
     return sorted(path.parent for path in folder.glob("*.zarr/zarr.json"))

@@ -21,7 +21,7 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.find import find_gpt
+from vqgpt.stages.find import check_dataset, find_gpt
 from vqgpt.stages.shards import write_missing_shards
 from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
@@ -58,6 +58,7 @@ def plan(config: SampleConfig) -> SamplePlan:
     checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
     gpt = load_gpt(checkpoint, "train one with: vqgpt train", device)
     trained_on = from_json(Description, gpt.cache_description, str(checkpoint))
+    check_dataset(config.dataset, trained_on.dataset, checkpoint)
     known_classes = trained_on.class_names if gpt.model.config.num_classes else ()
     turn = class_turn(config.classes, known_classes)
     num_samples = config.sampling.num_samples

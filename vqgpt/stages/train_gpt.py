@@ -23,7 +23,7 @@ from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
-from vqgpt.stages.find import find_cache
+from vqgpt.stages.find import check_dataset, find_cache
 from vqgpt.tokens import TokenCache
 from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun
@@ -34,6 +34,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     device = select_device(config.run.device)
     precision = resolve_precision(config.run.precision, device)
     cache = TokenCache(find_cache(config.cache, config.dataset))
+    check_dataset(config.dataset, cache.description.dataset, cache.path)
     report(Notice(text=f"training on {cache.path}"))
     architecture = gpt_config(config, cache)
     result = config.out or gpt_path(cache.description.dataset)
@@ -115,17 +116,8 @@ def load_sequences(cache: TokenCache, split: str, architecture: GPTConfig, devic
     tokens = cache.read_split(split)
     if not len(tokens.codes):
         raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")
-    if (
-        architecture.num_classes
-        and not 0 <= int(tokens.labels.min()) <= int(tokens.labels.max()) < architecture.num_classes
-    ):
-        raise InputError(
-            f"{cache.path}: split {split!r} has labels outside its {architecture.num_classes} classes",
-            "tokenize it again",
-        )
-    codes = (
-        tokens.codes.astype(np.int32) if tokens.codes.dtype.itemsize > 1 else tokens.codes
-    )  # torch cannot gather uint16
+    narrow = tokens.codes.dtype.itemsize == 1
+    codes = tokens.codes if narrow else tokens.codes.astype(np.int32)  # torch cannot gather uint16
     return Sequences.from_grids(
         torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
     )

@@ -10,6 +10,7 @@ from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import load_images
+from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.pictures import comparison_sheet, png_bytes
@@ -49,6 +50,8 @@ def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report
     }
     training_run = TrainingRun(config.result, KIND, identity, overwrite)
     panel = config.result.with_suffix(".png")
+    if panel.exists() and training_run.state is None and not overwrite:
+        raise UsageError(f"{panel} exists", "give --overwrite to replace it, or another --out")
 
     def show(originals: Tensor, reconstructions: Tensor) -> None:
         sheet = comparison_sheet(originals.cpu().numpy(), reconstructions.cpu().numpy())

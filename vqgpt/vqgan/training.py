@@ -79,9 +79,10 @@ class VQGANTraining:
 
     def validate(self) -> dict[str, float]:
         """PSNR and codebook use on the held-out images; shows some of them."""
+        figures = reconstruction_figures(self.model, self.held_out)
         shown = self.held_out[:SHOWN_IMAGES]
         self.show(shown, reconstruct(self.model, shown)[0])
-        return reconstruction_figures(self.model, self.held_out)
+        return figures
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, and the codebook's statistics."""
