@@ -10,10 +10,10 @@ import torch
 from vqgpt.config.datasets import DATASETS, find_dataset, held_out_split
 from vqgpt.data import readers
 from vqgpt.data.images import load_images, resize
-from vqgpt.data.torchvision_import import import_torchvision_datasets
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.pixels import to_uint8, to_unit_range
 from vqgpt.progress import silent
+from vqgpt.torchvision_import import import_torchvision
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -57,7 +57,7 @@ def test_idx_files_are_read_in_order(tmp_path, dataset, folder):
 
 
 def test_cifar10_batches_are_read_in_order(tmp_path, monkeypatch):
-    cifar = import_torchvision_datasets().CIFAR10
+    cifar = import_torchvision("datasets").CIFAR10
     folder = tmp_path / cifar.base_folder
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_cifar10_batches_are_read_in_order(tmp_path, monkeypatch):
 def test_svhn_files_are_read_and_ten_means_zero(tmp_path, monkeypatch):
     from scipy.io import savemat
 
-    svhn = import_torchvision_datasets().SVHN
+    svhn = import_torchvision("datasets").SVHN
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
     for split in ("train", "test"):
         savemat(tmp_path / svhn.split_list[split][1], {"X": images, "y": np.array([[10], [1], [2], [3], [10]])})

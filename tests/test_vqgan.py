@@ -1,23 +1,26 @@
-"""The VQ-GAN: its quantiser against plain arithmetic, its losses by their gradients, its names by their layout."""
+"""The VQ-GAN: its lookup against plain arithmetic, its losses by their gradients, its names by their layout."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.metrics import structural_similarity
 
-from vqgpt.code_statistics import code_statistics
 from vqgpt.config.options import resolve
 from vqgpt.config.vqgan import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.errors import UsageError
-from vqgpt.vqgan.metrics import psnr
+from vqgpt.errors import InputError, UsageError
+from vqgpt.vqgan import quantizer
+from vqgpt.vqgan.metrics import psnr, ssim
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.quantizer import Codebook, EMACodebook, codebook_loss, commitment_loss, nearest_codes
+from vqgpt.vqgan.quantizer import codebook_loss, commitment_loss, nearest_codes
 from vqgpt.vqgan.training import codebook_term
 
+TINY = {"channels": 32, "z_channels": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "n_embed": 16, "embed_dim": 4}
 
-def tiny_model(**changes) -> VQGAN:
-    values = {"channels": 32, "z_channels": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "n_embed": 16, "embed_dim": 4}
-    return VQGAN(VQGANConfig(options=VQGANOptions(**{**values, **changes}), image_channels=1, size=16))
+
+def tiny_model(used_codes=None, **changes) -> VQGAN:
+    return VQGAN(VQGANConfig.of(VQGANOptions(**{**TINY, **changes}), image_channels=1, size=16, used_codes=used_codes))
 
 
 @settings(deadline=None, max_examples=30)
@@ -81,8 +84,50 @@ def test_encode_and_forward_agree_and_decode_is_clamped():
     codes = model.encode(images)
     out = model(images)
     assert codes.shape == (3, 8, 8)
-    assert torch.equal(codes, out.codes)
+    assert torch.equal(codes.flatten(), out.codes)
     torch.testing.assert_close(model.decode(codes), out.images.clamp(-1, 1))
+
+
+def test_the_shape_of_codes_is_sane_if_asked_for():
+    images = torch.zeros(2, 1, 16, 16)
+    torch.manual_seed(0)
+    flat = tiny_model().eval()
+    torch.manual_seed(0)
+    grid = VQGAN(flat.config, sane_index_shape=True).eval()
+    assert flat(images).codes.shape == (2 * 8 * 8,)
+    assert torch.equal(grid(images).codes.flatten(), flat(images).codes)
+    assert grid(images).codes.shape == (2, 8, 8)
+
+
+def test_codes_by_direction_ignore_lengths():
+    model = tiny_model(l2_codes=True).eval()
+    latents = torch.randn(2, 4, 3, 3)
+    codes = model.quantize.latents_to_codes(latents)
+    assert torch.equal(model.quantize.latents_to_codes(latents * 100), codes)
+    model.quantize.embedding.weight.data *= torch.rand(16, 1) + 0.1
+    assert torch.equal(model.quantize.latents_to_codes(latents), codes)
+    lengths = model.quantize.codes_to_latents(codes).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+def test_only_used_codes_are_used():
+    """A list of used codes is a smaller codebook: codes are indices into the list, of the nearest in it."""
+    model, ids = tiny_model(used_codes=5), torch.tensor([9, 3, 12, 0, 7])
+    model.quantize.embedding.weight.data.normal_()
+    model.quantize.used.copy_(ids)
+    latents = torch.randn(3, 4, 6, 6)
+    codes = model.quantize.latents_to_codes(latents)
+    vectors = model.quantize.embedding.weight[ids]
+    expected = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 4), vectors).argmin(dim=1)
+    assert torch.equal(codes.flatten(), expected)
+    assert torch.equal(model.quantize.codes_to_latents(codes).permute(0, 2, 3, 1), vectors[codes])
+
+
+def test_a_large_codebook_is_searched_in_passes(monkeypatch):
+    vectors, codebook = torch.randn(100, 3), torch.randn(50, 3)
+    whole = nearest_codes(vectors, codebook)
+    monkeypatch.setattr(quantizer, "SCORES_PER_PASS", 7 * 50)
+    assert torch.equal(nearest_codes(vectors, codebook), whole)
 
 
 def test_module_names_are_those_of_taming_transformers():
@@ -105,43 +150,31 @@ def test_double_z_doubles_what_the_encoder_emits():
     assert model.encode(torch.zeros(1, 1, 16, 16)).shape == (1, 8, 8)
 
 
-def test_the_ema_codebook_follows_the_mean_of_its_latents():
-    codebook = Codebook(2, 1)
-    ema = EMACodebook(codebook, decay=0.5, revive_below=0.0)
-    ema.weight.copy_(torch.tensor([[0.0], [10.0]]))
-    ema.counts.fill_(1.0)
-    ema.sums.copy_(ema.weight)
-    latents = torch.tensor([1.0, 3.0, 8.0, 8.0]).view(1, 1, 2, 2)
-    ema.update(latents, codebook.latents_to_codes(latents))
-    torch.testing.assert_close(codebook.embedding.weight, torch.tensor([[4 / 3], [26 / 3]]))
-
-
-def test_an_unused_code_is_put_onto_a_latent_with_fresh_statistics():
-    codebook = Codebook(4, 1)
-    ema = EMACodebook(codebook)
-    ema.weight.copy_(torch.tensor([[0.0], [1.0], [100.0], [200.0]]))
-    latents = torch.rand(8, 1, 4, 4)
-    for _ in range(3):
-        ema.update(latents, codebook.latents_to_codes(latents))
-    assert codebook.embedding.weight.max() <= 1
-    assert code_statistics(codebook.latents_to_codes(latents).numpy(), 4).used_codes == 4
-    torch.testing.assert_close(ema.sums / ema.counts[:, None], ema.weight)
-
-
-def test_seeding_puts_every_code_onto_a_latent():
-    codebook = Codebook(8, 2)
-    ema = EMACodebook(codebook)
-    latents = torch.randn(4, 2, 3, 3)
-    ema.seed(latents)
-    rows = {tuple(row) for row in latents.permute(0, 2, 3, 1).reshape(-1, 2).tolist()}
-    assert {tuple(row) for row in codebook.embedding.weight.tolist()} <= rows
-
-
 def test_psnr_of_known_values():
     black = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     grey = black.clone()
     grey[1] = 51
     torch.testing.assert_close(psnr(black, grey), torch.tensor([100.0, 13.9794]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 3, 28, 20), (1, 1, 8, 8)])
+def test_ssim_is_that_of_scikit_image(shape):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, shape, dtype=np.uint8)
+    others = np.clip(images + generator.normal(0, 40, shape), 0, 255).astype(np.uint8)
+    ours = ssim(torch.from_numpy(images), torch.from_numpy(others))
+    side = min(11, *shape[2:])
+    if side < 11:
+        assert 0 < ours < 1  # scikit-image's Gaussian window cannot be smaller
+        return
+    for one, other, value in zip(images, others, ours, strict=True):
+        maps = [
+            structural_similarity(
+                x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+            )[1][5:-5, 5:-5]
+            for x, y in zip(one, other, strict=True)
+        ]
+        assert np.mean(maps) == pytest.approx(float(value), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +187,16 @@ def test_impossible_architectures_are_refused(wrong):
 
 
 def test_a_size_that_does_not_divide_is_refused():
-    with pytest.raises(UsageError, match="size = 30") as caught:
-        VQGANConfig(options=VQGANOptions(), image_channels=1, size=30)
+    with pytest.raises(InputError, match="size = 30") as caught:
+        VQGANConfig.of(VQGANOptions(), image_channels=1, size=30)
     assert "multiple of 4" in caught.value.hint
+
+
+def test_a_size_that_moves_attention_is_refused():
+    config = VQGANConfig.of(VQGANOptions(), image_channels=1, size=32)
+    assert config.attn_levels == (1,)
+    assert config.grid(32) == (8, 8)
+    with pytest.raises(InputError, match="level 2, and the weights have it at level 1"):
+        config.grid(64)
+    without = VQGANConfig.of(VQGANOptions(attn_resolutions=()), image_channels=1, size=32)
+    assert without.grid(64) == (16, 16)

@@ -9,6 +9,7 @@ import io
 import pickle
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
         raise InputError(f"{path} is not a checkpoint of vqgpt, or is truncated", how_to_make_one) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of vqgpt", how_to_make_one)
+    check_kind(content, kind, path, how_to_make_one)
+    return content
+
+
+def check_kind(content: Mapping[str, Any], kind: str, path: Path, how_to_make_one: str) -> None:
+    """Raise InputError unless a checkpoint of ours is of this version and kind."""
     if content.get("version") != VERSION:
         raise InputError(
             f"{path} has version {content.get('version')}; this vqgpt reads version {VERSION}",
@@ -65,7 +72,6 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
         raise InputError(f"{path} is an unfinished training", "finish it with the same command, then use its result")
     if content.get("kind") != kind:
         raise InputError(f"{path} is a checkpoint of a {content.get('kind')}, not of a {kind}", how_to_make_one)
-    return content
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:

@@ -18,7 +18,11 @@ class CodeStatistics:
 
 def code_statistics(codes: NDArray[Any], codebook_size: int) -> CodeStatistics:
     """Used codes, perplexity and unigram entropy of an array of codes of any shape."""
-    counts = np.bincount(codes.reshape(-1), minlength=codebook_size)
+    return statistics_of_counts(np.bincount(codes.reshape(-1), minlength=codebook_size))
+
+
+def statistics_of_counts(counts: NDArray[np.integer[Any]]) -> CodeStatistics:
+    """The same, from how often each code occurs, (K,)."""
     shares = counts[counts > 0] / max(1, counts.sum())
     entropy_nats = float(-(shares * np.log(shares)).sum())
     return CodeStatistics(

@@ -17,6 +17,15 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    @property
+    def number(self) -> int:
+        """The signal's number, 0 for none."""
+        return int(self.signal or 0)
+
+    def hear(self, number: int) -> None:
+        """Take note of a signal that another process got; 0 for none."""
+        self.signal = self.signal or (signal.Signals(number) if number else None)
+
     def as_error(self, saved: str) -> InterruptedRun:
         """The error to leave with, once the state is saved; `saved` says what was."""
         assert self.signal is not None

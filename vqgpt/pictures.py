@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 MARGIN = 4
 TEXT_HEIGHT = 14
+HISTOGRAM_HEIGHT = 80
 SHORTEST_SIDE = 64  # pixels on the sheet; smaller images are enlarged by a whole factor
 
 
@@ -54,13 +55,43 @@ def _fitted(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
     return caption
 
 
-def comparison_sheet(originals: NDArray[np.uint8], reconstructions: NDArray[np.uint8], columns: int = 8) -> Image.Image:
-    """Originals (N, C, H, W) uint8, each row of them above the row of their reconstructions."""
-    images, captions = [], []
+def comparison_sheet(
+    originals: NDArray[np.uint8],
+    reconstructions: NDArray[np.uint8],
+    captions: Sequence[str] = (),
+    columns: int = 8,
+) -> Image.Image:
+    """Originals (N, C, H, W) uint8, each row of them above their reconstructions, which have the captions."""
+    columns = min(columns, len(originals))
+    below_each = list(captions) or ["decoded"] + [""] * (len(originals) - 1)
+    images, texts = [], []
     for start in range(0, len(originals), columns):
-        for name, group in (("original", originals), ("decoded", reconstructions)):
-            row = list(group[start : start + columns])
-            blanks = [np.full_like(originals[0], 255)] * (columns - len(row))
-            images += row + blanks
-            captions += [name] + [""] * (columns - 1)
-    return contact_sheet(np.stack(images), captions, columns)
+        blanks = columns - len(originals[start : start + columns])
+        for group, names in ((originals, [""] * len(originals)), (reconstructions, below_each)):
+            images += [*group[start : start + columns], *[np.full_like(originals[0], 255)] * blanks]
+            texts += names[start : start + columns] + [""] * blanks
+    return contact_sheet(np.stack(images), texts, columns)
+
+
+def histogram(counts: NDArray[np.integer[Any]], title: str, width: int) -> Image.Image:
+    """A bar for each of `counts` (K,), in their order, under a title; neighbours share a bar where they must."""
+    chart = Image.new("RGB", (width, HISTOGRAM_HEIGHT + TEXT_HEIGHT + 2 * MARGIN), "white")
+    pen = ImageDraw.Draw(chart)
+    pen.text((MARGIN, 0), title, fill="black", font=ImageFont.load_default(TEXT_HEIGHT - 3))
+    bars = np.array_split(counts, min(len(counts), width - 2 * MARGIN))
+    heights = np.array([bar.mean() for bar in bars])
+    heights = heights / max(1e-9, heights.max()) * HISTOGRAM_HEIGHT
+    edges = MARGIN + np.linspace(0, width - 2 * MARGIN, len(bars) + 1)
+    bottom = chart.height - MARGIN
+    for height, left, right in zip(heights, edges[:-1], edges[1:], strict=True):
+        if height > 0:
+            pen.rectangle((left, bottom - max(1, height), max(left, right - 1), bottom), fill="steelblue")
+    return chart
+
+
+def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """One picture above another."""
+    both = Image.new("RGB", (max(upper.width, lower.width), upper.height + lower.height), "white")
+    both.paste(upper, (0, 0))
+    both.paste(lower, (0, upper.height))
+    return both

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqgpt.distributed import rank
 from vqgpt.errors import NonFiniteError
 from vqgpt.runtime import derived_seed, epoch_order
 
@@ -41,12 +42,12 @@ class Schedule:
         return self.n_epochs * self.steps_per_epoch
 
     def steps(self, first: int) -> Iterator[Step]:
-        """The steps from `first` on; torch's random numbers restart at each, from (seed, step)."""
+        """The steps from `first` on; torch's random numbers restart at each, from (seed, step, rank)."""
         for index in range(first, self.num_steps):
             epoch, batch = divmod(index, self.steps_per_epoch)
             if batch == 0 or index == first:
                 order = epoch_order(self.seed, epoch, self.num_rows)
-            torch.manual_seed(derived_seed(self.seed, "step", index))
+            torch.manual_seed(derived_seed(self.seed, "step", index, *([rank()] if rank() else [])))
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=batch == self.steps_per_epoch - 1)
 

@@ -1,23 +1,28 @@
-"""The files of one training: the unfinished checkpoint, the finished one, and the metrics. Both trainings use it.
+"""The files of one training: the unfinished checkpoints, the best, the last, and the metrics. Both trainings use it.
 
-While a training runs, `NAME.unfinished.pt` beside the result holds all that is needed to continue. The result itself
-appears when the training is done. The same command continues, and nothing is replaced unless `overwrite` asks for it.
+While a training runs, `NAME.unfinished.pt` beside the result holds all that is needed to continue, and
+`NAME.unfinished.previous.pt` what it held before, in case the newest turns out damaged. `NAME.best.pt` is the finished
+form of the best validation so far. The result itself, of the last epoch, appears when the training is done. The same
+command continues, and nothing is replaced unless `overwrite` asks for it. Of several ranks, the main one writes.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from vqgpt.checkpoint import load_checkpoint, save_checkpoint
 from vqgpt.config.options import differences
+from vqgpt.distributed import main_first, rank
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import check_writable, write_atomically
+from vqgpt.progress import Notice, Report
 
 
 class TrainingRun:
     """`identity` is what must be equal for a training to be continued: its options, its seed, and its data's digest."""
 
-    def __init__(self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool) -> None:
+    def __init__(self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool, report: Report) -> None:
         """Raises UsageError if the result exists already, InputError if another training is unfinished there."""
         if result.suffix != ".pt" or result.is_dir():
             raise UsageError(f"{result} cannot be a checkpoint", "give --out a file name that ends in .pt")
@@ -27,10 +32,17 @@ class TrainingRun:
         self.kind = kind
         self.identity = identity
         self.unfinished = result.with_suffix(".unfinished.pt")
+        self.previous = result.with_suffix(".unfinished.previous.pt")
+        self.best = result.with_suffix(".best.pt")
         self.metrics = result.with_name("metrics.jsonl")
-        check_writable(result.parent)
-        self.state = self._load_state(overwrite)
-        self._keep_metrics_up_to(self.state["step"] if self.state else 0)
+        self.writes = rank() == 0
+        with main_first():
+            self.state = self._load_state(overwrite, report)
+            if self.best.exists() and not self.state and not overwrite:
+                raise UsageError(f"{self.best} exists", "give --overwrite to replace it, or another --out")
+            if self.writes:
+                check_writable(result.parent)
+                self._keep_metrics_up_to(self.state["step"] if self.state else 0)
 
     @property
     def _unfinished_kind(self) -> str:
@@ -41,37 +53,59 @@ class TrainingRun:
         """What tells this training's lines in the metrics from those of others."""
         return {"stage": self.kind, "checkpoint": self.result.name}
 
-    def _load_state(self, overwrite: bool) -> dict[str, Any] | None:
-        if not self.unfinished.exists():
-            return None
-        try:
-            remedy = f"delete {self.unfinished} to start from the beginning"
-            content = load_checkpoint(self.unfinished, self._unfinished_kind, remedy)
-        except InputError:
-            if overwrite:
-                return None
-            raise
-        if content["identity"] == self.identity:
+    def _load_state(self, overwrite: bool, report: Report) -> dict[str, Any] | None:
+        """The newest state that can be read and belongs to this training, None if there is none to continue."""
+        damage = None
+        for path in (self.unfinished, self.previous):
+            if not path.exists():
+                continue
+            try:
+                remedy = f"delete {path} to start from the beginning"
+                content = load_checkpoint(path, self._unfinished_kind, remedy)
+            except InputError as error:
+                damage = damage or error
+                continue
+            if content["identity"] != self.identity:
+                if overwrite:
+                    return None
+                different = differences(self.identity, content["identity"])
+                raise InputError(
+                    f"{path} belongs to a training with other settings ({different})",
+                    "give --overwrite to start anew, or another --out",
+                )
+            if damage:
+                report(Notice(text=f"{damage.message}; continuing from {path}, the state before it"))
+                if self.writes:
+                    os.replace(path, self.unfinished)
             return dict(content["state"])
-        if overwrite:
-            return None
-        different = differences(self.identity, content["identity"])
-        raise InputError(
-            f"{self.unfinished} belongs to a training with other settings ({different})",
-            "give --overwrite to start anew, or another --out",
-        )
+        if damage and not overwrite:
+            raise damage
+        return None
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep all that is needed to continue; `state["step"]` counts the steps that are done."""
+        if not self.writes:
+            return
+        if self.unfinished.exists():
+            os.replace(self.unfinished, self.previous)
         save_checkpoint(self.unfinished, self._unfinished_kind, {"identity": self.identity, "state": state})
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Write the result, and forget the unfinished state."""
-        save_checkpoint(self.result, self.kind, content)
-        self.unfinished.unlink(missing_ok=True)
+        """Write the result, and forget the unfinished states."""
+        if self.writes:
+            save_checkpoint(self.result, self.kind, content)
+            self.previous.unlink(missing_ok=True)
+            self.unfinished.unlink(missing_ok=True)
+
+    def keep_best(self, content: dict[str, Any]) -> None:
+        """Write the finished form of the best validation so far."""
+        if self.writes:
+            save_checkpoint(self.best, self.kind, content)
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one line to the metrics: `record` must have a `step`."""
+        if not self.writes:
+            return
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({**self._line_key, **record}) + "\n")

@@ -13,12 +13,14 @@ from vqgpt.cli.refused import check_not_refused
 from vqgpt.config.commands import (
     CacheConfig,
     EncoderOptions,
+    ImportConfig,
     NoConfig,
     ReconstructConfig,
     RenderConfig,
     SampleConfig,
     TokenizeConfig,
     TrainConfig,
+    VQGANInfoConfig,
     VQGANTrainConfig,
     vqgan_path,
 )
@@ -40,7 +42,7 @@ app = typer.Typer(
 )
 NAMES_OF_GROUPS: list[list[str]] = [[], ["vqgan"], ["cache"]]  # they need a command after them
 
-vqgan_app = typer.Typer(help="The tokenizer: train one, look at its reconstructions.")
+vqgan_app = typer.Typer(help="The tokenizer: train or import one, look at its reconstructions.")
 cache_app = typer.Typer(help="Look after token caches.")
 app.add_typer(vqgan_app, name="vqgan")
 app.add_typer(cache_app, name="cache")
@@ -73,6 +75,20 @@ def _reconstruct(config: ReconstructConfig, flags: Flags, report: Report) -> Map
     from vqgpt.stages import reconstruct
 
     return reconstruct.run(config, flags.overwrite, flags.dry_run, report)
+
+
+def _import_vqgan(config: ImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Make a checkpoint of ours from someone else's."""
+    from vqgpt.stages import import_vqgan
+
+    return import_vqgan.run(config, flags.overwrite, flags.dry_run)
+
+
+def _vqgan_info(config: VQGANInfoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Show what a VQ-GAN checkpoint is, without loading its weights."""
+    from vqgpt.stages import import_vqgan
+
+    return import_vqgan.info(config.file)
 
 
 def _tokenize(config: TokenizeConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -153,6 +169,8 @@ add_command(app, "render", RenderConfig, _render)
 add_command(app, "doctor", NoConfig, _doctor, takes_recipe=False)
 add_command(vqgan_app, "vqgan train", VQGANTrainConfig, _train_vqgan)
 add_command(vqgan_app, "vqgan reconstruct", ReconstructConfig, _reconstruct)
+add_command(vqgan_app, "vqgan import", ImportConfig, _import_vqgan)
+add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=False)
 add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", CacheConfig, _cache_verify, takes_recipe=False)

@@ -2,20 +2,12 @@
 
 from vqgpt.errors import UsageError
 
-NO_ADVERSARY = "the VQ-GAN is trained without a discriminator; leave the flag out"
 REFUSED = {
     "vqgan train": {
-        "--warmup": NO_ADVERSARY,
-        "--disc-start": NO_ADVERSARY,
-        "--disc-weight": NO_ADVERSARY,
-        "--remap": "the whole codebook is trained; leave the flag out",
-        "--sane-index-shape": "codes are grids always; leave the flag out",
-        "--colorize-nlabels": "images have 1 or 3 channels; leave the flag out",
         "--num-workers": "the images are loaded into memory once; leave the flag out",
         "--no-wandb": "nothing is sent to Weights & Biases; metrics are in metrics.jsonl",
     },
     "tokenize": {
-        "--remap": "the cache stores the codebook's own indices; leave the flag out",
         "--sane-index-shape": "the cache stores grids always; leave the flag out",
         "--num-workers": "the images are loaded into memory once; leave the flag out",
     },

@@ -17,6 +17,7 @@ RUNS_FOLDER = Path("runs")
 
 DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
+SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
 FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes."
 
 
@@ -85,9 +86,6 @@ class VQGANTrainConfig:
     training: VQGANTrainingOptions
     run: RunOptions
 
-    def __post_init__(self) -> None:
-        check(self.size is None or self.size > 0, "size", self.size, "positive")
-
     @property
     def result(self) -> Path:
         """The checkpoint to write."""
@@ -98,7 +96,15 @@ class VQGANTrainConfig:
 class EncoderOptions:
     """Which VQ-GAN a command loads, and how exactly it computes."""
 
-    checkpoint_vae: Path | None = option(None, "VQ-GAN checkpoint (default: runs/DATASET/vqgan.pt).", group=DATA)
+    checkpoint_vae: Path | None = option(
+        None,
+        "VQ-GAN checkpoint, ours or of taming-transformers, LlamaGen or GenerativeZoo "
+        "(default: runs/DATASET/vqgan.pt).",
+        group=DATA,
+    )
+    remap: Path | None = option(
+        None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=DATA
+    )
     device: str = option("auto", DEVICE_HELP, group=RUN)
     precision: Literal["fp32", "bf16"] = option("fp32", FP32_HELP, group=RUN)
 
@@ -112,6 +118,7 @@ class ReconstructConfig:
     """`vqgpt vqgan reconstruct`."""
 
     images: ImageOptions
+    size: int | None = option(None, SIZE_HELP, group=DATA)
     vqgan: EncoderOptions
     num_images: int = option(16, "Held-out images to show.", group=DATA)
     out: Path | None = option(None, "The picture to write (default: runs/DATASET/reconstructions.png).", group=DATA)
@@ -126,19 +133,49 @@ class ReconstructConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """`vqgpt vqgan import`."""
+
+    file: Path = argument(
+        "A checkpoint of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo: .ckpt, .pt, .safetensors."
+    )
+    config: Path | None = option(
+        None, "The YAML beside it, of which the image size is taken; refused if it contradicts the weights.", group=DATA
+    )
+    weights: Literal["model", "ema"] | None = option(
+        None, "Which weights to take from a file that has both (default: model).", group=DATA
+    )
+    size: int | None = option(None, "Image size in pixels at which it was trained, where no YAML tells.", group=DATA)
+    remap: Path | None = option(
+        None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=DATA
+    )
+    dataset: str | None = option(None, "Make it the VQ-GAN of this dataset: runs/DATASET/vqgan.pt.", group=DATA)
+    out: Path | None = option(None, "The checkpoint to write (default: runs/NAME OF FILE/vqgan.pt).", group=DATA)
+
+    @property
+    def result(self) -> Path:
+        """The checkpoint to write."""
+        return self.out or vqgan_path(self.dataset or self.file.stem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANInfoConfig:
+    """`vqgpt vqgan info`."""
+
+    file: Path = argument("A VQ-GAN checkpoint, ours or someone else's.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizeConfig:
     """`vqgpt tokenize`."""
 
     images: ImageOptions
-    size: int | None = option(
-        None, "Image size in pixels (default: the one that the VQ-GAN was trained on).", group=DATA
-    )
+    size: int | None = option(None, SIZE_HELP, group=DATA)
     cache: Path | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
     vqgan: EncoderOptions
     batch_size: int = option(256, "Images per pass of the encoder.", group=RUN)
 
     def __post_init__(self) -> None:
-        check(self.size is None or self.size > 0, "size", self.size, "positive")
         check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
         check(self.cache is None or self.cache.suffix == ".zarr", "cache", self.cache, "a path that ends in .zarr")
 

@@ -1,12 +1,20 @@
 """Options of the VQ-GAN: its architecture and its training. Must not import torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from vqgpt.config.options import check, option
+from vqgpt.errors import InputError
 
 MODEL = "VQ-GAN"
 TRAINING = "Training"
+LOSS = "Loss"
+CODEBOOK = "Codebook"
+
+Lookup = Literal["nearest", "cosine", "logits"]
+SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
+GROUPS = 32  # of the group normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,71 +34,217 @@ class VQGANOptions:
     double_z: bool = option(False, "Let the encoder emit 2 x z-channels.", group=MODEL)
     n_embed: int = option(128, "Codebook entries.", group=MODEL)
     embed_dim: int = option(64, "Dimension of a codebook entry.", group=MODEL)
+    l2_codes: bool = option(
+        False, "Compare latents and codes by direction alone (l2-normalised; wants a small embed-dim).", group=MODEL
+    )
+    remap: Path | None = option(
+        None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=MODEL
+    )
+    sane_index_shape: bool = option(
+        False,
+        "Let the network's forward pass hand out codes as (B, h, w) rather than (B*h*w,). Token caches store grids "
+        "either way.",
+        group=MODEL,
+    )
 
     def __post_init__(self) -> None:
-        check(
-            self.channels > 0 and self.channels % 32 == 0,
-            "channels",
-            self.channels,
-            "a multiple of 32 (GroupNorm has 32 groups)",
-        )
-        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
         for name in ("z_channels", "embed_dim"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "positive")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check(self.channels > 0, "channels", self.channels, "positive")
+        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
+        check(
+            self.channels % GROUPS == 0,
+            "channels",
+            self.channels,
+            f"a multiple of {GROUPS} (GroupNorm has {GROUPS} groups)",
+        )
+        check(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "positive")
         check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """The whole architecture: what the user chose, and what the dataset brought."""
+    """The whole architecture. All but the last three fields can be read off the names and shapes of the weights.
 
-    options: VQGANOptions
+    Levels count the halvings of the resolution: level 0 is the whole image. `lookup` is how a latent finds its code:
+    the nearest code, the nearest by direction, or the largest of learned logits (GumbelVQ). With `used_codes`, only so
+    many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`).
+    `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
+    pixels; None where a checkpoint does not tell. With resolutions and no size, these are its family's defaults: then
+    attention at a higher resolution is taken for a mistake.
+    """
+
     image_channels: int
-    size: int
+    channels: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_levels: tuple[int, ...]
+    z_channels: int
+    double_z: bool
+    n_embed: int
+    embed_dim: int
+    lookup: Lookup = "nearest"
+    used_codes: int | None = None
+    dropout: float = 0.0
+    size: int | None = None
+    attn_resolutions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check(
-            self.size > 0 and self.size % self.downsampling == 0,
-            "size",
-            self.size,
-            f"a multiple of {self.downsampling} (ch_mult has {len(self.options.ch_mult) - 1} halvings)",
+        check(self.channels > 0 and self.channels % GROUPS == 0, "channels", self.channels, f"a multiple of {GROUPS}")
+        check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
+        if self.size is not None:
+            self.check_size(self.size)
+
+    @classmethod
+    def of(cls, options: VQGANOptions, image_channels: int, size: int, used_codes: int | None = None) -> "VQGANConfig":
+        """The architecture that these options mean for such images. Raises InputError if the size does not divide."""
+        return cls(
+            image_channels=image_channels,
+            channels=options.channels,
+            ch_mult=options.ch_mult,
+            num_res_blocks=options.num_res_blocks,
+            attn_levels=attention_levels(size, options.attn_resolutions, len(options.ch_mult)),
+            z_channels=options.z_channels,
+            double_z=options.double_z,
+            n_embed=options.n_embed,
+            embed_dim=options.embed_dim,
+            lookup="cosine" if options.l2_codes else "nearest",
+            used_codes=used_codes,
+            dropout=options.dropout,
+            size=size,
+            attn_resolutions=options.attn_resolutions,
         )
 
     @property
     def downsampling(self) -> int:
         """Image pixels per code, along one side."""
-        return int(2 ** (len(self.options.ch_mult) - 1))
+        return int(2 ** (len(self.ch_mult) - 1))
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the code grid of one image."""
-        return (self.size // self.downsampling, self.size // self.downsampling)
+    def codebook_size(self) -> int:
+        """How many codes there are, which is one more than the largest."""
+        return self.used_codes or self.n_embed
+
+    @property
+    def what_codes_depend_on(self) -> dict[str, Any]:
+        """The fields that, with the weights, decide which codes an image has: not those of training alone."""
+        training_only = ("dropout", "size", "attn_resolutions")
+        return {name: value for name, value in asdict(self).items() if name not in training_only}
+
+    def grid(self, size: int) -> tuple[int, int]:
+        """Rows and columns of the code grid of an image of this side. Raises InputError if the size cannot be used."""
+        self.check_size(size)
+        return (size // self.downsampling, size // self.downsampling)
+
+    def check_size(self, size: int) -> None:
+        """Raise InputError if images of this side do not divide, or would have their attention at another level."""
+        if size <= 0 or size % self.downsampling:
+            raise InputError(
+                f"size = {size} cannot be used: the VQ-GAN halves the image {len(self.ch_mult) - 1} times",
+                f"size must be a multiple of {self.downsampling}",
+            )
+        if self.attn_resolutions is None:
+            return
+        levels = attention_levels(size, self.attn_resolutions, len(self.ch_mult))
+        if self.size is None:
+            moves = any(size // 2**level > max(self.attn_resolutions) for level in self.attn_levels)
+        else:
+            moves = levels != self.attn_levels
+        if moves:
+            raise InputError(
+                f"size = {size} cannot be used: attention at {_pixels(self.attn_resolutions)} would move to "
+                f"{_levels(levels)}, and the weights have it at {_levels(self.attn_levels)}",
+                f"use size {self.size}, or a VQ-GAN that was trained at {size}"
+                if self.size
+                else f"use a smaller size; if it was trained at {size}, say so: vqgpt vqgan import FILE --size {size}",
+            )
+
+
+def attention_levels(size: int, attn_resolutions: tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+    """The levels whose resolution, size / 2^level, is one of `attn_resolutions`."""
+    return tuple(level for level in range(num_levels) if size // 2**level in attn_resolutions)
+
+
+def _pixels(resolutions: tuple[int, ...]) -> str:
+    return " and ".join(f"{side} x {side}" for side in resolutions)
+
+
+def _levels(levels: tuple[int, ...]) -> str:
+    return f"level {', '.join(map(str, levels))}" if levels else "no level"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANTrainingOptions:
     """How the VQ-GAN is trained."""
 
-    batch_size: int = option(256, "Images per optimiser step.", group=TRAINING)
+    batch_size: int = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
     n_epochs: int = option(100, "Passes over the training images, in epochs.", group=TRAINING)
-    lr: float = option(4.5e-6, "Learning rate of Adam (betas 0.5, 0.9).", group=TRAINING)
+    lr: float = option(4.5e-6, "Learning rate of Adam (betas 0.5, 0.9), for the discriminator too.", group=TRAINING)
     lr_schedule: Literal["constant", "cosine"] = option(
         "constant", "Course of the learning rate: 'cosine' takes it down to 0 over the training.", group=TRAINING
+    )
+    grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
+    ema: float = option(
+        0.0,
+        "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.",
+        group=TRAINING,
+    )
+    sample_and_save_freq: int = option(20, "Validate, render a panel and save every that many epochs.", group=TRAINING)
+    perceptual_weight: float | None = option(
+        None,
+        "Weight of the perceptual loss (LPIPS with VGG16, of the extra 'lpips'); 0 for none "
+        f"(default: 1 for images of {SMALLEST_PERCEPTUAL_SIZE} pixels or more, else 0).",
+        group=LOSS,
+    )
+    disc_weight: float = option(0.8, "Weight of the adversarial term; 0 for no discriminator.", group=LOSS)
+    disc_start: int = option(10_000, "Optimiser step at which the discriminator starts.", group=LOSS)
+    warmup: int = option(
+        10, "Epochs before the discriminator starts; it starts when both --disc-start and this are over.", group=LOSS
+    )
+    codebook_weight: float = option(
+        1.0, "Weight of the codebook term (which contains the commitment term).", group=LOSS
     )
     codebook: Literal["ema", "loss"] = option(
         "ema",
         "How the codebook learns: 'ema' follows the mean of the latents assigned to each code and revives unused "
         "codes; 'loss' takes gradient steps, as taming-transformers does.",
-        group=TRAINING,
+        group=CODEBOOK,
     )
-    codebook_weight: float = option(
-        1.0, "Weight of the codebook term (which contains the commitment term).", group=TRAINING
+    codebook_start: Literal["kmeans", "latents", "uniform"] | None = option(
+        None,
+        "Where the codes start: at the k-means of some images' latents, at random latents, or at random small vectors "
+        "(default: kmeans with --codebook ema, uniform with loss).",
+        group=CODEBOOK,
     )
-    sample_and_save_freq: int = option(20, "Validate, render a panel and save every that many epochs.", group=TRAINING)
+    codebook_decay: float = option(0.95, "Decay of the moving averages of --codebook ema.", group=CODEBOOK)
+    revive_below: float = option(
+        0.05,
+        "With --codebook ema, put a code onto a random latent when its average use falls below this part of an equal "
+        "share; 0 for never.",
+        group=CODEBOOK,
+    )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(self.codebook_weight >= 0, "codebook_weight", self.codebook_weight, "0 or more")
+        for name in ("grad_clip", "disc_weight", "disc_start", "warmup", "codebook_weight", "revive_below"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        check((self.perceptual_weight or 0) >= 0, "perceptual_weight", self.perceptual_weight, "0 or more")
+        for name in ("ema", "codebook_decay"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+
+    def perceptual_weight_at(self, size: int) -> float:
+        """The weight of the perceptual loss for images of this side, in pixels."""
+        if self.perceptual_weight is None:
+            return float(size >= SMALLEST_PERCEPTUAL_SIZE)
+        return self.perceptual_weight
+
+    @property
+    def start_of_codebook(self) -> str:
+        """Where the codes start: what was chosen, else what suits the way the codebook learns."""
+        return self.codebook_start or ("kmeans" if self.codebook == "ema" else "uniform")
+
+    def discriminator_start(self, steps_per_epoch: int) -> int:
+        """The first step with an adversarial term: `disc_start` or the end of `warmup`, whichever is later."""
+        return max(self.disc_start, self.warmup * steps_per_epoch)

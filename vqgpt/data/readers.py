@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.config.datasets import Dataset
-from vqgpt.data.torchvision_import import import_torchvision_datasets
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Notice, Report
+from vqgpt.torchvision_import import import_torchvision
 
 HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split
 
@@ -73,7 +73,7 @@ def _read_digits(dataset: Dataset) -> RawDataset:
 
 
 def _read_torchvision(dataset: Dataset, root: Path, report: Report) -> RawDataset:
-    reader = getattr(import_torchvision_datasets(), dataset.reader_class)
+    reader = getattr(import_torchvision("datasets"), dataset.reader_class)
     splits = {}
     class_names = dataset.class_names
     for split in dataset.splits:

@@ -84,6 +84,10 @@ class GPTTraining:
         self.optimizer.step()
         return {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
 
+    def epoch_figures(self) -> dict[str, float]:
+        """None beside the mean loss."""
+        return {}
+
     def validate(self) -> dict[str, float]:
         """Held-out loss in nats and bits per token."""
         return held_out_figures(self.model, self.held_out, self.precision)

@@ -2,35 +2,57 @@
 
 from typing import Any
 
+import numpy as np
+
+from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.config.commands import ReconstructConfig
 from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.data.images import load_images
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
-from vqgpt.pictures import comparison_sheet, png_bytes
+from vqgpt.pictures import below, comparison_sheet, histogram, png_bytes
 from vqgpt.progress import Report
 from vqgpt.runtime import autocast, select_device
+from vqgpt.stages.tokenize import image_size
 from vqgpt.vqgan.checkpoint import load_vqgan_for
-from vqgpt.vqgan.metrics import reconstruct, reconstruction_figures
+from vqgpt.vqgan.metrics import figures_of, psnr, reconstruct, ssim
 
 
 def run(config: ReconstructConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
     """Reconstruct the held-out images; the result names the picture and the figures over the whole split."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
-    model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device)
+    model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device, config.vqgan.remap)
+    size = image_size(config.size, model.config, dataset)
+    grid = model.config.grid(size)
     if config.result.exists() and not overwrite:
         raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
     if dry_run:
-        return {"picture": config.result}
-    images = load_images(dataset, config.images.root, model.config.size, report)
+        return {"picture": config.result, "grid": grid}
+    images = load_images(dataset, config.images.root, size, report)
     split = held_out_split(images.splits, dataset.name)
     held_out = images.splits[split].images.to(device)
-    shown = held_out[: config.num_images]
     with autocast(device, config.vqgan.precision):
-        figures = reconstruction_figures(model, held_out)
-        reconstructions, _ = reconstruct(model, shown)
-    sheet = comparison_sheet(shown.cpu().numpy(), reconstructions.cpu().numpy())
-    write_atomically(config.result, png_bytes(sheet, to_json(config)))
-    return {"picture": config.result, "split": split, "images": len(held_out), **figures}
+        reconstructions, codes = reconstruct(model, held_out)
+    figures = figures_of(held_out, reconstructions, codes, model.config.codebook_size)
+    counts = np.bincount(codes.cpu().numpy().ravel(), minlength=model.config.codebook_size)
+
+    shown, decoded = held_out[: config.num_images], reconstructions[: config.num_images]
+    captions = [
+        f"{decibel:.1f} dB {likeness:.2f}"
+        for decibel, likeness in zip(psnr(shown, decoded).tolist(), ssim(shown, decoded).tolist(), strict=True)
+    ]
+    sheet = comparison_sheet(shown.cpu().numpy(), decoded.cpu().numpy(), captions)
+    usage = statistics_of_counts(counts)
+    title = f"{usage.used_codes} of {len(counts)} codes in use, perplexity {usage.perplexity:.1f}; most used first"
+    picture = below(sheet, histogram(np.sort(counts)[::-1], title, sheet.width))
+    write_atomically(config.result, png_bytes(picture, to_json(config)))
+    return {
+        "picture": config.result,
+        "split": split,
+        "images": len(held_out),
+        **figures,
+        "codebook_size": len(counts),
+        "share_of_the_most_used_code": float(counts.max() / counts.sum()),
+    }

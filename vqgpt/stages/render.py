@@ -59,12 +59,13 @@ def check_ready(config: RenderConfig, description: Description, overwrite: bool)
     if taken and not (overwrite and out.is_dir() == (out.suffix == "")):
         raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
     path = config.vqgan.path(description.dataset)
-    model = load_vqgan(path, description.dataset, select_device(config.vqgan.device))
+    model = load_vqgan(path, description.dataset, select_device(config.vqgan.device), config.vqgan.remap)
     ours, theirs = tokenizer_sha256(model), description.tokenizer_sha256
     if ours != theirs:
         raise InputError(
             f"the tokens were made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
-            "give the VQ-GAN that made them, with --checkpoint-vae, or tokenize and train again with this one",
+            "give the VQ-GAN that made them, with --checkpoint-vae (and --remap, if tokenize had it), or tokenize and "
+            "train again with this one",
         )
     return model
 

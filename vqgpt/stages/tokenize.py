@@ -28,22 +28,20 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     """Encode every split; the result names the cache and its rows."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
-    model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device)
-    grid_config = VQGANConfig(
-        options=model.config.options, image_channels=dataset.channels, size=config.size or model.config.size
-    )
-    code_bytes = np.dtype(code_dtype(model.config.options.n_embed)).itemsize
+    model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device, config.vqgan.remap)
+    size = image_size(config.size, model.config, dataset)
+    grid = model.config.grid(size)
     plan = {
         "cache": config.result,
-        "grid": grid_config.grid,
-        "codebook_size": model.config.options.n_embed,
-        "bytes_per_image": grid_config.grid[0] * grid_config.grid[1] * code_bytes,
+        "grid": grid,
+        "codebook_size": model.config.codebook_size,
+        "bytes_per_image": _row_bytes(model.config, grid),
     }
     if dry_run:
         return plan
-    images = load_images(dataset, config.images.root, grid_config.size, report)
-    description = describe(dataset, images, model, grid_config, config.vqgan.precision)
-    codebook = model.quantize.embedding.weight.detach().cpu().numpy()
+    images = load_images(dataset, config.images.root, size, report)
+    description = describe(dataset, images, model, size, config.vqgan.precision)
+    codebook = model.quantize.vectors().detach().cpu().numpy()
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
         for batch in images.splits[shard.split].images[shard.start : shard.stop].split(config.batch_size):
@@ -60,12 +58,14 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     return {**plan, "rows": rows, "digest": writer.manifest.digest}
 
 
-def describe(
-    dataset: Dataset, images: ImageDataset, model: VQGAN, grid_config: VQGANConfig, precision: str
-) -> Description:
+def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset) -> int:
+    """The image side that a command works at: the one asked for, else the VQ-GAN's, else the dataset's."""
+    return asked if asked is not None else config.size or dataset.default_size
+
+
+def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, precision: str) -> Description:
     """What the cache will hold."""
-    options = model.config.options
-    row_bytes = int(np.prod(grid_config.grid)) * np.dtype(code_dtype(options.n_embed)).itemsize
+    grid = model.config.grid(size)
     return Description(
         origin="encoded",
         dataset=dataset.name,
@@ -73,18 +73,22 @@ def describe(
         label_kind=dataset.label_kind,
         source_sha256=images.sha256,
         splits=tuple(Split(name=name, rows=len(split.images)) for name, split in images.splits.items()),
-        image_size=(grid_config.size, grid_config.size),
+        image_size=(size, size),
         image_channels=dataset.channels,
         preprocessing=PREPROCESSING,
         views=("identity",),
-        grid=grid_config.grid,
-        codebook_size=options.n_embed,
-        code_dimension=options.embed_dim,
+        grid=grid,
+        codebook_size=model.config.codebook_size,
+        code_dimension=model.config.embed_dim,
         tokenizer_sha256=tokenizer_sha256(model),
         precision=precision,
         sampling={},
-        shard_rows=default_shard_rows(row_bytes),
+        shard_rows=default_shard_rows(_row_bytes(model.config, grid)),
     )
+
+
+def _row_bytes(config: VQGANConfig, grid: tuple[int, int]) -> int:
+    return grid[0] * grid[1] * np.dtype(code_dtype(config.codebook_size)).itemsize
 
 
 @torch.no_grad()

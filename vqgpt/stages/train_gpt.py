@@ -58,7 +58,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
         "seed": config.run.seed,
         "precision": precision,
     }
-    training_run = TrainingRun(result, KIND, identity, overwrite)
+    training_run = TrainingRun(result, KIND, identity, overwrite, report)
     schedule = Schedule(
         seed=config.run.seed,
         num_rows=len(train),
@@ -66,12 +66,17 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
         n_epochs=config.training.n_epochs,
     )
     training = GPTTraining(model.to(device), train, held_out, config.training, schedule, precision)
-    with stop_on_signals() as stop:
-        figures = run_training(training, schedule, config.training.sample_and_save_freq, training_run, report, stop)
     codebook = torch.from_numpy(cache.codebook())
-    training_run.finish(
-        gpt_content(model, to_json(cache.description), cache.digest, codebook, to_json(config), figures)
-    )
+
+    def content(figures: dict[str, float]) -> dict[str, Any]:
+        return gpt_content(model, to_json(cache.description), cache.digest, codebook, to_json(config), figures)
+
+    def score(figures: dict[str, float]) -> float:
+        return -figures["held_out_nats_per_token"]
+
+    with stop_on_signals() as stop:
+        every_epochs = config.training.sample_and_save_freq
+        figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
     return {**plan, **figures}
 
 

@@ -8,54 +8,64 @@ from torch import Tensor
 from vqgpt.config.commands import VQGANTrainConfig
 from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
-from vqgpt.config.vqgan import VQGANConfig
+from vqgpt.config.vqgan import VQGANConfig, VQGANTrainingOptions
 from vqgpt.data.images import load_images
+from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.pictures import comparison_sheet, png_bytes
-from vqgpt.progress import Report
+from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
 from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun
-from vqgpt.vqgan.checkpoint import KIND, vqgan_content
+from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.training import VQGANTraining
+from vqgpt.vqgan.perceptual import load_perceptual_loss
+from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
 
 
 def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
     """Train as configured; the result names the checkpoint, the picture and the held-out figures."""
-    device = select_device(config.run.device)
+    with process_group(select_device(config.run.device)) as device:
+        return _run(config, overwrite, dry_run, report, device)
+
+
+def _run(
+    config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report, device: torch.device
+) -> dict[str, Any]:
     precision = resolve_precision(config.run.precision, device)
     dataset = find_dataset(config.images.dataset)
-    size = config.size or dataset.default_size
-    architecture = VQGANConfig(options=config.model, image_channels=dataset.channels, size=size)
-    torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
-    model = VQGAN(architecture)
+    size = config.size if config.size is not None else dataset.default_size
+    model = new_model(config, dataset.channels, size)
     plan = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "grid": architecture.grid,
+        "grid": model.config.grid(size),
+        "perceptual_weight": config.training.perceptual_weight_at(size),
         "checkpoint": config.result,
     }
     if dry_run:
         return plan
+    perceptual_loss = load_perceptual_loss(device) if plan["perceptual_weight"] else None
     images = load_images(dataset, config.images.root, size, report)
     identity = {
-        "architecture": to_json(architecture),
+        "architecture": to_json(model.config),
         "training": to_json(config.training),
         "images": images.sha256,
         "seed": config.run.seed,
         "precision": precision,
+        "processes": world_size(),
     }
-    training_run = TrainingRun(config.result, KIND, identity, overwrite)
+    training_run = TrainingRun(config.result, KIND, identity, overwrite, report)
     panel = config.result.with_suffix(".png")
     if panel.exists() and training_run.state is None and not overwrite:
         raise UsageError(f"{panel} exists", "give --overwrite to replace it, or another --out")
 
     def show(originals: Tensor, reconstructions: Tensor) -> None:
-        sheet = comparison_sheet(originals.cpu().numpy(), reconstructions.cpu().numpy())
-        write_atomically(panel, png_bytes(sheet, to_json(config)))
+        if rank() == 0:
+            sheet = comparison_sheet(originals.cpu().numpy(), reconstructions.cpu().numpy())
+            write_atomically(panel, png_bytes(sheet, to_json(config)))
 
     train, held_out = images.splits["train"].images, images.splits[held_out_split(images.splits, dataset.name)].images
     schedule = Schedule(
@@ -64,10 +74,48 @@ def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report
         batch_size=config.training.batch_size,
         n_epochs=config.training.n_epochs,
     )
+    report(Notice(text=adversary_notice(config.training, schedule)))
     training = VQGANTraining(
-        model.to(device), train.to(device), held_out.to(device), config.training, schedule, precision, show
+        model.to(device),
+        perceptual_loss,
+        train.to(device),
+        held_out.to(device),
+        config.training,
+        schedule,
+        precision,
+        show,
     )
+
+    def content(figures: dict[str, float]) -> dict[str, Any]:
+        return vqgan_content(model, training.result.state_dict(), dataset.name, to_json(config), figures)
+
+    def score(figures: dict[str, float]) -> float:
+        return figures["psnr_db"]
+
     with stop_on_signals() as stop:
-        figures = run_training(training, schedule, config.training.sample_and_save_freq, training_run, report, stop)
-    training_run.finish(vqgan_content(model, dataset.name, to_json(config), figures))
+        every_epochs = config.training.sample_and_save_freq
+        figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
     return {**plan, **figures, "picture": panel}
+
+
+def new_model(config: VQGANTrainConfig, image_channels: int, size: int) -> VQGAN:
+    """The untrained network. Raises InputError if the size or the list of used codes does not fit it."""
+    used = read_remap(config.model.remap, config.model.n_embed) if config.model.remap else None
+    architecture = VQGANConfig.of(config.model, image_channels, size, None if used is None else len(used))
+    torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
+    model = VQGAN(architecture, config.model.sane_index_shape)
+    if used is not None:
+        assert model.quantize.used is not None
+        model.quantize.used.copy_(used)
+    return model
+
+
+def adversary_notice(options: VQGANTrainingOptions, schedule: Schedule) -> str:
+    """When the discriminator starts, or why it does not."""
+    start = first_adversarial_step(options, schedule)
+    if start is not None:
+        return f"the discriminator starts at step {start} of {schedule.num_steps}"
+    if not options.disc_weight:
+        return "no discriminator (--disc-weight 0)"
+    steps = options.discriminator_start(schedule.steps_per_epoch)
+    return f"no discriminator: it would start at step {steps} (--disc-start, --warmup) of {schedule.num_steps}"

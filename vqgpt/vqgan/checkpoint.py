@@ -1,44 +1,103 @@
-"""The VQ-GAN as a file, and its identity. Knows nothing of GPT and token caches."""
+"""A VQ-GAN as a file, ours or someone else's, and its identity. Knows nothing of GPT and token caches."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from vqgpt.checkpoint import load_checkpoint, load_weights, weights_sha256
+from vqgpt.checkpoint import FORMAT, check_kind, load_checkpoint, load_weights, weights_sha256
 from vqgpt.config.datasets import Dataset
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
-from vqgpt.errors import InputError
+from vqgpt.errors import InputError, MissingDataError
+from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign, read_checkpoint_file
+from vqgpt.vqgan.foreign_yaml import with_yaml
 from vqgpt.vqgan.model import VQGAN
 
 KIND = "vqgan"
+OUR_FAMILY = "vqgpt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFile:
+    """What a file says it is, before its weights are read. `content` is of ours, `foreign` of someone else's."""
+
+    path: Path
+    family: str
+    config: VQGANConfig
+    content: Mapping[str, Any]
+    foreign: ForeignVQGAN | None
 
 
 def vqgan_content(
-    model: VQGAN, dataset: str, configuration: dict[str, Any], figures: dict[str, float]
+    model: VQGAN, weights: Mapping[str, Tensor], dataset: str, configuration: dict[str, Any], figures: dict[str, float]
 ) -> dict[str, Any]:
     """What a VQ-GAN checkpoint holds. `configuration` is the resolved configuration of the command that made it."""
     return {
         "architecture": to_json(model.config),
-        "model": {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        "model": {name: tensor.contiguous() for name, tensor in weights.items()},
         "dataset": dataset,
         "configuration": configuration,
         "figures": figures,
     }
 
 
-def load_vqgan(path: Path, dataset: str, device: torch.device) -> VQGAN:
-    """A VQ-GAN in eval mode. Raises MissingDataError if there is none at `path`, InputError if it is not one."""
-    content = load_checkpoint(path, KIND, f"train one with: vqgpt vqgan train --dataset {dataset} --out {path}")
-    model = VQGAN(from_json(VQGANConfig, content["architecture"], str(path)))
-    load_weights(model, content["model"], path)
+def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml: Path | None = None) -> CheckpointFile:
+    """Look into a checkpoint: whose it is, and its architecture, held against the YAML if there is one.
+
+    Raises MissingDataError if there is none at `path`, InputError if it is not a VQ-GAN.
+    """
+    if not path.is_file():
+        raise MissingDataError(f"there is no checkpoint {path}", how_to_make(path, dataset))
+    content = read_checkpoint_file(path)
+    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        check_kind(content, KIND, path, how_to_make(path, dataset))
+        if yaml or which:
+            raise InputError(
+                f"{path} is a checkpoint of vqgpt", "leave --config and --weights out: it tells all itself"
+            )
+        config = from_json(VQGANConfig, content["architecture"], str(path))
+        return CheckpointFile(path=path, family=OUR_FAMILY, config=config, content=content, foreign=None)
+    foreign = open_foreign(path, content, which)
+    config = with_yaml(foreign.config, yaml) if yaml else foreign.config
+    return CheckpointFile(path=path, family=foreign.family, config=config, content={}, foreign=foreign)
+
+
+def how_to_make(path: Path, dataset: str) -> str:
+    """The command that makes a VQ-GAN for a dataset at `path`."""
+    return f"train one with: vqgpt vqgan train --dataset {dataset} --out {path}"
+
+
+def build_vqgan(file: CheckpointFile, device: torch.device, remap: Path | None = None) -> VQGAN:
+    """The VQ-GAN of a file in eval mode, restricted to the codes that the list `remap` names, if there is one.
+
+    Raises InputError if the weights are damaged or do not fit, or if the list does not fit the codebook.
+    """
+    model = VQGAN(file.config)
+    if file.foreign:
+        weights = file.foreign.read(file.path)
+    else:
+        weights = load_checkpoint(file.path, KIND, "make it again")["model"]
+    load_weights(model, weights, file.path)
+    if remap is not None:
+        weights = model.state_dict() | {"quantize.used": read_remap(remap, file.config.n_embed)}
+        model = VQGAN(replace(file.config, used_codes=len(weights["quantize.used"])))
+        model.load_state_dict(weights)
     return model.to(device).eval()
 
 
-def load_vqgan_for(dataset: Dataset, path: Path, device: torch.device) -> VQGAN:
+def load_vqgan(path: Path, dataset: str, device: torch.device, remap: Path | None = None) -> VQGAN:
+    """A VQ-GAN in eval mode, ours or someone else's. Raises what `open_vqgan` and `build_vqgan` raise."""
+    return build_vqgan(open_vqgan(path, dataset), device, remap)
+
+
+def load_vqgan_for(dataset: Dataset, path: Path, device: torch.device, remap: Path | None = None) -> VQGAN:
     """The VQ-GAN at `path`, for images of `dataset`. Raises InputError too if it takes another number of channels."""
-    model = load_vqgan(path, dataset.name, device)
+    model = load_vqgan(path, dataset.name, device, remap)
     if model.config.image_channels != dataset.channels:
         raise InputError(
             f"{path} takes images of {model.config.image_channels} channels, {dataset.name} has {dataset.channels}",
@@ -47,6 +106,28 @@ def load_vqgan_for(dataset: Dataset, path: Path, device: torch.device) -> VQGAN:
     return model
 
 
+def read_remap(path: Path, n_embed: int) -> Tensor:
+    """The used codes in a .npy file, (R,) int64. Raises InputError if they are no list of different codebook ids."""
+    hint = "give a .npy file with a list of different codebook ids"
+    if not path.is_file():
+        raise MissingDataError(f"there is no {path}", hint)
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a .npy file ({error})", hint) from None
+    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
+        raise InputError(f"{path} is not a list of two or more whole numbers", hint)
+    if len(np.unique(ids)) < len(ids) or ids.min() < 0 or ids.max() >= n_embed:
+        raise InputError(f"{path} has ids twice, or not between 0 and {n_embed - 1}", hint)
+    return torch.from_numpy(ids.astype(np.int64))
+
+
 def tokenizer_sha256(model: VQGAN) -> str:
-    """The tokenizer's identity, which token caches record."""
-    return weights_sha256(model, to_json(model.config))
+    """The tokenizer's identity, which token caches record: over all that codes and images depend on."""
+    return weights_sha256(model, model.config.what_codes_depend_on)
+
+
+def describe_config(config: VQGANConfig) -> dict[str, Any]:
+    """The architecture as a user reads it."""
+    fields = {name: value for name, value in asdict(config).items() if value is not None}
+    return {**fields, "downsampling": config.downsampling, "codebook_size": config.codebook_size}

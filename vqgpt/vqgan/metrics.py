@@ -2,12 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vqgpt.code_statistics import code_statistics
 from vqgpt.pixels import to_uint8, to_unit_range
 from vqgpt.vqgan.model import VQGAN
 
 IMAGES_PER_PASS = 256
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5  # pixels
 
 
 @torch.no_grad()
@@ -24,12 +27,45 @@ def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / error.clamp(min=255**2 / 1e10))
 
 
+def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Structural similarity of each of (N, C, H, W) uint8 images, (N,), at most 1 (Wang et al. 2004, eq. 13).
+
+    Means over channels and over the positions at which the Gaussian window, 11 x 11 with sigma 1.5, lies inside; the
+    window is smaller for images below 11 pixels.
+    """
+    side = min(SSIM_WINDOW, *images.shape[2:])
+    offsets = torch.arange(side, device=images.device) - (side - 1) / 2
+    line = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window = (line[:, None] * line[None, :] / line.sum() ** 2)[None, None]
+
+    def local_mean(values: Tensor) -> Tensor:
+        return F.conv2d(values.flatten(0, 1)[:, None], window)
+
+    results = []
+    for x, y in zip(images.split(IMAGES_PER_PASS), reconstructions.split(IMAGES_PER_PASS), strict=True):
+        x, y = x.float(), y.float()
+        mean_x, mean_y = local_mean(x), local_mean(y)
+        variances = local_mean(x * x) - mean_x**2 + local_mean(y * y) - mean_y**2
+        covariance = local_mean(x * y) - mean_x * mean_y
+        small, small_variance = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        likeness = (2 * mean_x * mean_y + small) / (mean_x**2 + mean_y**2 + small)
+        structure = (2 * covariance + small_variance) / (variances + small_variance)
+        results.append((likeness * structure).flatten(1).mean(dim=1).view(len(x), -1).mean(dim=1))
+    return torch.cat(results)
+
+
 def reconstruction_figures(model: VQGAN, images: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB, codes in use and perplexity over (N, C, H, W) uint8 images."""
+    """Mean PSNR in dB, mean SSIM, codes in use and perplexity over (N, C, H, W) uint8 images."""
     reconstructions, codes = reconstruct(model, images)
-    usage = code_statistics(codes.cpu().numpy(), model.config.options.n_embed)
+    return figures_of(images, reconstructions, codes, model.config.codebook_size)
+
+
+def figures_of(images: Tensor, reconstructions: Tensor, codes: Tensor, codebook_size: int) -> dict[str, float]:
+    """The same, of images that are reconstructed already."""
+    usage = code_statistics(codes.cpu().numpy(), codebook_size)
     return {
         "psnr_db": float(psnr(images, reconstructions).mean()),
+        "ssim": float(ssim(images, reconstructions).mean()),
         "used_codes": usage.used_codes,
         "perplexity": usage.perplexity,
     }

@@ -19,7 +19,7 @@ from vqgpt.vqgan.quantizer import Codebook
 
 
 class Reconstruction(NamedTuple):
-    """What one pass through the whole VQ-GAN gives."""
+    """What one pass through the whole VQ-GAN gives: (B, C, H, W), twice (B, D, h, w), and codes."""
 
     images: Tensor
     latents: Tensor
@@ -132,19 +132,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        options = config.options
-        widths = [options.channels * mult for mult in options.ch_mult]
-        self.conv_in = nn.Conv2d(config.image_channels, options.channels, 3, padding=1)
+        widths = [config.channels * mult for mult in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.image_channels, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
-        for level, (width_in, width) in enumerate(zip([options.channels, *widths], widths, strict=False)):
+        for level, (width_in, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
             resample = {"downsample": Downsample(width)} if level < len(widths) - 1 else {}
-            attention = config.size // 2**level in options.attn_resolutions
-            self.down.append(
-                Level([width_in] + [width] * options.num_res_blocks, options.dropout, attention, **resample)
-            )
-        self.mid = Middle(widths[-1], options.dropout)
+            attention = level in config.attn_levels
+            self.down.append(Level([width_in] + [width] * config.num_res_blocks, config.dropout, attention, **resample))
+        self.mid = Middle(widths[-1], config.dropout)
         self.norm_out = _norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], options.z_channels * (2 if options.double_z else 1), 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], encoder_channels(config), 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, z, h, w)."""
@@ -159,17 +156,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
-        options = config.options
-        widths = [options.channels * mult for mult in options.ch_mult]
-        self.conv_in = nn.Conv2d(options.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], options.dropout)
+        widths = [config.channels * mult for mult in config.ch_mult]
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], config.dropout)
         self.up = nn.ModuleList()
         for level, (width, width_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             resample = {"upsample": Upsample(width)} if level > 0 else {}
-            attention = config.size // 2**level in options.attn_resolutions
-            self.up.append(
-                Level([width_in] + [width] * (options.num_res_blocks + 1), options.dropout, attention, **resample)
-            )
+            attention = level in config.attn_levels
+            widths_of_level = [width_in] + [width] * (config.num_res_blocks + 1)
+            self.up.append(Level(widths_of_level, config.dropout, attention, **resample))
         self.norm_out = _norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
 
@@ -184,15 +179,16 @@ class Decoder(nn.Module):
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder. `encode` and `decode` are inverses up to what the codebook loses."""
 
-    def __init__(self, config: VQGANConfig) -> None:
+    def __init__(self, config: VQGANConfig, sane_index_shape: bool = False) -> None:
+        """With `sane_index_shape`, `forward` gives codes as (B, h, w), else flat as (B*h*w,)."""
         super().__init__()
         self.config = config
-        options = config.options
+        self.sane_index_shape = sane_index_shape
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Codebook(options.n_embed, options.embed_dim)
-        self.quant_conv = nn.Conv2d(options.z_channels * (2 if options.double_z else 1), options.embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(options.embed_dim, options.z_channels, 1)
+        self.quantize = Codebook(config)
+        self.quant_conv = nn.Conv2d(encoder_channels(config), config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def latents(self, images: Tensor) -> Tensor:
@@ -213,8 +209,14 @@ class VQGAN(nn.Module):
 
     def forward(self, images: Tensor) -> Reconstruction:
         """(B, C, H, W) in [-1, 1] -> reconstruction; the gradient passes straight through the codebook."""
-        latents = self.latents(images)
+        latents = self.quantize.comparable(self.latents(images))
         codes = self.quantize.latents_to_codes(latents)
         quantized = self.quantize.codes_to_latents(codes)
         straight_through = latents + (quantized - latents).detach()
+        codes = codes if self.sane_index_shape else codes.flatten()
         return Reconstruction(self.decode_latents(straight_through), latents, quantized, codes)
+
+
+def encoder_channels(config: VQGANConfig) -> int:
+    """Channels of what the encoder emits."""
+    return config.z_channels * (2 if config.double_z else 1)

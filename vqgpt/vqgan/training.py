@@ -2,39 +2,47 @@
 
     images (N, C, H, W) uint8 -> a trained model in place, and its figures on the held-out images
 
-The loss is L1 + L2 on the pixels, and the codebook term. Knows nothing of GPT and token caches.
+The generator's loss is L1 + L2 on the pixels, the perceptual loss, the adversarial term, and the codebook term. One
+pass of the generator serves both optimisers. Knows nothing of GPT and token caches.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.config.vqgan import VQGANTrainingOptions
+from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
 from vqgpt.pixels import to_unit_range
 from vqgpt.runtime import autocast, derived_seed
 from vqgpt.schedule import Schedule, Step, check_finite
+from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
+from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from vqgpt.vqgan.metrics import reconstruct, reconstruction_figures
 from vqgpt.vqgan.model import VQGAN, Reconstruction
-from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss
+from vqgpt.vqgan.perceptual import PerceptualLoss
+from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, codebook_loss, commitment_loss
 
-GRADIENT_NORM = 1.0
 SHOWN_IMAGES = 16
-SEED_IMAGES = 256  # images whose latents the codebook starts from
+START_IMAGES = 256  # images whose latents the codebook starts from
 
 
 class VQGANTraining:
-    """A VQ-GAN in training; the model and both image sets are on one device.
+    """A VQ-GAN in training; the models and both image sets are on one device.
 
-    `show` gets held-out images (n, C, H, W) uint8 and their reconstructions, at each validation.
+    `perceptual_loss` is None where its weight is 0. `show` gets held-out images (n, C, H, W) uint8 and their
+    reconstructions, at each validation.
     """
 
     def __init__(
         self,
         model: VQGAN,
+        perceptual_loss: PerceptualLoss | None,
         images: Tensor,
         held_out: Tensor,
         options: VQGANTrainingOptions,
@@ -43,61 +51,161 @@ class VQGANTraining:
         show: Callable[[Tensor, Tensor], None],
     ) -> None:
         self.model = model
+        self.perceptual_loss = perceptual_loss
         self.images = images
         self.held_out = held_out
         self.options = options
         self.schedule = schedule
         self.precision = precision
         self.show = show
-        self.ema = EMACodebook(model.quantize) if options.codebook == "ema" else None
+        device, size = images.device, images.shape[-1]
+        self.perceptual_weight = options.perceptual_weight_at(size)
+        torch.manual_seed(derived_seed(schedule.seed, "codebook"))
+        with torch.no_grad():
+            latents = model.latents(to_unit_range(images[:START_IMAGES]))
+        start_codebook(model.quantize, latents, options.start_of_codebook)
+        vectors_per_step = options.batch_size * latents[0, 0].numel()
+        self.codebook = (
+            EMACodebook(model.quantize, options.codebook_decay, options.revive_below, vectors_per_step)
+            if options.codebook == "ema"
+            else None
+        )
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=options.lr, betas=(0.5, 0.9), fused=True)
-        if self.ema:
-            torch.manual_seed(derived_seed(schedule.seed, "codebook"))
-            with torch.no_grad():
-                self.ema.seed(model.latents(to_unit_range(images[:SEED_IMAGES])))
+        self.optimizer = _adam(self.parameters, options)
+        self.adversary_start = first_adversarial_step(options, schedule)
+        if self.adversary_start is not None:
+            torch.manual_seed(derived_seed(schedule.seed, "discriminator"))
+            self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
+            self.discriminator_optimizer = _adam(list(self.discriminator.parameters()), options)
+        self.averaged = copy.deepcopy(model) if options.ema else None
+        self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
+
+    @property
+    def result(self) -> VQGAN:
+        """The model to validate and to keep: the moving average where there is one."""
+        return self.averaged or self.model
 
     def take_step(self, step: Step) -> dict[str, float]:
-        """One batch: reconstruct it, and move networks and codebook."""
+        """One batch: reconstruct it, and move networks and codebook. Every rank takes its share of the rows."""
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step.index, self.schedule, self.options)
-        batch = to_unit_range(self.images[step.rows.to(self.images.device)])
-        with autocast(batch.device, self.precision):
-            out = self.model(batch)
-        term = self.options.codebook_weight * codebook_term(out, self.options)
-        loss = reconstruction_loss(out.images, batch) + term
-        check_finite(loss.item(), "loss", step)
+        share = local_share(step.rows)
+        images = to_unit_range(self.images[local_rows(step.rows).to(self.images.device)])
+        with autocast(images.device, self.precision):
+            out = self.model(images)
+        losses = {
+            "pixel_loss": reconstruction_loss(out.images, images),
+            "codebook_loss": self.options.codebook_weight * codebook_term(out, self.options),
+        }
+        if self.perceptual_loss:
+            with autocast(images.device, self.precision):
+                losses["perceptual_loss"] = self.perceptual_weight * self.perceptual_loss(images, out.images).mean()
+        image_loss = torch.stack([loss for name, loss in losses.items() if name != "codebook_loss"]).sum()
+        (image_gradient,) = torch.autograd.grad(image_loss, out.images)
+        adversarial = self.adversary_start is not None and step.index >= self.adversary_start
+        if adversarial:
+            adversarial_gradient, adversarial_losses = self._judge(images, out.images, image_gradient, share)
+            image_gradient = image_gradient + adversarial_gradient
+            losses |= adversarial_losses
+        figures = _over_ranks(losses, share)
+        figures = {"loss": sum(value for name, value in figures.items() if name != "discriminator_loss"), **figures}
+        for name, value in figures.items():
+            check_finite(value, name.replace("_", " "), step)
+
         self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
-        check_finite(norm.item(), "norm of the gradient", step)
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update(out.latents.detach(), out.codes)
-        return {"loss": loss.item(), "gradient_norm": norm.item()}
+        torch.autograd.backward([out.images, losses["codebook_loss"] * share], [image_gradient * share, None])
+        figures["gradient_norm"] = self._finite_norm(self.parameters, step)
+        if adversarial:
+            self.discriminator_optimizer.zero_grad()
+            (losses["discriminator_loss"] * share).backward()
+            self._finite_norm(list(self.discriminator.parameters()), step)
+            self._apply(self.discriminator_optimizer, step)
+        self._apply(self.optimizer, step)
+        codes = out.codes.flatten()
+        if self.codebook:
+            self.codebook.update(out.latents.detach(), codes)
+        self.epoch_counts += torch.bincount(codes, minlength=len(self.epoch_counts))
+        if self.averaged:
+            move_average(self.averaged, self.model, self.options.ema, step.index)
+        return figures
+
+    def _judge(
+        self, images: Tensor, reconstructions: Tensor, image_gradient: Tensor, share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted gradient of the adversarial loss by the reconstructions, and both sides' losses."""
+        with autocast(images.device, self.precision):
+            fake_logits = self.discriminator(reconstructions)
+            (gradient,) = torch.autograd.grad(-fake_logits.mean(), reconstructions)
+            loss = hinge_loss(self.discriminator(images), self.discriminator(reconstructions.detach()))
+        last_layer = self.model.decoder.conv_out.weight
+        at_last_layer = [
+            sum_over_ranks(share * torch.autograd.grad(reconstructions, last_layer, side, retain_graph=True)[0])
+            for side in (image_gradient, gradient)
+        ]
+        weight = self.options.disc_weight * adaptive_weight(*at_last_layer)
+        return weight * gradient, {
+            "adversarial_loss": -weight * fake_logits.detach().mean(),
+            "discriminator_loss": loss,
+        }
+
+    def _finite_norm(self, parameters: list[nn.Parameter], step: Step) -> float:
+        """Sum the gradients over the ranks and clip them. Raises NonFiniteError, before any weight has moved."""
+        sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or math.inf).item()
+        check_finite(norm, "norm of the gradient", step)
+        return norm
+
+    def _apply(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step.index, self.schedule, self.options)
+        optimizer.step()
+
+    def epoch_figures(self) -> dict[str, float]:
+        """Codes used and their perplexity over the epoch that ends, and starts to count anew."""
+        usage = statistics_of_counts(sum_over_ranks(self.epoch_counts).cpu().numpy())
+        self.epoch_counts.zero_()
+        return {"epoch_used_codes": usage.used_codes, "epoch_perplexity": usage.perplexity}
 
     def validate(self) -> dict[str, float]:
-        """PSNR and codebook use on the held-out images; shows some of them."""
-        figures = reconstruction_figures(self.model, self.held_out)
+        """Likeness and codebook use on the held-out images; shows some of them."""
+        figures = reconstruction_figures(self.result, self.held_out)
         shown = self.held_out[:SHOWN_IMAGES]
-        self.show(shown, reconstruct(self.model, shown)[0])
+        self.show(shown, reconstruct(self.result, shown)[0])
         return figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser, and the codebook's statistics."""
-        return {
+        """Both networks and optimisers, the codebook's statistics, the moving average, the epoch's counts."""
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ema_codebook": self.ema.state_dict() if self.ema else {},
+            "epoch_counts": self.epoch_counts,
         }
+        if self.codebook:
+            state["codebook"] = self.codebook.state_dict()
+        if self.averaged:
+            state["averaged"] = self.averaged.state_dict()
+        if self.adversary_start is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema_codebook"])
+        self.epoch_counts.copy_(state["epoch_counts"])
+        if self.codebook:
+            self.codebook.load_state_dict(state["codebook"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
+        if self.adversary_start is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+
+def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) -> int | None:
+    """The step at which the discriminator starts, or None if it never does."""
+    start = options.discriminator_start(schedule.steps_per_epoch)
+    return start if options.disc_weight and start < schedule.num_steps else None
 
 
 def learning_rate(step: int, schedule: Schedule, options: VQGANTrainingOptions) -> float:
@@ -113,6 +221,25 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 
 def codebook_term(out: Reconstruction, options: VQGANTrainingOptions) -> Tensor:
-    """The weighted commitment loss, and the codebook's own loss where gradients train it."""
+    """The commitment loss, and the codebook's own loss where gradients train it."""
     term = COMMITMENT_WEIGHT * commitment_loss(out.latents, out.quantized)
     return term + codebook_loss(out.latents, out.quantized) if options.codebook == "loss" else term
+
+
+@torch.no_grad()
+def move_average(averaged: VQGAN, model: VQGAN, decay: float, step: int) -> None:
+    """Move the averaged weights towards the model's; the decay is shorter in the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, 1 - decay)
+
+
+def _adam(parameters: list[nn.Parameter], options: VQGANTrainingOptions) -> torch.optim.Adam:
+    return torch.optim.Adam(parameters, lr=options.lr, betas=(0.5, 0.9), fused=True)
+
+
+def _over_ranks(losses: dict[str, Tensor], share: float) -> dict[str, float]:
+    """The means over the whole batch, read from the device at once."""
+    values = sum_over_ranks(torch.stack([loss.detach() for loss in losses.values()]) * share)
+    return dict(zip(losses, values.tolist(), strict=True))

@@ -1,0 +1,100 @@
+"""Several processes that train one model, started by torchrun. In a single process all of this does nothing.
+
+A batch is cut among the ranks; sums over ranks make every rank take the same step. Knows neither images nor tokens.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+WAIT = timedelta(minutes=30)  # for the slowest rank, before the others give up
+
+
+def rank() -> int:
+    """The number of this process, 0 for the main one, which alone writes files."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did; gives the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    if str(device) == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The block runs in the main process, and then in the others."""
+    if rank() > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if rank() == 0 and world_size() > 1:
+            dist.barrier()
+
+
+def local_rows(rows: Tensor) -> Tensor:
+    """The part of the rows (B,) of a batch for this rank; all of them where there are fewer rows than ranks."""
+    return rows if len(rows) < world_size() else rows.tensor_split(world_size())[rank()]
+
+
+def local_share(rows: Tensor) -> float:
+    """The weight of this rank's mean in the mean over a batch of `rows`; the weights of all ranks sum to 1."""
+    return 1 / world_size() if len(rows) < world_size() else len(local_rows(rows)) / len(rows)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of the tensors of all ranks, the same on each."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace every gradient by its sum over the ranks."""
+    if world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    total = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+    for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def from_main(tensor: Tensor) -> Tensor:
+    """The main process's tensor, on every rank."""
+    if world_size() > 1:
+        tensor = tensor.contiguous().clone()
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def largest_over_ranks(value: int) -> int:
+    """The largest of the ranks' values, on every rank."""
+    if world_size() == 1:
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)

@@ -1,0 +1,77 @@
+"""`vqgpt vqgan import` and `vqgpt vqgan info`: someone else's VQ-GAN -> a checkpoint of ours; what a checkpoint is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqgpt.checkpoint import save_checkpoint
+from vqgpt.config.commands import ImportConfig
+from vqgpt.config.datasets import find_dataset
+from vqgpt.config.options import to_json
+from vqgpt.config.vqgan import VQGANConfig
+from vqgpt.errors import InputError, UsageError
+from vqgpt.vqgan.checkpoint import (
+    KIND,
+    OUR_FAMILY,
+    CheckpointFile,
+    build_vqgan,
+    describe_config,
+    open_vqgan,
+    tokenizer_sha256,
+    vqgan_content,
+)
+
+
+def run(config: ImportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
+    """Import as configured; the result tells what the VQ-GAN is, and names the checkpoint."""
+    if config.dataset is not None:
+        find_dataset(config.dataset)
+    if config.result.suffix != ".pt" or config.result.is_dir():
+        raise UsageError(f"{config.result} cannot be a checkpoint", "give --out a file name that ends in .pt")
+    if config.result.exists() and not overwrite:
+        raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
+    file = open_vqgan(config.file, "NAME", config.weights, config.config)
+    if file.foreign is None:
+        raise UsageError(f"{config.file} is a checkpoint of vqgpt already", "use it as it is")
+    if config.size is not None:
+        file = replace(file, config=_made_for(file.config, config.size))
+    if dry_run:
+        return {**describe(file), "checkpoint": config.result}
+    model = build_vqgan(file, torch.device("cpu"), config.remap)
+    configuration = {**to_json(config), "family": file.family}
+    content = vqgan_content(model, model.state_dict(), config.dataset or "", configuration, {})
+    save_checkpoint(config.result, KIND, content)
+    return {
+        **describe(replace(file, config=model.config)),
+        "tokenizer_sha256": tokenizer_sha256(model),
+        "checkpoint": config.result,
+    }
+
+
+def info(path: Path) -> dict[str, Any]:
+    """What a VQ-GAN checkpoint is. Reads names and shapes, not the weights."""
+    file = open_vqgan(path, "NAME")
+    result: dict[str, Any] = {"file": path, "bytes": path.stat().st_size, **describe(file)}
+    if file.family == OUR_FAMILY:
+        result |= {"dataset": file.content["dataset"], **file.content["figures"]}
+    return result
+
+
+def describe(file: CheckpointFile) -> dict[str, Any]:
+    """Family, architecture and size of a VQ-GAN, as a user reads them."""
+    result = {"family": file.family, **describe_config(file.config)}
+    tensors = file.foreign.tensors if file.foreign else file.content["model"]
+    result["parameters"] = sum(torch.Size(stored.shape).numel() for stored in tensors.values())
+    if file.foreign:
+        result["other_tensors_in_the_file"] = file.foreign.extra
+    return result
+
+
+def _made_for(config: VQGANConfig, size: int) -> VQGANConfig:
+    """The architecture, known to have been trained at `size`: what its attention levels are in pixels then."""
+    if config.size not in (None, size):
+        raise InputError(f"--size {size} contradicts the YAML, which says {config.size}", "leave --size out")
+    resolutions = tuple(size // 2**level for level in config.attn_levels)
+    return replace(config, size=size, attn_resolutions=resolutions)

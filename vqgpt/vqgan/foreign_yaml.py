@@ -1,0 +1,105 @@
+"""The YAML beside a checkpoint of taming-transformers or latent-diffusion, held against the weights.
+
+The weights say what the network is. The YAML adds the image size, which they do not tell, and must agree in the rest.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vqgpt.config.vqgan import VQGANConfig, attention_levels
+from vqgpt.errors import InputError, MissingDataError, UsageError
+
+
+def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
+    """The architecture with what the YAML adds to it.
+
+    Raises MissingDataError if it is not there, InputError if it is none of a VQ-GAN, or contradicts the weights.
+    """
+    target, params = _vqgan_section(path)
+    network = params["ddconfig"]
+    size, resolutions = network.get("resolution"), network.get("attn_resolutions")
+    in_weights: dict[str, Any] = {
+        "in_channels": config.image_channels,
+        "out_ch": config.image_channels,
+        "ch": config.channels,
+        "ch_mult": list(config.ch_mult),
+        "num_res_blocks": config.num_res_blocks,
+        "z_channels": config.z_channels,
+        "double_z": config.double_z,
+        "embed_dim": config.embed_dim,
+        "n_embed": config.n_embed,
+    }
+    in_yaml = {**network, **{name: params[name] for name in ("embed_dim", "n_embed") if name in params}}
+    contradictions = [
+        f"{name}: {_listed(in_yaml[name])} in the YAML, {value} in the weights"
+        for name, value in in_weights.items()
+        if name in in_yaml and _listed(in_yaml[name]) != value
+    ]
+    if "Gumbel" in target and config.lookup != "logits":
+        contradictions.append(f"target: {target} in the YAML, a codebook without logits in the weights")
+    if target.endswith("VQModel") and config.lookup != "nearest":
+        contradictions.append(f"target: {target} in the YAML, a codebook with lookup by {config.lookup} in the weights")
+    if isinstance(size, int) and isinstance(resolutions, list):
+        levels = attention_levels(size, tuple(resolutions), len(config.ch_mult))
+        if levels != config.attn_levels:
+            contradictions.append(
+                f"attn_resolutions: {resolutions} at resolution {size} (level {_numbers(levels)}) in the YAML, "
+                f"level {_numbers(config.attn_levels)} in the weights"
+            )
+    if contradictions:
+        raise InputError(
+            f"{path} contradicts the weights ({'; '.join(contradictions)})",
+            "give the YAML of this checkpoint, or leave --config out",
+        )
+    try:
+        dropout = float(network.get("dropout") or 0.0)
+        if isinstance(size, int) and isinstance(resolutions, list):
+            return replace(config, size=size, attn_resolutions=tuple(resolutions), dropout=dropout)
+        return replace(config, dropout=dropout)
+    except (UsageError, InputError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}", "give the YAML of this checkpoint, or leave --config out") from None
+
+
+def _vqgan_section(path: Path) -> tuple[str, dict[str, Any]]:
+    """The target and the parameters of the VQ-GAN: the first stage, where the YAML describes a transformer too."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingDataError(f"there is no {path}", "check the path, or leave --config out") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not YAML ({str(error).splitlines()[0]})", "give the YAML, or leave it out"
+        ) from None
+    sections = sorted(_sections(content, ""), key=lambda found: "first_stage" not in found[0])
+    if not sections:
+        raise InputError(
+            f"{path} describes no VQ-GAN: it has no ddconfig", "give the YAML of the VQ-GAN, or leave it out"
+        )
+    _, target, params = sections[0]
+    return target, params
+
+
+def _sections(node: Any, place: str, depth: int = 8) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    if not isinstance(node, dict) or not depth:
+        return
+    params = node.get("params", node)
+    if isinstance(params, dict) and isinstance(params.get("ddconfig"), dict):
+        yield place, str(node.get("target", "")), params
+    for key, value in node.items():
+        if value is not params:
+            yield from _sections(value, f"{place}.{key}", depth - 1)
+        else:
+            for inner, section in params.items():
+                yield from _sections(section, f"{place}.{inner}", depth - 1)
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _numbers(levels: tuple[int, ...]) -> str:
+    return ", ".join(map(str, levels)) or "none"

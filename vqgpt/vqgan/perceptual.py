@@ -1,0 +1,105 @@
+"""LPIPS with VGG16: how different two images look (Zhang et al. 2018, arXiv:1801.03924).
+
+    two batches of images (B, C, H, W) float in [-1, 1], grey or RGB  ->  distances (B,) float32
+
+The features are those of torchvision's VGG16, trained on ImageNet, and the weights of their differences those that the
+`lpips` package holds. Both are only ever data here: the package is not imported. Knows nothing of GPT and token caches.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vqgpt.errors import InputError, MissingDataError
+from vqgpt.torchvision_import import import_torchvision
+
+FEATURE_LAYERS = (3, 8, 15, 22, 29)  # of VGG16's `features`: the last activation before each pooling, and the last
+FEATURE_CHANNELS = (64, 128, 256, 512, 512)
+SHIFT = (-0.030, -0.088, -0.188)  # from [-1, 1] to the ImageNet statistics that VGG16 was trained with
+SCALE = (0.458, 0.448, 0.450)
+EPSILON = 1e-10
+WITHOUT = "--perceptual-weight 0 trains without this loss"
+
+
+class PerceptualLoss(nn.Module):
+    """The distance of VGG16's normalised features, weighted per channel and averaged over positions; not trained."""
+
+    def __init__(self, features: nn.Module, channel_weights: list[Tensor]) -> None:
+        """`features` are VGG16's; `channel_weights` five tensors (c,) of its channels at FEATURE_LAYERS."""
+        super().__init__()
+        self.features = features
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+        for index, weight in enumerate(channel_weights):
+            self.register_buffer(f"weight_{index}", weight.view(1, -1, 1, 1))
+        self.eval().requires_grad_(False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Two times (B, C, H, W) -> (B,). A gradient flows to the second only."""
+        with torch.no_grad():
+            expected = self._normalised_features(images)
+        distance = torch.zeros(len(images), device=images.device)
+        for index, (one, other) in enumerate(zip(expected, self._normalised_features(others), strict=True)):
+            weighted = self.get_buffer(f"weight_{index}") * (one - other).square()
+            distance = distance + weighted.sum(dim=1).mean(dim=(1, 2))
+        return distance
+
+    def _normalised_features(self, images: Tensor) -> list[Tensor]:
+        x = (images.expand(-1, 3, -1, -1) - self.get_buffer("shift")) / self.get_buffer("scale")
+        found = []
+        for index, layer in enumerate(self.features.children()):
+            x = layer(x)
+            if index in FEATURE_LAYERS:
+                length = x.float().square().sum(dim=1, keepdim=True).sqrt()
+                found.append(x.float() / (length + EPSILON))
+        return found
+
+
+def load_perceptual_loss(device: torch.device) -> PerceptualLoss:
+    """LPIPS with its published weights.
+
+    Raises MissingDataError, with what to do, if the weights of VGG16 can be neither found nor downloaded, or the
+    `lpips` package is not there.
+    """
+    channel_weights = _channel_weights()
+    features = import_torchvision("models").vgg16(weights=None).features
+    weights = _vgg16_weights()
+    try:
+        features.load_state_dict(
+            {name.removeprefix("features."): weights[name] for name in weights if "features" in name}
+        )
+    except RuntimeError as error:
+        raise InputError(f"the weights of VGG16 do not fit it ({str(error).splitlines()[0]})", "delete them") from None
+    for layer in features:
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return PerceptualLoss(features, channel_weights).to(device)
+
+
+def _channel_weights() -> list[Tensor]:
+    package = importlib.util.find_spec("lpips")
+    if package is None or package.origin is None:
+        raise MissingDataError(
+            "the perceptual loss needs the package lpips", f"pip install 'vqgpt[lpips]', or {WITHOUT}"
+        )
+    path = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
+    if not path.is_file():
+        raise MissingDataError(f"the package lpips lacks {path}", f"install it again, or {WITHOUT}")
+    heads = torch.load(path, map_location="cpu", weights_only=True)
+    return [heads[f"lin{index}.model.1.weight"].flatten() for index in range(len(FEATURE_CHANNELS))]
+
+
+def _vgg16_weights() -> dict[str, Tensor]:
+    published = import_torchvision("models").VGG16_Weights.IMAGENET1K_V1
+    place = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    try:
+        weights: dict[str, Tensor] = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        return weights
+    except (OSError, RuntimeError, EOFError) as error:
+        raise MissingDataError(
+            f"the weights of VGG16 are not at {place} and could not be downloaded ({error})",
+            f"download {published.url} to {place} on a machine with a network, or {WITHOUT}",
+        ) from None
