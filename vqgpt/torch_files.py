@@ -92,7 +92,10 @@ def read_torch_file(path: Path) -> Any:
         raise MissingDataError(f"there is no checkpoint {path}", "check the path")
     try:
         with open(path, "rb") as file:
-            return _read_archive(path, file) if zipfile.is_zipfile(file) else _read_old_layout(path, file)
+            if zipfile.is_zipfile(file):
+                return _read_archive(path, file)
+            file.seek(0)
+            return _read_old_layout(path, file)
     except (OSError, MemoryError, InputError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -182,11 +185,11 @@ class _Unpickler(pickle.Unpickler):
         }
         return known.get((module, name), Inert)
 
-    def persistent_load(self, reference: Any) -> Storage | Inert:
+    def persistent_load(self, reference: Any) -> Storage | type[Inert]:
         """The array that a reference ("storage", type, key, device, length, ...) means."""
-        kind, dtype, key, _, length = reference[:5]
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            return Inert()
+        if reference[0] != "storage" or not isinstance(reference[1], torch.dtype):
+            return Inert
+        _, dtype, key, _, length = reference[:5]
         return self.storage(dtype, str(key), int(length))
 
 
@@ -197,11 +200,14 @@ def _stored_tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) 
 
     def read() -> Tensor:
         reach = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
-        if min((offset, *shape, *stride)) < 0 or prod(shape) > storage.length or reach > storage.length:
+        too_many = prod(shape) > storage.length or (prod(shape) and reach > storage.length)
+        if min((offset, *shape, *stride)) < 0 or too_many:
             raise InputError(
                 f"a tensor of shape {shape} claims more numbers than the {storage.length} that are stored",
                 "get the file again, from its author",
             )
+        if not prod(shape):
+            return torch.empty(shape, dtype=storage.dtype)
         flat = torch.frombuffer(bytearray(storage.read()), dtype=storage.dtype)
         return flat.as_strided(shape, stride, offset).clone()
 

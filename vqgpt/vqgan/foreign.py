@@ -48,7 +48,9 @@ class ForeignVQGAN:
                 tensor = stored.read()
             except InputError as error:
                 raise InputError(f"{source}: {name}: {error.message}", error.hint) from None
-            weights[name] = tensor.long() if name == "quantize.used" else tensor.float()
+            if tensor.is_floating_point() == (name == "quantize.used"):
+                raise InputError(f"{source}: {name} has numbers of type {tensor.dtype}", "get the file again")
+            weights[name] = tensor.float() if tensor.is_floating_point() else tensor.long()
             if not weights[name].isfinite().all():
                 raise InputError(f"{source}: {name} has values that are not finite", "get the file again")
         used = weights.get("quantize.used")
@@ -75,6 +77,11 @@ def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> Foreig
         if (name := key.removeprefix(prefix)) and key.startswith(prefix) and name.startswith(PARTS)
     }
     parts = {name: tensor for name, tensor in parts.items() if not TRAINING_BUFFERS.match(name)}
+    if not any(name.startswith("quantize.") for name in parts):
+        raise InputError(
+            f"{path} has an autoencoder without a codebook, which is no VQ-GAN ({_guess(content)})",
+            "give the checkpoint of a VQ-GAN",
+        )
     family, lookup, parts = _in_our_names(parts, _family(place, prefix, tensors))
     config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
     if family == "GenerativeZoo":

@@ -3,6 +3,7 @@
 The weights say what the network is. The YAML adds the image size, which they do not tell, and must agree in the rest.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,8 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
     ]
     if "Gumbel" in target and config.lookup != "logits":
         contradictions.append(f"target: {target} in the YAML, a codebook without logits in the weights")
+    if target and not re.search("VQ", target.rpartition(".")[2]):
+        contradictions.append(f"target: {target} in the YAML, a VQ-GAN in the weights")
     if target.endswith("VQModel") and config.lookup != "nearest":
         contradictions.append(f"target: {target} in the YAML, a codebook with lookup by {config.lookup} in the weights")
     if isinstance(size, int) and isinstance(resolutions, list):
@@ -92,7 +95,7 @@ def _sections(node: Any, place: str, depth: int = 8) -> Iterator[tuple[str, str,
     for key, value in node.items():
         if value is not params:
             yield from _sections(value, f"{place}.{key}", depth - 1)
-        else:
+        elif isinstance(params, dict):
             for inner, section in params.items():
                 yield from _sections(section, f"{place}.{inner}", depth - 1)
 

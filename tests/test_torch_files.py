@@ -1,0 +1,123 @@
+"""Reading checkpoints that nobody vouches for: no code in them runs, and what is damaged is refused."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import assert_refused, run_here
+from tests.peer_checkpoints import taming_state
+from vqgpt.errors import InputError
+from vqgpt.torch_files import StoredTensor, read_torch_file
+
+
+class RunsOnLoading:
+    """A pickle of this calls a function when it is loaded."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+HOSTILE = {
+    "system": lambda: RunsOnLoading(os.system, "touch owned"),
+    "touch": lambda: RunsOnLoading(Path.touch, Path("owned")),
+    "eval": lambda: RunsOnLoading(eval, "open('owned', 'w')"),
+    "exec": lambda: RunsOnLoading(exec, "open('owned', 'w')"),
+    "open": lambda: RunsOnLoading(open, "owned", "w"),
+    "nested": lambda: RunsOnLoading(map, RunsOnLoading(os.system, "touch owned"), [1]),
+}
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+@pytest.mark.parametrize("new_layout", [True, False])
+def test_code_in_a_checkpoint_does_not_run_and_the_weights_load(here, attack, new_layout):
+    content = {"callbacks": {"x": HOSTILE[attack]()}, "state_dict": taming_state()}
+    torch.save(content, "model.ckpt", _use_new_zipfile_serialization=new_layout)
+    outcome = run_here("vqgan", "import", "model.ckpt", "--out", "ours.pt")
+    assert outcome.code == 0, outcome.err
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("attack", HOSTILE)
+def test_a_bare_pickle_is_refused_and_does_not_run(here, attack):
+    Path("bad.pt").write_bytes(pickle.dumps(HOSTILE[attack]()))
+    assert_refused(run_here("vqgan", "info", "bad.pt"), 3, "bad.pt")
+    assert not Path("owned").exists()
+
+
+def test_a_class_in_place_of_the_weights_is_no_vqgan(here):
+    torch.save({"state_dict": HOSTILE["system"](), "model": torch.nn.Linear(2, 2)}, "bad.pt")
+    assert_refused(run_here("vqgan", "info", "bad.pt"), 3, "no VQ-GAN")
+    assert not Path("owned").exists()
+
+
+@pytest.mark.parametrize("new_layout", [True, False])
+def test_tensors_are_what_was_saved(here, new_layout):
+    shared = torch.randn(6, 5)
+    tensors = {
+        "shared": shared,
+        "view": shared[1:4, ::2],
+        "transposed": shared.T,
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "half": torch.randn(4).half(),
+        "bfloat16": torch.randn(4).bfloat16(),
+        "long": torch.arange(4),
+        "bool": torch.tensor([True, False]),
+        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
+    }
+    torch.save(tensors, "t.pt", _use_new_zipfile_serialization=new_layout)
+    found = read_torch_file(Path("t.pt"))
+    for name, tensor in tensors.items():
+        stored = found[name]
+        assert isinstance(stored, StoredTensor)
+        assert stored.shape == tensor.shape
+        assert stored.dtype == tensor.dtype
+        assert torch.equal(stored.read(), tensor.detach()), name
+
+
+@pytest.mark.parametrize("layout", ["zip", "before torch 1.6", "safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(here, layout, kept):
+    import safetensors.torch
+
+    name = "model.safetensors" if layout == "safetensors" else "model.ckpt"
+    if layout == "safetensors":
+        safetensors.torch.save_file(taming_state(), name)
+    else:
+        torch.save(taming_state(), name, _use_new_zipfile_serialization=layout == "zip")
+    data = Path(name).read_bytes()
+    Path(name).write_bytes(data[: int(len(data) * kept)])
+    assert_refused(run_here("vqgan", "import", name), 3, name)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"<html>not found</html>", b"\x80\x02N.", b"PK\x03\x04"])
+def test_a_file_of_something_else_is_refused(here, content):
+    Path("bad.ckpt").write_bytes(content)
+    assert_refused(run_here("vqgan", "info", "bad.ckpt"), 3, "bad.ckpt")
+
+
+def test_other_archives_are_refused(here):
+    with zipfile.ZipFile("texts.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+    torch.save(taming_state(), "model.ckpt")
+    with zipfile.ZipFile("model.ckpt") as source, zipfile.ZipFile("bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    for name in ("texts.zip", "bomb.ckpt"):
+        assert_refused(run_here("vqgan", "info", name), 3, name)
+    Path("folder.ckpt").mkdir()
+    assert_refused(run_here("vqgan", "info", "folder.ckpt"), 4, "folder.ckpt")
+
+
+def test_a_tensor_that_claims_more_than_it_stores_is_refused_before_it_is_made(here):
+    torch.save({"x": torch.zeros(1).expand(10**7, 10**7)}, "x.pt")
+    stored = read_torch_file(Path("x.pt"))["x"]
+    with pytest.raises(InputError, match="claims"):
+        stored.read()
