@@ -22,6 +22,20 @@ def to_pil(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
+def to_displayable(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """(N, C, H, W) -> (N, 3, H, W) where C is above 3, through a random projection that the seed fixes; else as is.
+
+    Brought to 0..255 over all the images, as taming-transformers shows segmentation maps.
+    """
+    channels = images.shape[1]
+    if channels <= 3:
+        return images
+    projection = np.random.default_rng(seed).standard_normal((3, channels))
+    mixed = np.einsum("oc,nchw->nohw", projection, images.astype(np.float64))
+    low, high = mixed.min(), mixed.max()
+    return ((mixed - low) / max(1e-9, high - low) * 255).round().astype(np.uint8)
+
+
 def png_bytes(picture: Image.Image, configuration: Mapping[str, Any]) -> bytes:
     """The picture as a PNG file that carries the configuration that made it, as JSON, in the text field `vqgpt`."""
     about = PngInfo()

@@ -4,6 +4,7 @@ Must not import torch before a command's body runs.
 """
 
 import errno
+import os
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ class Command:
     words: str
     config: type
     takes_recipe: bool
+    several_processes: bool
     doc: str
 
     @property
@@ -73,9 +75,22 @@ class Command:
 COMMANDS: dict[str, Command] = {}
 
 
-def add_command(app: typer.Typer, words: str, config: type, work: Work, takes_recipe: bool = True) -> None:
+def add_command(
+    app: typer.Typer,
+    words: str,
+    config: type,
+    work: Work,
+    takes_recipe: bool = True,
+    several_processes: bool = False,
+) -> None:
     """Register a command; `work(config, flags, report)` returns the result to show, and its docstring is the help."""
-    command = Command(words=words, config=config, takes_recipe=takes_recipe, doc=work.__doc__ or "")
+    command = Command(
+        words=words,
+        config=config,
+        takes_recipe=takes_recipe,
+        several_processes=several_processes,
+        doc=work.__doc__ or "",
+    )
     COMMANDS[command.table] = command
 
     def run(**values: Any) -> None:
@@ -89,8 +104,14 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
     """Do the work of one command and return its exit code."""
     given = {name: value for name, value in values.items() if value not in (None, [])}
     output = resolve(OutputFlags, given)
-    with Screen(quiet=output.quiet, as_json=output.json) as screen:
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    with Screen(quiet=output.quiet or rank > 0, as_json=output.json and rank == 0) as screen:
         try:
+            if processes > 1 and not command.several_processes:
+                raise UsageError(
+                    f"vqgpt {command.words} was started as {processes} processes and runs as one",
+                    "start it without torchrun",
+                )
             flags = resolve(Flags, given)
             recipe = _recipe_values(command, flags.recipe)
             config: Any = resolve(command.config, given, recipe)

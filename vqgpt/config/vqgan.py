@@ -46,6 +46,12 @@ class VQGANOptions:
         "either way.",
         group=MODEL,
     )
+    colorize_nlabels: int | None = option(
+        None,
+        "Show images of more than 3 channels (segmentation maps of that many labels) through a fixed random "
+        "projection onto 3.",
+        group=MODEL,
+    )
 
     def __post_init__(self) -> None:
         for name in ("z_channels", "embed_dim"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqgpt.config.commands import VQGANTrainConfig
-from vqgpt.config.datasets import find_dataset, held_out_split
+from vqgpt.config.datasets import Dataset, find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig, VQGANTrainingOptions
 from vqgpt.data.images import load_images
@@ -14,7 +14,7 @@ from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.interrupt import stop_on_signals
-from vqgpt.pictures import comparison_sheet, png_bytes
+from vqgpt.pictures import comparison_sheet, png_bytes, to_displayable
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
@@ -45,9 +45,10 @@ def _run(
         "perceptual_weight": config.training.perceptual_weight_at(size),
         "checkpoint": config.result,
     }
+    check_colors(config.model.colorize_nlabels, dataset)
     if dry_run:
         return plan
-    perceptual_loss = load_perceptual_loss(device) if plan["perceptual_weight"] else None
+    perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
     images = load_images(dataset, config.images.root, size, report)
     identity = {
         "architecture": to_json(model.config),
@@ -64,7 +65,10 @@ def _run(
 
     def show(originals: Tensor, reconstructions: Tensor) -> None:
         if rank() == 0:
-            sheet = comparison_sheet(originals.cpu().numpy(), reconstructions.cpu().numpy())
+            shown, decoded = (
+                to_displayable(images.cpu().numpy(), config.run.seed) for images in (originals, reconstructions)
+            )
+            sheet = comparison_sheet(shown, decoded)
             write_atomically(panel, png_bytes(sheet, to_json(config)))
 
     train, held_out = images.splits["train"].images, images.splits[held_out_split(images.splits, dataset.name)].images
@@ -108,6 +112,17 @@ def new_model(config: VQGANTrainConfig, image_channels: int, size: int) -> VQGAN
         assert model.quantize.used is not None
         model.quantize.used.copy_(used)
     return model
+
+
+def check_colors(nlabels: int | None, dataset: Dataset) -> None:
+    """Raise UsageError if images are to be projected onto three channels that do not have so many, or need it not."""
+    if nlabels is not None and (dataset.channels <= 3 or nlabels != dataset.channels):
+        channels = f"{dataset.channels} channel{'s' if dataset.channels > 1 else ''}"
+        raise UsageError(
+            f"--colorize-nlabels {nlabels} is for images of {nlabels} channels, more than 3; "
+            f"those of {dataset.name} have {channels}",
+            "leave --colorize-nlabels out: they are shown as they are",
+        )
 
 
 def adversary_notice(options: VQGANTrainingOptions, schedule: Schedule) -> str:

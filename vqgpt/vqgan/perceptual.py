@@ -6,13 +6,16 @@ The features are those of torchvision's VGG16, trained on ImageNet, and the weig
 `lpips` package holds. Both are only ever data here: the package is not imported. Knows nothing of GPT and token caches.
 """
 
+import contextlib
 import importlib.util
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.progress import Notice, Report
 from vqgpt.torchvision_import import import_torchvision
 
 FEATURE_LAYERS = (3, 8, 15, 22, 29)  # of VGG16's `features`: the last activation before each pooling, and the last
@@ -58,15 +61,15 @@ class PerceptualLoss(nn.Module):
         return found
 
 
-def load_perceptual_loss(device: torch.device) -> PerceptualLoss:
-    """LPIPS with its published weights.
+def load_perceptual_loss(device: torch.device, report: Report) -> PerceptualLoss:
+    """LPIPS with its published weights, those of VGG16 from torch's cache, or downloaded to it.
 
     Raises MissingDataError, with what to do, if the weights of VGG16 can be neither found nor downloaded, or the
     `lpips` package is not there.
     """
     channel_weights = _channel_weights()
     features = import_torchvision("models").vgg16(weights=None).features
-    weights = _vgg16_weights()
+    weights = _vgg16_weights(report)
     try:
         features.load_state_dict(
             {name.removeprefix("features."): weights[name] for name in weights if "features" in name}
@@ -92,11 +95,14 @@ def _channel_weights() -> list[Tensor]:
     return [heads[f"lin{index}.model.1.weight"].flatten() for index in range(len(FEATURE_CHANNELS))]
 
 
-def _vgg16_weights() -> dict[str, Tensor]:
+def _vgg16_weights(report: Report) -> dict[str, Tensor]:
     published = import_torchvision("models").VGG16_Weights.IMAGENET1K_V1
     place = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    if not place.exists():
+        report(Notice(text=f"downloading the weights of VGG16 to {place} (about 530 MB)"))
     try:
-        weights: dict[str, Tensor] = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            weights: dict[str, Tensor] = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
         return weights
     except (OSError, RuntimeError, EOFError) as error:
         raise MissingDataError(

@@ -1,0 +1,211 @@
+"""Whole trainings of the VQ-GAN: stopped and continued, with a damaged state, on several processes."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import assert_refused, run_here, start_process
+from tests.test_interruption import assert_same_training, lines_of, wait_for
+from vqgpt.training_run import TrainingRun
+
+SMALL = ["--size", "8", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
+SMALL += ["--n-embed", "16", "--embed-dim", "4", "--lr", "1e-3", "--attn-resolutions", "0"]
+SMALL += ["--batch-size", "128", "--n-epochs", "1"]
+LONG = [*SMALL, "--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
+LONG += ["--ema", "0.9", "--disc-start", "15", "--warmup", "1", "--lr-schedule", "cosine"]
+COMMAND = ["vqgan", "train", "--dataset", "digits", *LONG, "--out"]
+STEPS_PER_EPOCH = 12
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with a training that nothing disturbed: look, do not touch."""
+    folder = tmp_path_factory.mktemp("whole")
+    outcome = run_here(*COMMAND, str(folder / "vqgan.pt"))
+    assert outcome.code == 0, outcome.err
+    assert "the discriminator starts at step 15 of 48" in outcome.err
+    return folder
+
+
+def start_and_stop(number, when, folder):
+    process = start_process(*COMMAND, "stopped/vqgan.pt", cwd=folder)
+    wait_for(lambda: when(Path("stopped")), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+def saved_step(folder):
+    """The step of the newest state, 0 while there is none that is whole."""
+    try:
+        return torch.load(folder / "vqgan.unfinished.pt", weights_only=True)["state"]["step"]
+    except (OSError, RuntimeError):
+        return 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_generator_and_discriminator_continue_bit_for_bit(here, whole, number, code):
+    returned, err = start_and_stop(number, lambda folder: len(lines_of(folder / "metrics.jsonl")) >= 2, here)
+    assert returned == code
+    if code > 0:
+        assert "run the same command again" in err
+        assert 24 <= saved_step(Path("stopped")) < 48
+    outcome = run_here(*COMMAND, "stopped/vqgan.pt")
+    assert outcome.code == 0, outcome.err
+    assert_same_training(Path("stopped"), whole, "vqgan.pt")
+    assert_same_training(Path("stopped"), whole, "vqgan.best.pt")
+    names = {"vqgan.pt", "vqgan.best.pt", "vqgan.png", "metrics.jsonl"}
+    assert {path.name for path in Path("stopped").iterdir()} == names
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_is_used(here, whole):
+    start_and_stop(signal.SIGKILL, lambda folder: (folder / "vqgan.unfinished.previous.pt").exists(), here)
+    newest = Path("stopped/vqgan.unfinished.pt")
+    if not newest.exists():  # killed between the two renames
+        shutil.copy("stopped/vqgan.unfinished.previous.pt", newest)
+    newest.write_bytes(newest.read_bytes()[:5000])
+    outcome = run_here(*COMMAND, "stopped/vqgan.pt")
+    assert outcome.code == 0, outcome.err
+    assert "stopped/vqgan.unfinished.pt is" in outcome.err
+    assert "continuing from stopped/vqgan.unfinished.previous.pt" in outcome.err
+    assert_same_training(Path("stopped"), whole, "vqgan.pt")
+
+
+def flipped(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+
+
+DAMAGE = {"truncated": lambda data: data[: len(data) // 2], "empty": lambda data: b"", "flipped": flipped}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_newest_valid_state_wins(here, damage):
+    notices = []
+
+    def open_run():
+        return TrainingRun(Path("x/vqgan.pt"), "vqgan", {"seed": 1}, False, notices.append)
+
+    run = open_run()
+    for step in (1, 2, 3):
+        run.save({"step": step, "weights": torch.full((5000,), float(step))})
+    assert open_run().state["step"] == 3
+    assert not notices
+    newest = Path("x/vqgan.unfinished.pt")
+    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
+    again = open_run()
+    assert again.state["step"] == 2
+    assert "x/vqgan.unfinished.pt" in notices[0].text
+    again.save({"step": 3, "weights": torch.zeros(1)})
+    assert open_run().state["step"] == 3  # and the state before it is still whole:
+    newest.write_bytes(b"")
+    assert open_run().state["step"] == 2
+
+
+def test_two_damaged_states_are_refused(here):
+    Path("x").mkdir()
+    for name in ("unfinished", "unfinished.previous"):
+        Path(f"x/vqgan.{name}.pt").write_bytes(b"damaged")
+    assert_refused(run_here(*COMMAND, "x/vqgan.pt", "-q"), 3, "x/vqgan.unfinished.pt", "delete")
+    assert Path("x/vqgan.unfinished.pt").read_bytes() == b"damaged"
+
+
+def test_the_best_is_the_best_and_the_last_is_the_last(whole):
+    records = lines_of(whole / "metrics.jsonl")
+    best, last = (torch.load(whole / name, weights_only=True)["figures"] for name in ("vqgan.best.pt", "vqgan.pt"))
+    assert best["psnr_db"] == max(record["psnr_db"] for record in records)
+    assert last["psnr_db"] == records[-1]["psnr_db"]
+    assert records[-1]["step"] == 48
+    assert all(0 < record["epoch_used_codes"] <= 16 for record in records)
+    assert "discriminator_loss" in records[-1]
+    assert "discriminator_loss" not in records[0]
+
+
+def test_the_best_of_another_training_is_not_replaced_unasked(here):
+    Path("x").mkdir()
+    Path("x/vqgan.best.pt").write_text("mine")
+    assert_refused(run_here(*COMMAND, "x/vqgan.pt", "-q"), 2, "x/vqgan.best.pt", "--overwrite")
+    assert Path("x/vqgan.best.pt").read_text() == "mine"
+
+
+def train_on_ranks(processes, out, *more):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "vqgpt", "vqgan", "train", "--dataset", "digits", *SMALL, *more, "--out", out, "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)  # the main process alone prints
+
+
+def test_two_processes_train_one_model(here):
+    """Gradients and codebook statistics are those of the whole batch: the result is that of one process, but for
+    rounding. (Batch normalisation sees a rank's part only, so that the discriminator stays out of the comparison.)"""
+    steps = ["--batch-size", "500", "--n-epochs", "2", "--lr", "1e-4", "--codebook-decay", "0.5", "--revive-below", "0"]
+    steps += ["--disc-weight", "0", "--grad-clip", "0"]
+    figures = {count: train_on_ranks(count, f"{count}/vqgan.pt", *steps) for count in (1, 2)}
+    one, two = (torch.load(f"{count}/vqgan.pt", weights_only=True)["model"] for count in (1, 2))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=2e-3, msg=name)
+    torch.testing.assert_close(two["quantize.embedding.weight"], one["quantize.embedding.weight"], rtol=1e-3, atol=1e-3)
+    assert figures[2]["psnr_db"] == pytest.approx(figures[1]["psnr_db"], abs=0.05)
+    one_usage, two_usage = (lines_of(Path(f"{count}/metrics.jsonl"))[0]["epoch_perplexity"] for count in (1, 2))
+    assert two_usage == pytest.approx(one_usage, rel=0.02)
+
+
+def test_two_processes_agree_with_a_discriminator_revival_and_an_odd_last_batch(here):
+    steps = ["--batch-size", "358", "--disc-start", "1", "--warmup", "0", "--n-epochs", "1", "--ema", "0.5"]
+    figures = train_on_ranks(2, "two/vqgan.pt", *steps)  # 1,433 images: the last batch has 1
+    assert figures["psnr_db"] > 5
+
+
+@pytest.mark.parametrize("command", [["tokenize"], ["train"], ["sample"]])
+def test_commands_of_one_process_refuse_several(here, monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(run_here(*command), 2, "2 processes", "torchrun")
+
+
+def test_remap_and_double_z_and_l2_codes_train_and_tokenize(here):
+    import numpy as np
+
+    np.save("used.npy", np.array([3, 0, 11, 7, 5]))
+    flags = [*SMALL, "--remap", "used.npy", "--double-z", "--l2-codes", "--sane-index-shape"]
+    outcome = run_here("vqgan", "train", "--dataset", "digits", *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    assert 1 < outcome.json["used_codes"] <= 5
+    outcome = run_here("tokenize", "--dataset", "digits", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["codebook_size"] == 5
+    outcome = run_here("vqgan", "info", "runs/digits/vqgan.pt", "--json")
+    assert outcome.json["lookup"] == "cosine"
+    assert outcome.json["double_z"] is True
+    assert outcome.json["used_codes"] == 5 or outcome.json["codebook_size"] == 5
+
+
+def test_tokenize_takes_a_remap_and_render_wants_the_same(pipeline):
+    import numpy as np
+
+    np.save("used.npy", np.arange(0, 16, 2))
+    command = ["tokenize", "--dataset", "digits", "--remap", "used.npy", "--cache", "few.zarr", "--json"]
+    outcome = run_here(*command)
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["codebook_size"] == 8
+    assert_refused(run_here("render", "few.zarr", "--out", "x.png"), 3, "another VQ-GAN", "--remap")
+    assert run_here("render", "few.zarr", "--remap", "used.npy", "--out", "x.png").code == 0
+    assert_refused(run_here(*command[:-2], "cache/digits.zarr"), 3, "tokenizer_sha256")
+
+
+def test_colours_for_many_channels_are_refused_where_there_are_few(here):
+    command = ["vqgan", "train", "--dataset", "digits", *SMALL, "--colorize-nlabels", "5"]
+    assert_refused(run_here(*command), 2, "1 channel", "--colorize-nlabels")
+
+
+def test_help_of_the_training_names_its_groups(here):
+    out = run_here("vqgan", "train", "--help").out
+    for words in ("Codebook", "Loss", "--disc-start", "--perceptual-weight"):
+        assert re.search(words, out)

@@ -1,0 +1,273 @@
+"""The VQ-GAN in training: each term of its loss against its definition, and what a step moves and what it does not."""
+
+import copy
+import importlib.util
+import warnings
+
+import pytest
+import torch
+
+from tests.conftest import assert_refused, run_here
+from vqgpt.config.vqgan import VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.errors import MissingDataError, NonFiniteError
+from vqgpt.pixels import to_unit_range
+from vqgpt.progress import silent
+from vqgpt.schedule import Schedule
+from vqgpt.vqgan import perceptual
+from vqgpt.vqgan.discriminator import PatchDiscriminator, hinge_loss
+from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.perceptual import FEATURE_CHANNELS, PerceptualLoss
+from vqgpt.vqgan.training import VQGANTraining, codebook_term, first_adversarial_step, reconstruction_loss
+
+ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}
+
+
+def start_training(images=40, perceptual_loss=None, precision="fp32", **changes) -> VQGANTraining:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (images, 1, 16, 16), dtype=torch.uint8, generator=generator)
+    options = VQGANOptions(channels=32, z_channels=8, ch_mult=(1, 1), num_res_blocks=1, n_embed=16, embed_dim=4)
+    torch.manual_seed(1)
+    model = VQGAN(VQGANConfig.of(options, 1, 16))
+    values = {"batch_size": 8, "n_epochs": 2, "lr": 1e-3, "disc_weight": 0.0}
+    training = VQGANTrainingOptions(**{**values, **changes})
+    schedule = Schedule(seed=0, num_rows=images, batch_size=training.batch_size, n_epochs=training.n_epochs)
+    return VQGANTraining(model, perceptual_loss, pixels, pixels[:8], training, schedule, precision, lambda *_: None)
+
+
+def small_perceptual_loss() -> PerceptualLoss:
+    """The same distance on a network with the layers of VGG16 where they matter, and few others."""
+    torch.manual_seed(2)
+    layers, width = [], 3
+    for index in range(30):
+        if index in perceptual.FEATURE_LAYERS:
+            layers.append(torch.nn.ReLU())
+        elif index + 1 in perceptual.FEATURE_LAYERS:
+            following = FEATURE_CHANNELS[perceptual.FEATURE_LAYERS.index(index + 1)]
+            layers.append(torch.nn.Conv2d(width, following, 1))
+            width = following
+        else:
+            layers.append(torch.nn.Identity())
+    return PerceptualLoss(torch.nn.Sequential(*layers), [torch.rand(width) for width in FEATURE_CHANNELS])
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def changed(before, model):
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("with_perceptual_loss", [False, True])
+def test_the_gradient_is_that_of_the_whole_loss(with_perceptual_loss):
+    """One backward pass from the image does what a backward pass of the summed losses would do."""
+    loss = small_perceptual_loss() if with_perceptual_loss else None
+    training = start_training(perceptual_loss=loss, perceptual_weight=0.7, grad_clip=0.0, **ADVERSARIAL)
+    step = next(training.schedule.steps(0))
+    model, discriminator = training.model, training.discriminator
+    images = to_unit_range(training.images[step.rows])
+    model.train()
+    out = model(images)
+    image_loss = reconstruction_loss(out.images, images)
+    if loss:
+        image_loss = image_loss + 0.7 * loss(images, out.images).mean()
+    adversarial_loss = -discriminator(out.images).mean()
+    last = model.decoder.conv_out.weight
+    sides = [torch.autograd.grad(side, last, retain_graph=True)[0].norm() for side in (image_loss, adversarial_loss)]
+    weight = 0.8 * (sides[0] / (sides[1] + 1e-4)).clamp(0, 1e4)
+    total = image_loss + codebook_term(out, training.options) + weight.detach() * adversarial_loss
+    expected = torch.autograd.grad(total, training.parameters)
+    discriminator_loss = hinge_loss(discriminator(images), discriminator(out.images.detach()))
+    expected_of_discriminator = torch.autograd.grad(discriminator_loss, list(discriminator.parameters()))
+
+    figures = training.take_step(step)
+    assert figures["loss"] == pytest.approx(total.item(), rel=1e-5)
+    assert figures["discriminator_loss"] == pytest.approx(discriminator_loss.item(), rel=1e-5)
+    for parameter, gradient in zip(training.parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+    for parameter, gradient in zip(discriminator.parameters(), expected_of_discriminator, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_hinge_loss_of_known_values():
+    assert hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 1.0])).item() == pytest.approx((0.5 + 1.0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("disc_start", "warmup", "expected"),
+    [(0, 0, 0), (7, 0, 7), (0, 1, 5), (7, 1, 7), (3, 1, 5), (10, 0, None), (0, 2, None)],
+)
+def test_the_discriminator_starts_at_the_later_of_its_two_starts(disc_start, warmup, expected):
+    options = VQGANTrainingOptions(disc_start=disc_start, warmup=warmup)
+    schedule = Schedule(seed=0, num_rows=40, batch_size=8, n_epochs=2)  # 5 steps per epoch
+    assert first_adversarial_step(options, schedule) == expected
+    without = VQGANTrainingOptions(disc_start=disc_start, warmup=warmup, disc_weight=0)
+    assert first_adversarial_step(without, schedule) is None
+
+
+def test_before_its_start_the_discriminator_rests():
+    training = start_training(disc_start=2, warmup=0, disc_weight=0.8)
+    for step in training.schedule.steps(0):
+        before = weights(training.discriminator)
+        figures = training.take_step(step)
+        assert ("discriminator_loss" in figures) == (step.index >= 2) == bool(changed(before, training.discriminator))
+        if step.index == 3:
+            break
+
+
+@pytest.mark.parametrize("size", [8, 16, 28, 32, 64])
+def test_the_discriminator_judges_patches_of_images_of_all_sizes(size):
+    logits = PatchDiscriminator(3, size)(torch.rand(2, 3, size, size))
+    assert logits.shape[:2] == (2, 1)
+    assert logits.shape[2] == logits.shape[3] >= 1
+
+
+def test_the_codebook_moves_by_averages_or_by_gradients():
+    for kind in ("ema", "loss"):
+        training = start_training(codebook=kind)
+        before = weights(training.model)
+        training.take_step(next(training.schedule.steps(0)))
+        assert "quantize.embedding.weight" in changed(before, training.model)
+        assert (training.model.quantize.embedding.weight.grad is None) == (kind == "ema")
+
+
+def test_the_codebook_of_the_original_starts_small_and_uniform():
+    weight = start_training(codebook="loss").model.quantize.embedding.weight
+    assert weight.abs().max() <= 1 / 16
+
+
+def test_usage_is_counted_over_the_epoch():
+    training = start_training()
+    seen = []
+    for step in training.schedule.steps(0):
+        with torch.no_grad():
+            training.model.train()
+            seen.append(training.model(to_unit_range(training.images[step.rows])).codes)
+        training.take_step(step)
+        if step.ends_epoch:
+            break
+    counts = torch.bincount(torch.cat(seen), minlength=16)
+    assert torch.equal(training.epoch_counts, counts)
+    figures = training.epoch_figures()
+    assert figures["epoch_used_codes"] == int((counts > 0).sum())
+    assert training.epoch_counts.sum() == 0
+
+
+def test_the_moving_average_is_the_result():
+    training = start_training(ema=0.5)
+    start = weights(training.model)
+    first, second = list(training.schedule.steps(0))[:2]
+    training.take_step(first)  # the decay is 1/10 at first, then 2/11, ...
+    one = weights(training.model)
+    training.take_step(second)
+    two = weights(training.model)
+    for name, average in training.result.state_dict().items():
+        expected = (start[name] * 0.1 + one[name] * 0.9) * (2 / 11) + two[name] * (9 / 11)
+        torch.testing.assert_close(average, expected, rtol=1e-4, atol=1e-5)
+    assert start_training().result is not None
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for():
+    training = start_training(grad_clip=0.01)
+    figures = training.take_step(next(training.schedule.steps(0)))
+    norm = torch.stack([parameter.grad.norm() for parameter in training.parameters]).norm()
+    assert figures["gradient_norm"] > 0.01
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_what_is_not_finite_stops_before_any_step(network):
+    training = start_training(**ADVERSARIAL)
+    model = training.model.decoder.conv_out if network == "generator" else training.discriminator.main[0]
+    with torch.no_grad():
+        model.bias.fill_(torch.nan)
+    before = weights(training.model), weights(training.discriminator)
+    with pytest.raises(NonFiniteError, match="step 0"):
+        training.take_step(next(training.schedule.steps(0)))
+    unmoved = {name for name in before[0] if torch.equal(before[0][name], training.model.state_dict()[name])}
+    assert unmoved >= set(before[0]) - {"decoder.conv_out.bias"}
+    for name, parameter in training.discriminator.named_parameters():
+        assert torch.equal(parameter, before[1][name]) or name == "main.0.bias"
+
+
+def test_bfloat16_leaves_the_codebook_in_float32():
+    training = start_training(precision="bf16", **ADVERSARIAL)
+    for step in list(training.schedule.steps(0))[:3]:
+        figures = training.take_step(step)
+    assert figures["loss"] == figures["loss"]
+    assert training.model.quantize.embedding.weight.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = training.model(to_unit_range(training.images[:2]))
+    assert out.latents.dtype == out.quantized.dtype == torch.float32
+
+
+def test_state_comes_back_whole():
+    training = start_training(ema=0.9, **ADVERSARIAL)
+    steps = list(training.schedule.steps(0))
+    for step in steps[:3]:
+        training.take_step(step)
+    other = start_training(ema=0.9, **ADVERSARIAL)
+    other.load_state_dict(copy.deepcopy(training.state_dict()))
+    for one in (training, other):
+        torch.manual_seed(5)
+        one.take_step(steps[3])
+    for name in ("model", "averaged", "discriminator"):
+        assert not changed(weights(getattr(training, name)), getattr(other, name))
+    assert torch.equal(training.codebook.counts, other.codebook.counts)
+    assert torch.equal(training.epoch_counts, other.epoch_counts)
+
+
+needs_lpips = pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the package lpips is not there")
+
+
+@needs_lpips
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_perceptual_loss_is_that_of_the_lpips_package(monkeypatch, channels, tmp_path):
+    """The same random VGG16 in both, the published weights of the channels in both."""
+    models = perceptual.import_torchvision("models")
+    import lpips
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in their old ways
+        theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
+    vgg16 = models.vgg16(weights=None)
+    inner = [part for index in range(1, 6) for part in getattr(theirs.net, f"slice{index}").children()]
+    vgg16.features.load_state_dict(torch.nn.Sequential(*inner).state_dict(), strict=False)
+    monkeypatch.setattr(perceptual, "_vgg16_weights", lambda report: vgg16.state_dict())
+    ours = perceptual.load_perceptual_loss(torch.device("cpu"), silent)
+    images, others = torch.rand(2, 2, channels, 32, 32) * 2 - 1
+    others.requires_grad_(True)
+    distance = ours(images, others)
+    expected = theirs(images.expand(-1, 3, -1, -1), others.expand(-1, 3, -1, -1)).flatten()
+    torch.testing.assert_close(distance, expected, rtol=1e-3, atol=1e-6)
+    distance.sum().backward()
+    assert others.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in ours.parameters())
+
+
+@needs_lpips
+def test_without_the_weights_of_vgg16_the_error_says_what_to_do(here, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse_to_download)
+    outcome = run_here("vqgan", "train", "--dataset", "digits", "--perceptual-weight", "0.5", "--size", "16")
+    place = str(here / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth")
+    assert_refused(outcome, 4, "VGG16", place, "https://", "--perceptual-weight 0")
+    assert not (here / "runs").exists()
+
+
+def refuse_to_download(*_arguments, **_named):
+    raise OSError("no network")
+
+
+def test_without_the_package_lpips_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingDataError, match="lpips") as caught:
+        perceptual.load_perceptual_loss(torch.device("cpu"), silent)
+    assert "--perceptual-weight 0" in caught.value.hint
+    assert "vqgpt[lpips]" in caught.value.hint
+
+
+@pytest.mark.parametrize(("size", "given", "expected"), [(32, None, 0), (64, None, 1), (128, 0.0, 0), (16, 0.5, 0.5)])
+def test_the_perceptual_loss_is_on_from_64_pixels(size, given, expected):
+    assert VQGANTrainingOptions(perceptual_weight=given).perceptual_weight_at(size) == expected
