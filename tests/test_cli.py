@@ -121,7 +121,16 @@ def test_json_is_one_object_on_stdout(pipeline):
 
 def test_the_pipeline_leaves_what_it_promises(finished_pipeline):
     run = finished_pipeline / "runs/digits"
-    names = {"vqgan.pt", "vqgan.png", "gpt.pt", "metrics.jsonl", "samples.png", "samples.zarr"}
+    names = {
+        "vqgan.pt",
+        "vqgan.best.pt",
+        "vqgan.png",
+        "gpt.pt",
+        "gpt.best.pt",
+        "metrics.jsonl",
+        "samples.png",
+        "samples.zarr",
+    }
     assert names == {path.name for path in run.iterdir()}
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["stage"] for record in records] == ["vqgan", "gpt", "gpt"]

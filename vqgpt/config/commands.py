@@ -86,6 +86,9 @@ class VQGANTrainConfig:
     training: VQGANTrainingOptions
     run: RunOptions
 
+    def __post_init__(self) -> None:
+        check(self.size is None or self.size > 0, "size", self.size, "positive")
+
     @property
     def result(self) -> Path:
         """The checkpoint to write."""
@@ -124,6 +127,7 @@ class ReconstructConfig:
     out: Path | None = option(None, "The picture to write (default: runs/DATASET/reconstructions.png).", group=DATA)
 
     def __post_init__(self) -> None:
+        check(self.size is None or self.size > 0, "size", self.size, "positive")
         check(self.num_images > 0, "num_images", self.num_images, "positive")
 
     @property
@@ -152,6 +156,9 @@ class ImportConfig:
     dataset: str | None = option(None, "Make it the VQ-GAN of this dataset: runs/DATASET/vqgan.pt.", group=DATA)
     out: Path | None = option(None, "The checkpoint to write (default: runs/NAME OF FILE/vqgan.pt).", group=DATA)
 
+    def __post_init__(self) -> None:
+        check(self.size is None or self.size > 0, "size", self.size, "positive")
+
     @property
     def result(self) -> Path:
         """The checkpoint to write."""
@@ -176,6 +183,7 @@ class TokenizeConfig:
     batch_size: int = option(256, "Images per pass of the encoder.", group=RUN)
 
     def __post_init__(self) -> None:
+        check(self.size is None or self.size > 0, "size", self.size, "positive")
         check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
         check(self.cache is None or self.cache.suffix == ".zarr", "cache", self.cache, "a path that ends in .zarr")
 

@@ -145,7 +145,7 @@ class VQGANConfig:
 
     def check_size(self, size: int) -> None:
         """Raise InputError if images of this side do not divide, or would have their attention at another level."""
-        if size <= 0 or size % self.downsampling:
+        if size % self.downsampling:
             raise InputError(
                 f"size = {size} cannot be used: the VQ-GAN halves the image {len(self.ch_mult) - 1} times",
                 f"size must be a multiple of {self.downsampling}",
