@@ -28,7 +28,7 @@ def measure(keep: str, layout: str) -> tuple[float, float, float]:
     if keep == "kept":
         keep_memory_pages()
     torch.manual_seed(0)
-    model = VQGAN(VQGANConfig(options=VQGANOptions(), image_channels=3, size=32))
+    model = VQGAN(VQGANConfig.of(VQGANOptions(), image_channels=3, size=32))
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     model.to(memory_format=memory_format)
     images = torch.rand(BATCH, 3, 32, 32).to(memory_format=memory_format)

@@ -8,6 +8,7 @@ command continues, and nothing is replaced unless `overwrite` asks for it. Of se
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class TrainingRun:
         self.best = result.with_suffix(".best.pt")
         self.metrics = result.with_name("metrics.jsonl")
         self.writes = rank() == 0
+        self.also_log: Callable[[dict[str, Any]], None] = lambda record: None
         with main_first():
             self.state = self._load_state(overwrite, report)
             if self.best.exists() and not self.state and not overwrite:
@@ -103,12 +105,13 @@ class TrainingRun:
             save_checkpoint(self.best, self.kind, content)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append one line to the metrics: `record` must have a `step`."""
+        """Append one line to the metrics, and hand it to `also_log`: `record` must have a `step`."""
         if not self.writes:
             return
         self.metrics.parent.mkdir(parents=True, exist_ok=True)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({**self._line_key, **record}) + "\n")
+        self.also_log(record)
 
     def _keep_metrics_up_to(self, step: int) -> None:
         """Drop this stage's lines that a continued or repeated training will write again."""

@@ -5,13 +5,11 @@ from vqgpt.errors import UsageError
 REFUSED = {
     "vqgan train": {
         "--num-workers": "the images are loaded into memory once; leave the flag out",
-        "--no-wandb": "nothing is sent to Weights & Biases; metrics are in metrics.jsonl",
     },
     "tokenize": {
         "--sane-index-shape": "the cache stores grids always; leave the flag out",
         "--num-workers": "the images are loaded into memory once; leave the flag out",
     },
-    "train": {"--no-wandb": "nothing is sent to Weights & Biases; metrics are in metrics.jsonl"},
 }
 
 

@@ -76,6 +76,13 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoggingOptions:
+    """Where a training's metrics go, beside metrics.jsonl."""
+
+    wandb: bool = option(False, "Log to Weights & Biases too (package of the extra 'wandb').", group=RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
 class VQGANTrainConfig:
     """`vqgpt vqgan train`."""
 
@@ -85,6 +92,7 @@ class VQGANTrainConfig:
     model: VQGANOptions
     training: VQGANTrainingOptions
     run: RunOptions
+    logging: LoggingOptions
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
@@ -207,6 +215,7 @@ class TrainConfig:
     model: GPTOptions
     training: GPTTrainingOptions
     run: RunOptions
+    logging: LoggingOptions
 
 
 @dataclass(frozen=True, kw_only=True)

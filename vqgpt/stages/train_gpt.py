@@ -27,6 +27,7 @@ from vqgpt.stages.find import check_dataset, find_cache
 from vqgpt.tokens import TokenCache
 from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun
+from vqgpt.wandb_log import wandb_log
 
 
 def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     def score(figures: dict[str, float]) -> float:
         return -figures["held_out_nats_per_token"]
 
-    with stop_on_signals() as stop:
+    with wandb_log(config.logging.wandb, result, to_json(config)) as training_run.also_log, stop_on_signals() as stop:
         every_epochs = config.training.sample_and_save_freq
         figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
     return {**plan, **figures}

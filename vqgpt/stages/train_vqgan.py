@@ -24,6 +24,7 @@ from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.perceptual import load_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
+from vqgpt.wandb_log import wandb_log
 
 
 def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -96,7 +97,10 @@ def _run(
     def score(figures: dict[str, float]) -> float:
         return figures["psnr_db"]
 
-    with stop_on_signals() as stop:
+    with (
+        wandb_log(config.logging.wandb, config.result, to_json(config)) as training_run.also_log,
+        stop_on_signals() as stop,
+    ):
         every_epochs = config.training.sample_and_save_freq
         figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
     return {**plan, **figures, "picture": panel}

@@ -33,6 +33,9 @@ class PerceptualLoss(nn.Module):
         """`features` are VGG16's; `channel_weights` five tensors (c,) of its channels at FEATURE_LAYERS."""
         super().__init__()
         self.features = features
+        for layer in features.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # what one layer gives is still needed when the next has run
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
         for index, weight in enumerate(channel_weights):
@@ -76,9 +79,6 @@ def load_perceptual_loss(device: torch.device, report: Report) -> PerceptualLoss
         )
     except RuntimeError as error:
         raise InputError(f"the weights of VGG16 do not fit it ({str(error).splitlines()[0]})", "delete them") from None
-    for layer in features:
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False
     return PerceptualLoss(features, channel_weights).to(device)
 
 

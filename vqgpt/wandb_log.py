@@ -1,0 +1,56 @@
+"""Metrics to Weights & Biases, for those who ask for it with --wandb. Knows neither images nor tokens.
+
+The package is an extra and is imported only then. Where it sends to, and whether it sends at all (WANDB_MODE=offline),
+is its own to configure.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vqgpt.distributed import rank
+from vqgpt.errors import MissingDataError
+from vqgpt.files import sha256
+
+PROJECT = "vqgpt"
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def wandb_log(wanted: bool, result: Path, configuration: dict[str, Any]) -> Iterator[Log]:
+    """A function that logs one record, which has a `step`; it does nothing unless wanted, nor on ranks but the main.
+
+    A training that continues goes on in the run that it began, which is known by the path of `result`. Raises
+    MissingDataError if the package is not there or has no account to log to.
+    """
+    if not wanted or rank() > 0:
+        yield lambda record: None
+        return
+    try:
+        import wandb
+    except ImportError:
+        raise MissingDataError(
+            "--wandb needs the package wandb", "pip install 'vqgpt[wandb]', or leave --wandb out"
+        ) from None
+    result.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run = wandb.init(
+            project=PROJECT,
+            name=str(result.with_suffix("")),
+            id=sha256(str(result.resolve()).encode())[:16],
+            resume="allow",
+            dir=result.parent,
+            config=configuration,
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),
+        )
+    except wandb.Error as error:
+        raise MissingDataError(
+            f"Weights & Biases cannot be logged to ({str(error).splitlines()[0]})",
+            "run `wandb login`, or set WANDB_MODE=offline, or leave --wandb out",
+        ) from None
+    try:
+        yield lambda record: run.log(record, step=record["step"])
+    finally:
+        run.finish()
