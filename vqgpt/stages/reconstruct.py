@@ -24,7 +24,7 @@ def run(config: ReconstructConfig, overwrite: bool, dry_run: bool, report: Repor
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
     model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device, config.vqgan.remap)
-    size = image_size(config.size, model.config, dataset)
+    size = image_size(config.size, model.config, dataset, report)
     grid = model.config.grid(size)
     if config.result.exists() and not overwrite:
         raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")

@@ -11,14 +11,13 @@ from vqgpt.config.options import to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.pictures import contact_sheet, png_bytes, to_pil
-from vqgpt.pixels import to_uint8
+from vqgpt.pixels import images_per_pass, to_uint8
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime import autocast, select_device
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
-IMAGES_PER_PASS = 256
 MOST_COLUMNS = 16
 
 
@@ -75,7 +74,8 @@ def decode(model: VQGAN, codes: NDArray[Any], precision: str, report: Report) ->
     """Codes (N, h, w) -> images (N, C, H, W) uint8."""
     device = model.quantize.embedding.weight.device
     images = []
-    for batch in torch.from_numpy(codes.astype(np.int64)).split(IMAGES_PER_PASS):
+    at_once = images_per_pass(*(side * model.config.downsampling for side in codes.shape[1:]))
+    for batch in torch.from_numpy(codes.astype(np.int64)).split(at_once):
         with autocast(device, precision):
             images.append(to_uint8(model.decode(batch.to(device))).cpu().numpy())
         done = sum(map(len, images))

@@ -14,7 +14,7 @@ from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import PREPROCESSING, ImageDataset, load_images
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.pixels import to_unit_range
-from vqgpt.progress import Report
+from vqgpt.progress import Notice, Report
 from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.shards import write_missing_shards
 from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
@@ -29,7 +29,7 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
     model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device, config.vqgan.remap)
-    size = image_size(config.size, model.config, dataset)
+    size = image_size(config.size, model.config, dataset, report)
     grid = model.config.grid(size)
     plan = {
         "cache": config.result,
@@ -58,9 +58,14 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     return {**plan, "rows": rows, "digest": writer.manifest.digest}
 
 
-def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset) -> int:
-    """The image side that a command works at: the one asked for, else the VQ-GAN's, else the dataset's."""
-    return asked if asked is not None else config.size or dataset.default_size
+def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report: Report) -> int:
+    """The image side to work at: the one asked for, else the VQ-GAN's, else the dataset's, which a notice tells."""
+    size = asked or config.size
+    if size is not None:
+        return size
+    size = dataset.default_size
+    report(Notice(text=f"the VQ-GAN does not say at which size it was trained; using {size}, that of {dataset.name}"))
+    return size
 
 
 def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, precision: str) -> Description:

@@ -5,10 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vqgpt.code_statistics import code_statistics
-from vqgpt.pixels import to_uint8, to_unit_range
+from vqgpt.pixels import images_per_pass, to_uint8, to_unit_range
 from vqgpt.vqgan.model import VQGAN
 
-IMAGES_PER_PASS = 256
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5  # pixels
 
@@ -17,8 +16,9 @@ SSIM_SIGMA = 1.5  # pixels
 def reconstruct(model: VQGAN, images: Tensor) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) uint8 -> their reconstructions, the same shape, and codes (N, h, w) int64. Sets eval mode."""
     model.eval()
-    codes = torch.cat([model.encode(to_unit_range(batch)) for batch in images.split(IMAGES_PER_PASS)])
-    return torch.cat([to_uint8(model.decode(batch)) for batch in codes.split(IMAGES_PER_PASS)]), codes
+    at_once = images_per_pass(*images.shape[2:])
+    codes = torch.cat([model.encode(to_unit_range(batch)) for batch in images.split(at_once)])
+    return torch.cat([to_uint8(model.decode(batch)) for batch in codes.split(at_once)]), codes
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
@@ -42,7 +42,8 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
         return F.conv2d(values.flatten(0, 1)[:, None], window)
 
     results = []
-    for x, y in zip(images.split(IMAGES_PER_PASS), reconstructions.split(IMAGES_PER_PASS), strict=True):
+    at_once = images_per_pass(*images.shape[2:])
+    for x, y in zip(images.split(at_once), reconstructions.split(at_once), strict=True):
         x, y = x.float(), y.float()
         mean_x, mean_y = local_mean(x), local_mean(y)
         variances = local_mean(x * x) - mean_x**2 + local_mean(y * y) - mean_y**2

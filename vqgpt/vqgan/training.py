@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.config.vqgan import VQGANTrainingOptions
 from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
-from vqgpt.pixels import to_unit_range
+from vqgpt.pixels import images_per_pass, to_unit_range
 from vqgpt.runtime import autocast, derived_seed
 from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
@@ -29,7 +29,7 @@ from vqgpt.vqgan.perceptual import PerceptualLoss
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, codebook_loss, commitment_loss
 
 SHOWN_IMAGES = 16
-START_IMAGES = 256  # images whose latents the codebook starts from
+START_VECTORS = 2**14  # latents that the codebook starts from
 
 
 class VQGANTraining:
@@ -61,10 +61,12 @@ class VQGANTraining:
         device, size = images.device, images.shape[-1]
         self.perceptual_weight = options.perceptual_weight_at(size)
         torch.manual_seed(derived_seed(schedule.seed, "codebook"))
+        vectors_per_image = math.prod(model.config.grid(size))
+        start_images = images[: math.ceil(START_VECTORS / vectors_per_image)].split(images_per_pass(size, size))
         with torch.no_grad():
-            latents = model.latents(to_unit_range(images[:START_IMAGES]))
+            latents = torch.cat([model.latents(to_unit_range(batch)) for batch in start_images])
         start_codebook(model.quantize, latents, options.start_of_codebook)
-        vectors_per_step = options.batch_size * latents[0, 0].numel()
+        vectors_per_step = options.batch_size * vectors_per_image
         self.codebook = (
             EMACodebook(model.quantize, options.codebook_decay, options.revive_below, vectors_per_step)
             if options.codebook == "ema"
