@@ -14,6 +14,8 @@ CODEBOOK = "Codebook"
 
 Lookup = Literal["nearest", "cosine", "logits"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
+CODEBOOK_DECAY = 0.95
+REVIVE_BELOW = 0.05  # of an equal share
 GROUPS = 32  # of the group normalisation
 
 
@@ -223,22 +225,27 @@ class VQGANTrainingOptions:
         "(default: kmeans with --codebook ema, uniform with loss).",
         group=CODEBOOK,
     )
-    codebook_decay: float = option(0.95, "Decay of the moving averages of --codebook ema.", group=CODEBOOK)
-    revive_below: float = option(
-        0.05,
+    codebook_decay: float | None = option(
+        None, f"Decay of the moving averages of --codebook ema (default: {CODEBOOK_DECAY}).", group=CODEBOOK
+    )
+    revive_below: float | None = option(
+        None,
         "With --codebook ema, put a code onto a random latent when its average use falls below this part of an equal "
-        "share; 0 for never.",
+        f"share; 0 for never (default: {REVIVE_BELOW}).",
         group=CODEBOOK,
     )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        for name in ("grad_clip", "disc_weight", "disc_start", "warmup", "codebook_weight", "revive_below"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        check((self.perceptual_weight or 0) >= 0, "perceptual_weight", self.perceptual_weight, "0 or more")
+        at_least_zero = ("grad_clip", "disc_weight", "disc_start", "warmup", "codebook_weight")
+        for name in (*at_least_zero, "perceptual_weight", "revive_below"):
+            check((getattr(self, name) or 0) >= 0, name, getattr(self, name), "0 or more")
         for name in ("ema", "codebook_decay"):
-            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+            check(0 <= (getattr(self, name) or 0) < 1, name, getattr(self, name), "in [0, 1)")
+        for name in ("codebook_decay", "revive_below"):
+            fits = self.codebook == "ema" or getattr(self, name) is None
+            check(fits, name, getattr(self, name), "left out with --codebook loss, which has no moving averages")
 
     def perceptual_weight_at(self, size: int) -> float:
         """The weight of the perceptual loss for images of this side, in pixels."""
@@ -250,6 +257,12 @@ class VQGANTrainingOptions:
     def start_of_codebook(self) -> str:
         """Where the codes start: what was chosen, else what suits the way the codebook learns."""
         return self.codebook_start or ("kmeans" if self.codebook == "ema" else "uniform")
+
+    @property
+    def moving_average_of_codes(self) -> tuple[float, float]:
+        """The decay of the codes' moving averages, and the share of use below which a code is revived."""
+        decay = CODEBOOK_DECAY if self.codebook_decay is None else self.codebook_decay
+        return decay, REVIVE_BELOW if self.revive_below is None else self.revive_below
 
     def discriminator_start(self, steps_per_epoch: int) -> int:
         """The first step with an adversarial term: `disc_start` or the end of `warmup`, whichever is later."""

@@ -68,7 +68,7 @@ class VQGANTraining:
         start_codebook(model.quantize, latents, options.start_of_codebook)
         vectors_per_step = options.batch_size * vectors_per_image
         self.codebook = (
-            EMACodebook(model.quantize, options.codebook_decay, options.revive_below, vectors_per_step)
+            EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
             if options.codebook == "ema"
             else None
         )
