@@ -12,12 +12,16 @@ from vqgpt.config.datasets import DATASETS
 from vqgpt.memory import keep_memory_pages
 from vqgpt.versions import LIBRARIES, installed_version
 
+EXTRAS = {"lpips": "the perceptual loss", "wandb": "--wandb"}
+
 
 def run() -> dict[str, Any]:
     """A line per fact; what is missing says how to get it."""
     result: dict[str, Any] = {"python": platform.python_version()}
     for name in (*LIBRARIES, "medmnist", "scikit-learn"):
         result[name] = installed_version(name) or f"missing: pip install {name}"
+    for name, use in EXTRAS.items():
+        result[name] = installed_version(name) or f"not there; for {use}: pip install 'vqgpt[{name}]'"
     result["torchvision_operators"] = _torchvision_state()
     result["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     result["cuda"] = _cuda_state()
