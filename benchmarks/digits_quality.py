@@ -26,7 +26,7 @@ from vqgpt.progress import silent
 from vqgpt.stages.render import decode
 from vqgpt.tokens import TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan
-from vqgpt.vqgan.metrics import reconstruction_figures
+from vqgpt.vqgan.metrics import figures_of, reconstruct
 
 NUM_SAMPLES = 500
 SEED = 1
@@ -64,7 +64,9 @@ def main() -> None:
     training_rows = {row.tobytes() for row in train_codes}
     distances = (codes[:, None] != train_codes[None]).sum(axis=(2, 3)).min(axis=1)
 
-    figures: dict[str, float] = reconstruction_figures(model, test.images)
+    reconstructions, test_codes = reconstruct(model, test.images)
+    counts = torch.bincount(test_codes.flatten(), minlength=model.config.codebook_size)
+    figures: dict[str, float] = figures_of(test.images, reconstructions, counts)
     figures["codebook_size"] = cache.description.codebook_size
     figures["unigram_nats_per_token"] = unigram.entropy_bits_per_token * math.log(2)
     figures["gpt_held_out_nats_per_token"] = gpt["figures"]["held_out_nats_per_token"]

@@ -97,7 +97,12 @@ def test_a_truncated_file_is_refused(here, layout, kept):
     assert_refused(run_here("vqgan", "import", name), 3, name)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"<html>not found</html>", b"\x80\x02N.", b"PK\x03\x04"])
+CLAIMS_A_PETABYTE = b"\x80\x04\x8e" + (2**50).to_bytes(8, "little") + b"x"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"<html>not found</html>", b"\x80\x02N.", b"PK\x03\x04", CLAIMS_A_PETABYTE]
+)
 def test_a_file_of_something_else_is_refused(here, content):
     Path("bad.ckpt").write_bytes(content)
     assert_refused(run_here("vqgan", "info", "bad.ckpt"), 3, "bad.ckpt")

@@ -72,16 +72,15 @@ def _fitted(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
 def comparison_sheet(
     originals: NDArray[np.uint8],
     reconstructions: NDArray[np.uint8],
-    captions: Sequence[str] = (),
+    captions: Sequence[str],
     columns: int = 8,
 ) -> Image.Image:
     """Originals (N, C, H, W) uint8, each row of them above their reconstructions, which have the captions."""
     columns = min(columns, len(originals))
-    below_each = list(captions) or ["decoded"] + [""] * (len(originals) - 1)
     images, texts = [], []
     for start in range(0, len(originals), columns):
         blanks = columns - len(originals[start : start + columns])
-        for group, names in ((originals, [""] * len(originals)), (reconstructions, below_each)):
+        for group, names in ((originals, [""] * len(originals)), (reconstructions, list(captions))):
             images += [*group[start : start + columns], *[np.full_like(originals[0], 255)] * blanks]
             texts += names[start : start + columns] + [""] * blanks
     return contact_sheet(np.stack(images), texts, columns)

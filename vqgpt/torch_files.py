@@ -96,9 +96,9 @@ def read_torch_file(path: Path) -> Any:
                 return _read_archive(path, file)
             file.seek(0)
             return _read_old_layout(path, file)
-    except (OSError, MemoryError, InputError):
+    except (OSError, InputError):
         raise
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise anything, MemoryError too
         raise InputError(
             f"{path} is not a checkpoint, or is truncated ({type(error).__name__}: {error})", "get the file again"
         ) from None

@@ -2,21 +2,22 @@
 
 from typing import Any
 
-import numpy as np
+import torch
 
-from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.config.commands import ReconstructConfig
 from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.data.images import load_images
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
-from vqgpt.pictures import below, comparison_sheet, histogram, png_bytes
 from vqgpt.progress import Report
 from vqgpt.runtime import autocast, select_device
+from vqgpt.stages.panel import reconstruction_panel
 from vqgpt.stages.tokenize import image_size
 from vqgpt.vqgan.checkpoint import load_vqgan_for
-from vqgpt.vqgan.metrics import figures_of, psnr, reconstruct, ssim
+from vqgpt.vqgan.metrics import figures_of, reconstruct
+
+SEED_OF_COLORS = 0
 
 
 def run(config: ReconstructConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -35,24 +36,15 @@ def run(config: ReconstructConfig, overwrite: bool, dry_run: bool, report: Repor
     held_out = images.splits[split].images.to(device)
     with autocast(device, config.vqgan.precision):
         reconstructions, codes = reconstruct(model, held_out)
-    figures = figures_of(held_out, reconstructions, codes, model.config.codebook_size)
-    counts = np.bincount(codes.cpu().numpy().ravel(), minlength=model.config.codebook_size)
-
-    shown, decoded = held_out[: config.num_images], reconstructions[: config.num_images]
-    captions = [
-        f"{decibel:.1f} dB {likeness:.2f}"
-        for decibel, likeness in zip(psnr(shown, decoded).tolist(), ssim(shown, decoded).tolist(), strict=True)
-    ]
-    sheet = comparison_sheet(shown.cpu().numpy(), decoded.cpu().numpy(), captions)
-    usage = statistics_of_counts(counts)
-    title = f"{usage.used_codes} of {len(counts)} codes in use, perplexity {usage.perplexity:.1f}; most used first"
-    picture = below(sheet, histogram(np.sort(counts)[::-1], title, sheet.width))
-    write_atomically(config.result, png_bytes(picture, to_json(config)))
+    counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)
+    shown = slice(0, config.num_images)
+    panel = reconstruction_panel(held_out[shown], reconstructions[shown], counts, SEED_OF_COLORS, to_json(config))
+    write_atomically(config.result, panel)
     return {
         "picture": config.result,
         "split": split,
         "images": len(held_out),
-        **figures,
+        **figures_of(held_out, reconstructions, counts),
         "codebook_size": len(counts),
         "share_of_the_most_used_code": float(counts.max() / counts.sum()),
     }

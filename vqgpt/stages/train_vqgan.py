@@ -14,10 +14,10 @@ from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.interrupt import stop_on_signals
-from vqgpt.pictures import comparison_sheet, png_bytes, to_displayable
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
+from vqgpt.stages.panel import reconstruction_panel
 from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun
 from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
@@ -64,13 +64,10 @@ def _run(
     if panel.exists() and training_run.state is None and not overwrite:
         raise UsageError(f"{panel} exists", "give --overwrite to replace it, or another --out")
 
-    def show(originals: Tensor, reconstructions: Tensor) -> None:
+    def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
         if rank() == 0:
-            shown, decoded = (
-                to_displayable(images.cpu().numpy(), config.run.seed) for images in (originals, reconstructions)
-            )
-            sheet = comparison_sheet(shown, decoded)
-            write_atomically(panel, png_bytes(sheet, to_json(config)))
+            png = reconstruction_panel(originals, reconstructions, code_counts, config.run.seed, to_json(config))
+            write_atomically(panel, png)
 
     train, held_out = images.splits["train"].images, images.splits[held_out_split(images.splits, dataset.name)].images
     schedule = Schedule(

@@ -53,11 +53,11 @@ class EMACodebook:
         self.sums.lerp_(batch_sums, 1 - self.decay)
         means = self.sums / self.counts.clamp(min=FEWEST_USES)[:, None]
         means = torch.where(self.counts[:, None] > FEWEST_USES, means, self.codebook.vectors())
-        share = float(batch_counts.sum()) / len(self.counts)
+        share = batch_counts.sum() / len(self.counts)
         unused = self.counts < self.revive_below * share
         rows = torch.randint(len(vectors), (len(unused),), device=vectors.device)
         means = torch.where(unused[:, None], from_main(vectors[rows]), means)
-        self.counts.masked_fill_(unused, share)
+        self.counts.copy_(torch.where(unused, share, self.counts))
         self.sums.copy_(torch.where(unused[:, None], means * share, self.sums))
         self.codebook.set_vectors(means)
 

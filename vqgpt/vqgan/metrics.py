@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqgpt.code_statistics import code_statistics
+from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.pixels import images_per_pass, to_uint8, to_unit_range
 from vqgpt.vqgan.model import VQGAN
 
@@ -55,15 +55,9 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
     return torch.cat(results)
 
 
-def reconstruction_figures(model: VQGAN, images: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB, mean SSIM, codes in use and perplexity over (N, C, H, W) uint8 images."""
-    reconstructions, codes = reconstruct(model, images)
-    return figures_of(images, reconstructions, codes, model.config.codebook_size)
-
-
-def figures_of(images: Tensor, reconstructions: Tensor, codes: Tensor, codebook_size: int) -> dict[str, float]:
-    """The same, of images that are reconstructed already."""
-    usage = code_statistics(codes.cpu().numpy(), codebook_size)
+def figures_of(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, float]:
+    """Mean PSNR in dB, mean SSIM, codes in use and perplexity of (N, C, H, W) uint8 images; code_counts (K,)."""
+    usage = statistics_of_counts(code_counts.cpu().numpy())
     return {
         "psnr_db": float(psnr(images, reconstructions).mean()),
         "ssim": float(ssim(images, reconstructions).mean()),

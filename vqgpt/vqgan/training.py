@@ -23,7 +23,7 @@ from vqgpt.runtime import autocast, derived_seed
 from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
 from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from vqgpt.vqgan.metrics import reconstruct, reconstruction_figures
+from vqgpt.vqgan.metrics import figures_of, reconstruct
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.perceptual import PerceptualLoss
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, codebook_loss, commitment_loss
@@ -35,8 +35,8 @@ START_VECTORS = 2**14  # latents that the codebook starts from
 class VQGANTraining:
     """A VQ-GAN in training; the models and both image sets are on one device.
 
-    `perceptual_loss` is None where its weight is 0. `show` gets held-out images (n, C, H, W) uint8 and their
-    reconstructions, at each validation.
+    `perceptual_loss` is None where its weight is 0. `show` gets, at each validation, some held-out images (n, C, H, W)
+    uint8, their reconstructions, and how often each code occurs in all of them, (K,).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VQGANTraining:
         options: VQGANTrainingOptions,
         schedule: Schedule,
         precision: str,
-        show: Callable[[Tensor, Tensor], None],
+        show: Callable[[Tensor, Tensor, Tensor], None],
     ) -> None:
         self.model = model
         self.perceptual_loss = perceptual_loss
@@ -169,10 +169,10 @@ class VQGANTraining:
 
     def validate(self) -> dict[str, float]:
         """Likeness and codebook use on the held-out images; shows some of them."""
-        figures = reconstruction_figures(self.result, self.held_out)
-        shown = self.held_out[:SHOWN_IMAGES]
-        self.show(shown, reconstruct(self.result, shown)[0])
-        return figures
+        reconstructions, codes = reconstruct(self.result, self.held_out)
+        counts = torch.bincount(codes.flatten(), minlength=len(self.epoch_counts))
+        self.show(self.held_out[:SHOWN_IMAGES], reconstructions[:SHOWN_IMAGES], counts)
+        return figures_of(self.held_out, reconstructions, counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks and optimisers, the codebook's statistics, the moving average, the epoch's counts."""
