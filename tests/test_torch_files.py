@@ -126,3 +126,64 @@ def test_a_tensor_that_claims_more_than_it_stores_is_refused_before_it_is_made(h
     stored = read_torch_file(Path("x.pt"))["x"]
     with pytest.raises(InputError, match="claims"):
         stored.read()
+
+
+def zip_with_pickle(path: str, pickled: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", pickled)
+
+
+NESTED_KEY = b"\x80\x02}" + b"".join([b")", b"\x85" * 10**6]) + b"K\x01s."
+DOUBLED_KEY = b"\x80\x02}K\x01\x85" + b"q\x00h\x00\x86" * 60 + b"K\x01s."
+FAR_MEMO = b"\x80\x02}r" + (2**31 - 1).to_bytes(4, "little") + b"."
+MANY_BYTES = b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"."
+MANY_ZEROS = b"\x80\x05\x96" + (2**42).to_bytes(8, "little") + b"."
+WHOLE_SET = b"\x80\x04\x8f(K\x01\x85" + b"\x94h\x00\x86" * 3 + b"\x90."
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("pickled", [NESTED_KEY, DOUBLED_KEY, FAR_MEMO, MANY_BYTES, MANY_ZEROS, WHOLE_SET])
+def test_a_pickle_that_would_exhaust_the_machine_is_refused(here, pickled):
+    zip_with_pickle("bad.ckpt", pickled)
+    assert_refused(run_here("vqgan", "info", "bad.ckpt"), 3, "bad.ckpt")
+
+
+@pytest.mark.timeout(60)
+def test_a_dict_that_is_met_many_times_is_looked_at_once(here):
+    inner = {f"k{index}": torch.zeros(1) for index in range(300)}
+    for _ in range(3):
+        inner = dict.fromkeys((f"k{index}" for index in range(300)), inner)
+    torch.save(inner, "bad.ckpt")
+    assert_refused(run_here("vqgan", "info", "bad.ckpt"), 3, "no VQ-GAN")
+
+
+@pytest.mark.timeout(60)
+def test_weights_that_claim_to_be_huge_are_refused_before_anything_is_made(here):
+    state = taming_state(ch=32, ch_mult=(1, 1), attn=())
+    wide = {
+        name: torch.zeros(1).expand(*(8192 if size == 32 else size for size in tensor.shape))
+        for name, tensor in state.items()
+    }
+    torch.save(wide, "wide.pt")
+    assert_refused(run_here("vqgan", "import", "wide.pt"), 3, "wide.pt", "claims")
+    levels = {f"encoder.down.{level}.block.0.conv1.weight": torch.zeros(1) for level in range(1500)}
+    blocks = {f"encoder.down.0.block.{block}.conv1.weight": torch.zeros(1) for block in range(1500)}
+    torch.save({**state, **levels, **blocks}, "deep.pt")
+    assert_refused(run_here("vqgan", "info", "deep.pt"), 3, "deep.pt")
+
+
+@pytest.mark.parametrize("change", [{"model": 3}, {"architecture": {}}, {"figures": None}, {"dataset": 7}])
+def test_a_checkpoint_of_ours_that_lacks_parts_is_refused(pipeline, change):
+    content = torch.load("runs/digits/vqgan.pt", weights_only=True)
+    torch.save({**content, **change}, "bad.pt")
+    assert_refused(run_here("vqgan", "info", "bad.pt"), 3, "bad.pt")
+
+
+@pytest.mark.parametrize("field", ["channels", "ch_mult", "z_channels", "num_res_blocks"])
+def test_a_checkpoint_of_ours_whose_weights_are_of_another_architecture_is_refused(pipeline, field):
+    content = torch.load("runs/digits/vqgan.pt", weights_only=True)
+    values = {"channels": 32_000, "ch_mult": [], "z_channels": -3, "num_res_blocks": 5}
+    content["architecture"][field] = values[field]
+    torch.save(content, "bad.pt")
+    for command in (["vqgan", "info", "bad.pt"], ["tokenize", "--dataset", "digits", "--checkpoint-vae", "bad.pt"]):
+        assert_refused(run_here(*command), 3, "bad.pt")

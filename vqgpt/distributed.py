@@ -59,8 +59,11 @@ def local_rows(rows: Tensor) -> Tensor:
 
 
 def local_share(rows: Tensor) -> float:
-    """The weight of this rank's mean in the mean over a batch of `rows`; the weights of all ranks sum to 1."""
-    return 1 / world_size() if len(rows) < world_size() else len(local_rows(rows)) / len(rows)
+    """The weight of this rank's mean in the mean over a batch of `rows`; the weights of all ranks sum to 1.
+
+    Where there are fewer rows than ranks, all work on the same rows and only the main process counts.
+    """
+    return float(rank() == 0) if len(rows) < world_size() else len(local_rows(rows)) / len(rows)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

@@ -11,12 +11,11 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,11 +48,21 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor in a file. `read` loads it onto the CPU; it raises InputError if the file claims more than it holds."""
+    """A tensor in a file. `read` loads it onto the CPU.
+
+    `complete` is false if it claims more numbers than are stored, as an expanded tensor does: then `read` raises
+    InputError.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    complete: bool
     read: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """How much memory it takes."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class Inert:
@@ -110,6 +119,8 @@ def _read_archive(path: Path, file: BinaryIO) -> Any:
     names = [name for name in sizes if name.endswith("/data.pkl")]
     if len(names) != 1 or any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
         raise InputError(f"{path} is a zip archive, but not one of torch.save", "give a checkpoint")
+    if sum(sizes.values()) > path.stat().st_size:
+        raise InputError(f"{path} claims more than it holds", "get the file again")
     folder = names[0].removesuffix("data.pkl")
     if sizes.get(f"{folder}byteorder") and archive.read(f"{folder}byteorder") != b"little":
         raise InputError(f"{path} was saved on a big-endian machine", "save it again on this one")
@@ -125,7 +136,7 @@ def _read_member(path: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError):
         raise InputError(f"{path} is damaged (checksum of {name})", "get the file again") from None
 
 
@@ -135,8 +146,10 @@ def _read_old_layout(path: Path, file: BinaryIO) -> Any:
 
     def storage(dtype: torch.dtype, key: str, length: int) -> Storage:
         dtypes[key] = dtype
+        if length * dtype.itemsize > path.stat().st_size:
+            raise InputError(f"{path} claims more than it holds", "get the file again")
         return Storage(
-            dtype=dtype, length=length, read=lambda: _read_range(path, offsets[key], length * dtype.itemsize)
+            dtype=dtype, length=length, read=lambda: _read_range(path, offsets.get(key), length * dtype.itemsize)
         )
 
     def load() -> Any:
@@ -154,28 +167,84 @@ def _read_old_layout(path: Path, file: BinaryIO) -> Any:
     return content
 
 
-def _read_range(path: Path, start: int, length: int) -> bytes:
+def _read_range(path: Path, start: int | None, length: int) -> bytes:
     with open(path, "rb") as file:
-        file.seek(start)
+        file.seek(start or 0)
         data = file.read(length)
-    if len(data) < length:
+    if start is None or len(data) < length:
         raise InputError(f"{path} is truncated", "get the file again")
     return data
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers and StoredTensors; `storage(dtype, key, length)` makes the array behind a tensor."""
+class _Unpickler(pickle._Unpickler):
+    """Builds plain containers and StoredTensors; `storage(dtype, key, length)` makes the array behind a tensor.
+
+    Python's own unpickler, not the one in C, which a file of a few bytes can make allocate gigabytes or overflow its
+    stack. Dicts keep their string keys only, so that no key is ever hashed that was built to be slow, and no state is
+    put into any object.
+    """
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: Any, storage: Callable[[torch.dtype, str, int], Storage]) -> None:
         super().__init__(file, encoding="utf-8")
         self.storage = storage
+
+    def load_setitem(self) -> None:
+        """One item of a dict."""
+        value, key = self.stack.pop(), self.stack.pop()
+        _put(self.stack[-1], [key, value])
+
+    def load_setitems(self) -> None:
+        """Some items of a dict."""
+        items = self.pop_mark()
+        _put(self.stack[-1], items)
+
+    def load_dict(self) -> None:
+        """A dict and its items."""
+        items = self.pop_mark()
+        self.append({})
+        _put(self.stack[-1], items)
+
+    def load_set(self) -> None:
+        """An empty set, of which nothing is kept."""
+        self.append(Inert())
+
+    def load_frozenset(self) -> None:
+        """A set and its items, of which nothing is kept."""
+        self.pop_mark()
+        self.append(Inert())
+
+    def load_additems(self) -> None:
+        """Some items of a set."""
+        self.pop_mark()
+
+    def load_build(self) -> None:
+        """The state of an object."""
+        self.stack.pop()
+
+    def load_bytearray8(self) -> None:
+        """An array of bytes, which no checkpoint needs."""
+        raise pickle.UnpicklingError("an array of bytes")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.EMPTY_SET[0]] = load_set
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def find_class(self, module: str, name: str) -> Any:
         """What a name in the file stands for; it is never imported."""
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "OrderedDict"): _new_dict,
             ("torch", "Size"): tuple,
             ("torch._utils", "_rebuild_tensor"): _stored_tensor,
             ("torch._utils", "_rebuild_tensor_v2"): _stored_tensor,
@@ -193,15 +262,28 @@ class _Unpickler(pickle.Unpickler):
         return self.storage(dtype, str(key), int(length))
 
 
-def _stored_tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor | Inert:
+def _put(target: Any, items: list[Any]) -> None:
+    if isinstance(target, dict):
+        target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if type(key) is str)
+
+
+def _new_dict(pairs: Any = (), *_: Any) -> dict[str, Any]:
+    filled: dict[str, Any] = {}
+    for key, value in pairs:
+        _put(filled, [key, value])
+    return filled
+
+
+def _stored_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor | Inert:
     if not isinstance(storage, Storage):
         return Inert()
-    shape, stride = tuple(map(int, shape)), tuple(map(int, stride))
+    offset, shape, stride = int(offset), tuple(map(int, shape)), tuple(map(int, stride))
+    reach = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
+    too_many = prod(shape) > storage.length or (prod(shape) > 0 and reach > storage.length)
+    complete = min((offset, *shape, *stride)) >= 0 and not too_many
 
     def read() -> Tensor:
-        reach = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
-        too_many = prod(shape) > storage.length or (prod(shape) and reach > storage.length)
-        if min((offset, *shape, *stride)) < 0 or too_many:
+        if not complete:
             raise InputError(
                 f"a tensor of shape {shape} claims more numbers than the {storage.length} that are stored",
                 "get the file again, from its author",
@@ -209,9 +291,11 @@ def _stored_tensor(storage: Any, offset: int, shape: Any, stride: Any, *_: Any) 
         if not prod(shape):
             return torch.empty(shape, dtype=storage.dtype)
         flat = torch.frombuffer(bytearray(storage.read()), dtype=storage.dtype)
+        if len(flat) < reach:
+            raise InputError("a tensor is stored in part only", "get the file again")
         return flat.as_strided(shape, stride, offset).clone()
 
-    return StoredTensor(shape=shape, dtype=storage.dtype, read=read)
+    return StoredTensor(shape=shape, dtype=storage.dtype, complete=complete, read=read)
 
 
 def _stored_parameter(data: Any, *_: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from vqgpt.distributed import largest_over_ranks
 from vqgpt.interrupt import StopRequest
-from vqgpt.progress import Progress, Report
+from vqgpt.progress import Notice, Progress, Report
 from vqgpt.schedule import Schedule, Step
 from vqgpt.training_run import TrainingRun
 
@@ -60,6 +60,7 @@ def run_training(
     if run.state:
         first_step, losses, best = run.state["step"], run.state["losses"], run.state["best"]
         training.load_state_dict(run.state["training"])
+        report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
 
     def save(step: Step) -> None:
         run.save({"step": step.index + 1, "losses": losses, "best": best, "training": training.state_dict()})

@@ -20,15 +20,20 @@ from vqgpt.files import check_writable, write_atomically
 from vqgpt.progress import Notice, Report
 
 
+def check_result(result: Path, overwrite: bool) -> None:
+    """Raise UsageError if a checkpoint cannot be written to `result`, or exists there and is not to be replaced."""
+    if result.suffix != ".pt" or result.is_dir():
+        raise UsageError(f"{result} cannot be a checkpoint", "give --out a file name that ends in .pt")
+    if result.exists() and not overwrite:
+        raise UsageError(f"{result} exists", "give --overwrite to replace it, or another --out")
+
+
 class TrainingRun:
     """`identity` is what must be equal for a training to be continued: its options, its seed, and its data's digest."""
 
     def __init__(self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool, report: Report) -> None:
         """Raises UsageError if the result exists already, InputError if another training is unfinished there."""
-        if result.suffix != ".pt" or result.is_dir():
-            raise UsageError(f"{result} cannot be a checkpoint", "give --out a file name that ends in .pt")
-        if result.exists() and not overwrite:
-            raise UsageError(f"{result} exists", "give --overwrite to replace it, or another --out")
+        check_result(result, overwrite)
         self.result = result
         self.kind = kind
         self.identity = identity
@@ -44,6 +49,9 @@ class TrainingRun:
                 raise UsageError(f"{self.best} exists", "give --overwrite to replace it, or another --out")
             if self.writes:
                 check_writable(result.parent)
+                if not self.state:  # then what lies there is to be replaced
+                    self.unfinished.unlink(missing_ok=True)
+                    self.previous.unlink(missing_ok=True)
                 self._keep_metrics_up_to(self.state["step"] if self.state else 0)
 
     @property

@@ -11,7 +11,6 @@ from typing import Any
 
 from vqgpt.distributed import rank
 from vqgpt.errors import MissingDataError
-from vqgpt.files import sha256
 
 PROJECT = "vqgpt"
 
@@ -22,7 +21,7 @@ Log = Callable[[dict[str, Any]], None]
 def wandb_log(wanted: bool, result: Path, configuration: dict[str, Any]) -> Iterator[Log]:
     """A function that logs one record, which has a `step`; it does nothing unless wanted, nor on ranks but the main.
 
-    A training that continues goes on in the run that it began, which is known by the path of `result`. Raises
+    A training that continues is a run of its own, in one group with the run that it continues. Raises
     MissingDataError if the package is not there or has no account to log to.
     """
     if not wanted or rank() > 0:
@@ -38,9 +37,7 @@ def wandb_log(wanted: bool, result: Path, configuration: dict[str, Any]) -> Iter
     try:
         run = wandb.init(
             project=PROJECT,
-            name=str(result.with_suffix("")),
-            id=sha256(str(result.resolve()).encode())[:16],
-            resume="allow",
+            group=str(result.with_suffix("")),
             dir=result.parent,
             config=configuration,
             settings=wandb.Settings(console="off", silent=True, disable_git=True, x_disable_stats=True),

@@ -46,7 +46,11 @@ class Flags:
     recipe: Path | None = option(
         None, "A .toml file, or the name of one of the recipes that come with vqgpt.", group=COMMON
     )
-    overwrite: bool = option(False, "Replace what the command writes if it exists.", group=COMMON)
+    overwrite: bool = option(
+        False,
+        "Replace what the command writes if it exists; what is unfinished, with the same settings, is continued.",
+        group=COMMON,
+    )
     dry_run: bool = option(False, "Say what would be done, and write nothing.", group=COMMON)
     output: OutputFlags
 

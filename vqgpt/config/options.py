@@ -184,8 +184,9 @@ def from_json(config_class: type[ConfigT], data: Mapping[str, Any], source: str)
         )
     try:
         return config_class(**{name: convert(value, hints[name], f"{source}: {name}") for name, value in data.items()})
-    except UsageError as error:
-        raise InputError(error.message, error.hint) from None
+    except (UsageError, InputError) as error:
+        named = error.message if source in error.message else f"{source}: {error.message}"
+        raise InputError(named, error.hint) from None
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

@@ -68,6 +68,7 @@ class VQGANOptions:
             f"a multiple of {GROUPS} (GroupNorm has {GROUPS} groups)",
         )
         check(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "positive")
+        check(min(self.attn_resolutions, default=0) >= 0, "attn_resolutions", self.attn_resolutions, "0 or more")
         check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
 
 
@@ -100,6 +101,9 @@ class VQGANConfig:
 
     def __post_init__(self) -> None:
         check(self.channels > 0 and self.channels % GROUPS == 0, "channels", self.channels, f"a multiple of {GROUPS}")
+        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
+        for name in ("image_channels", "num_res_blocks", "z_channels", "embed_dim"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
         check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
         if self.size is not None:
             self.check_size(self.size)
@@ -241,6 +245,7 @@ class VQGANTrainingOptions:
         at_least_zero = ("grad_clip", "disc_weight", "disc_start", "warmup", "codebook_weight")
         for name in (*at_least_zero, "perceptual_weight", "revive_below"):
             check((getattr(self, name) or 0) >= 0, name, getattr(self, name), "0 or more")
+        check((self.revive_below or 0) < 1, "revive_below", self.revive_below, "below 1")
         for name in ("ema", "codebook_decay"):
             check(0 <= (getattr(self, name) or 0) < 1, name, getattr(self, name), "in [0, 1)")
         for name in ("codebook_decay", "revive_below"):

@@ -12,11 +12,13 @@ from vqgpt.config.datasets import find_dataset
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, UsageError
+from vqgpt.training_run import check_result
 from vqgpt.vqgan.checkpoint import (
     KIND,
     OUR_FAMILY,
     CheckpointFile,
     build_vqgan,
+    check_channels,
     describe_config,
     open_vqgan,
     tokenizer_sha256,
@@ -26,15 +28,13 @@ from vqgpt.vqgan.checkpoint import (
 
 def run(config: ImportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
     """Import as configured; the result tells what the VQ-GAN is, and names the checkpoint."""
-    if config.dataset is not None:
-        find_dataset(config.dataset)
-    if config.result.suffix != ".pt" or config.result.is_dir():
-        raise UsageError(f"{config.result} cannot be a checkpoint", "give --out a file name that ends in .pt")
-    if config.result.exists() and not overwrite:
-        raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
+    dataset = find_dataset(config.dataset) if config.dataset is not None else None
+    check_result(config.result, overwrite)
     file = open_vqgan(config.file, "NAME", config.weights, config.config)
     if file.foreign is None:
         raise UsageError(f"{config.file} is a checkpoint of vqgpt already", "use it as it is")
+    if dataset is not None:
+        check_channels(file.config, dataset, config.file)
     if config.size is not None:
         file = replace(file, config=_made_for(file.config, config.size))
     if dry_run:

@@ -26,7 +26,7 @@ from vqgpt.schedule import Schedule
 from vqgpt.stages.find import check_dataset, find_cache
 from vqgpt.tokens import TokenCache
 from vqgpt.training_loop import run_training
-from vqgpt.training_run import TrainingRun
+from vqgpt.training_run import TrainingRun, check_result
 from vqgpt.wandb_log import wandb_log
 
 
@@ -39,6 +39,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     report(Notice(text=f"training on {cache.path}"))
     architecture = gpt_config(config, cache)
     result = config.out or gpt_path(cache.description.dataset)
+    check_result(result, overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
     plan = {

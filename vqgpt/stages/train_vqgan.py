@@ -10,8 +10,8 @@ from vqgpt.config.datasets import Dataset, find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig, VQGANTrainingOptions
 from vqgpt.data.images import load_images
-from vqgpt.distributed import process_group, rank, world_size
-from vqgpt.errors import UsageError
+from vqgpt.distributed import main_first, process_group, rank, world_size
+from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Notice, Report
@@ -19,10 +19,10 @@ from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
 from vqgpt.stages.panel import reconstruction_panel
 from vqgpt.training_loop import run_training
-from vqgpt.training_run import TrainingRun
+from vqgpt.training_run import TrainingRun, check_result
 from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.perceptual import load_perceptual_loss
+from vqgpt.vqgan.perceptual import SMALLEST_SIZE, load_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
 from vqgpt.wandb_log import wandb_log
 
@@ -46,11 +46,21 @@ def _run(
         "perceptual_weight": config.training.perceptual_weight_at(size),
         "checkpoint": config.result,
     }
+    check_result(config.result, overwrite)
     check_colors(config.model.colorize_nlabels, dataset)
+    if plan["perceptual_weight"] and size < SMALLEST_SIZE:
+        raise InputError(
+            f"images of {size} pixels are too small for the perceptual loss",
+            f"use {SMALLEST_SIZE} or more, or --perceptual-weight 0",
+        )
+    missed = sorted(set(config.model.attn_resolutions) - {0} - {size // 2**level for level in model.config.attn_levels})
+    if missed:
+        report(Notice(text=f"no attention at {missed}: no level of the network has that resolution"))
     if dry_run:
         return plan
-    perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
-    images = load_images(dataset, config.images.root, size, report)
+    with main_first():  # which downloads what is missing
+        perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
+        images = load_images(dataset, config.images.root, size, report)
     identity = {
         "architecture": to_json(model.config),
         "training": to_json(config.training),

@@ -30,6 +30,7 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             f"{source}: its layout is none of taming-transformers, LlamaGen or GenerativeZoo",
             "give a VQ-GAN of one of these, or train one with: vqgpt vqgan train",
         )
+    num_res_blocks = _count(shapes, r"encoder\.down\.0\.block\.(\d+)\.")
     channels, image_channels = _dimensions(shapes, "encoder.conv_in.weight", source)[:2]
     widths = [
         _dimensions(shapes, f"encoder.down.{level}.block.0.conv1.weight", source)[0] for level in range(num_levels)
@@ -40,7 +41,7 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             image_channels=image_channels,
             channels=channels,
             ch_mult=tuple(max(1, width // channels) for width in widths),
-            num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+            num_res_blocks=num_res_blocks,
             attn_levels=tuple(
                 level for level in range(num_levels) if f"encoder.down.{level}.attn.0.q.weight" in shapes
             ),
@@ -59,6 +60,10 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
 
 def check_fits(shapes: Shapes, config: VQGANConfig, source: str) -> None:
     """Raise InputError if the weights are not just those of this architecture; names the first that differ."""
+    if len(config.ch_mult) * config.num_res_blocks > len(shapes):
+        raise InputError(
+            f"{source}: {len(config.ch_mult)} levels need more weights than there are", "get the file again"
+        )
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in VQGAN(config).state_dict().items()}
     faults = [f"{name} is missing" for name in expected if name not in shapes]

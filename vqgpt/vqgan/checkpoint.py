@@ -14,6 +14,8 @@ from vqgpt.config.datasets import Dataset
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.torch_files import StoredTensor
+from vqgpt.vqgan.architecture import check_fits
 from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign, read_checkpoint_file
 from vqgpt.vqgan.foreign_yaml import with_yaml
 from vqgpt.vqgan.model import VQGAN
@@ -60,7 +62,14 @@ def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml
             raise InputError(
                 f"{path} is a checkpoint of vqgpt", "leave --config and --weights out: it tells all itself"
             )
+        kinds = {"architecture": dict, "model": dict, "dataset": str, "figures": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
+        if wrong or not all(isinstance(stored, StoredTensor) for stored in content["model"].values()):
+            raise InputError(
+                f"{path} lacks parts of a VQ-GAN ({', '.join(wrong) or 'model'})", how_to_make(path, dataset)
+            )
         config = from_json(VQGANConfig, content["architecture"], str(path))
+        check_fits({name: stored.shape for name, stored in content["model"].items()}, config, str(path))
         return CheckpointFile(path=path, family=OUR_FAMILY, config=config, content=content, foreign=None)
     foreign = open_foreign(path, content, which)
     config = with_yaml(foreign.config, yaml) if yaml else foreign.config
@@ -98,12 +107,17 @@ def load_vqgan(path: Path, dataset: str, device: torch.device, remap: Path | Non
 def load_vqgan_for(dataset: Dataset, path: Path, device: torch.device, remap: Path | None = None) -> VQGAN:
     """The VQ-GAN at `path`, for images of `dataset`. Raises InputError too if it takes another number of channels."""
     model = load_vqgan(path, dataset.name, device, remap)
-    if model.config.image_channels != dataset.channels:
-        raise InputError(
-            f"{path} takes images of {model.config.image_channels} channels, {dataset.name} has {dataset.channels}",
-            "give a VQ-GAN that was trained on such images, with --checkpoint-vae",
-        )
+    check_channels(model.config, dataset, path)
     return model
+
+
+def check_channels(config: VQGANConfig, dataset: Dataset, path: Path) -> None:
+    """Raise InputError if the VQ-GAN at `path` takes other images than those of the dataset."""
+    if config.image_channels != dataset.channels:
+        raise InputError(
+            f"{path} takes images of {config.image_channels} channels, {dataset.name} has {dataset.channels}",
+            "give a VQ-GAN that was trained on such images",
+        )
 
 
 def read_remap(path: Path, n_embed: int) -> Tensor:
@@ -113,7 +127,7 @@ def read_remap(path: Path, n_embed: int) -> Tensor:
         raise MissingDataError(f"there is no {path}", hint)
     try:
         ids = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise InputError(f"{path} is not a .npy file ({error})", hint) from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
         raise InputError(f"{path} is not a list of two or more whole numbers", hint)

@@ -43,11 +43,14 @@ class EMACodebook:
         self.sums.copy_(state["sums"])
 
     @torch.no_grad()
-    def update(self, latents: Tensor, codes: Tensor) -> None:
-        """Move the codes towards the latents (B, D, h, w) that chose them, codes (B*h*w,), and revive unused ones."""
+    def update(self, latents: Tensor, codes: Tensor, counted: bool = True) -> None:
+        """Move the codes towards the latents (B, D, h, w) that chose them, codes (B*h*w,), and revive unused ones.
+
+        A rank whose latents are another's too has `counted` false.
+        """
         vectors = to_vectors(latents)
-        batch_counts = torch.bincount(codes, minlength=len(self.counts)).to(self.counts)
-        batch_sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors)
+        batch_counts = torch.bincount(codes, minlength=len(self.counts)).to(self.counts) * counted
+        batch_sums = torch.zeros_like(self.sums).index_add_(0, codes, vectors * counted)
         batch_counts, batch_sums = sum_over_ranks(batch_counts), sum_over_ranks(batch_sums)
         self.counts.lerp_(batch_counts, 1 - self.decay)
         self.sums.lerp_(batch_sums, 1 - self.decay)
@@ -71,6 +74,7 @@ def start_codebook(codebook: Codebook, latents: Tensor, start: str) -> None:
         codebook.set_vectors(kmeans(vectors, num_codes, spherical=codebook.lookup == "cosine"))
     elif start == "latents":
         codebook.set_vectors(random_rows(vectors, num_codes))
+    codebook.embedding.weight.copy_(from_main(codebook.embedding.weight))
 
 
 def kmeans(vectors: Tensor, num_codes: int, spherical: bool) -> Tensor:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqgpt.errors import InputError
+
 BASE_CHANNELS = 64
 MOST_LAYERS = 3
+SMALLEST_SIZE = 6  # pixels
 SMALLEST_NORM = 1e-4
 LARGEST_WEIGHT = 1e4
 
@@ -21,10 +24,16 @@ class PatchDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017, arXiv:1611.07004, section 6.1.2) with batch normalisation.
 
     Three halvings as there, fewer for images below 32 pixels, of which nothing would be left.
+    Raises InputError below 6 pixels.
     """
 
     def __init__(self, image_channels: int, size: int) -> None:
         super().__init__()
+        if size < SMALLEST_SIZE:
+            raise InputError(
+                f"images of {size} pixels are too small for the discriminator",
+                f"use {SMALLEST_SIZE} or more, or --disc-weight 0 for none",
+            )
         halvings = max(1, min(MOST_LAYERS, int(math.log2(size)) - 2))
         widths = [BASE_CHANNELS * 2**index for index in range(halvings + 1)]
         layers: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

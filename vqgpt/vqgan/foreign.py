@@ -82,6 +82,7 @@ def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> Foreig
             f"{path} has an autoencoder without a codebook, which is no VQ-GAN ({_guess(content)})",
             "give the checkpoint of a VQ-GAN",
         )
+    _check_stored(parts, path)
     family, lookup, parts = _in_our_names(parts, _family(place, prefix, tensors))
     config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
     if family == "GenerativeZoo":
@@ -105,6 +106,7 @@ def read_checkpoint_file(path: Path) -> Any:
                 name: StoredTensor(
                     shape=tuple(part.get_shape()),
                     dtype=DTYPES.get(part.get_dtype(), torch.uint8),
+                    complete=True,
                     read=functools.partial(_read_safetensor, path, name),
                 )
                 for name, part in slices.items()
@@ -119,10 +121,17 @@ def _read_safetensor(path: Path, name: str) -> Tensor:
         return tensor
 
 
-def _state_dicts(content: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, StateDict]]:
-    """All dicts of tensors in a file, with their places, `.module.` and `_orig_mod` taken out of the names."""
-    if not isinstance(content, Mapping) or not depth:
+def _state_dicts(
+    content: Any, place: str = "", depth: int = 3, seen: set[int] | None = None
+) -> Iterator[tuple[str, StateDict]]:
+    """All dicts of tensors in a file, with their places, `.module.` and `_orig_mod` taken out of the names.
+
+    A dict that the file refers to many times is looked at once: `seen` are those already met.
+    """
+    seen = set() if seen is None else seen
+    if not isinstance(content, Mapping) or not depth or id(content) in seen:
         return
+    seen.add(id(content))
     tensors = {str(key): value for key, value in content.items() if isinstance(value, StoredTensor)}
     if tensors:
         yield (
@@ -131,7 +140,7 @@ def _state_dicts(content: Any, place: str = "", depth: int = 3) -> Iterator[tupl
         )
     for key, value in content.items():
         if isinstance(key, str):
-            yield from _state_dicts(value, f"{place}.{key}" if place else key, depth - 1)
+            yield from _state_dicts(value, f"{place}.{key}" if place else key, depth - 1, seen)
 
 
 def _prefixes(tensors: StateDict) -> list[str]:
@@ -178,6 +187,18 @@ def _moving_average(tensors: StateDict, prefix: str, path: Path) -> StateDict:
 def _family(place: str, prefix: str, tensors: StateDict) -> str:
     bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
     return "GenerativeZoo" if bare else "taming-transformers"
+
+
+def _check_stored(parts: StateDict, path: Path) -> None:
+    """Raise InputError if the weights claim to be more than the file can hold: nothing is allocated before."""
+    for name, tensor in parts.items():
+        if not tensor.complete:
+            raise InputError(
+                f"{path}: {name} claims more numbers ({' x '.join(map(str, tensor.shape))}) than are stored",
+                "get the file again, from its author",
+            )
+    if sum(tensor.num_bytes for tensor in parts.values()) > path.stat().st_size:
+        raise InputError(f"{path}: the weights claim to be larger than the file", "get the file again")
 
 
 def _in_our_names(parts: StateDict, family: str) -> tuple[str, Lookup, StateDict]:

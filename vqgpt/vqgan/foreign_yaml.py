@@ -46,7 +46,10 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
         contradictions.append(f"target: {target} in the YAML, a VQ-GAN in the weights")
     if target.endswith("VQModel") and config.lookup != "nearest":
         contradictions.append(f"target: {target} in the YAML, a codebook with lookup by {config.lookup} in the weights")
-    if isinstance(size, int) and isinstance(resolutions, list):
+    numbers = [size, *resolutions] if isinstance(resolutions, list) and size is not None else []
+    if any(type(number) is not int or number < 0 for number in numbers) or size == 0:
+        contradictions.append(f"resolution and attn_resolutions: {size} and {resolutions} in the YAML, which cannot be")
+    elif numbers:
         levels = attention_levels(size, tuple(resolutions), len(config.ch_mult))
         if levels != config.attn_levels:
             contradictions.append(
@@ -60,7 +63,7 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
         )
     try:
         dropout = float(network.get("dropout") or 0.0)
-        if isinstance(size, int) and isinstance(resolutions, list):
+        if numbers:
             return replace(config, size=size, attn_resolutions=tuple(resolutions), dropout=dropout)
         return replace(config, dropout=dropout)
     except (UsageError, InputError, TypeError, ValueError) as error:
@@ -86,18 +89,23 @@ def _vqgan_section(path: Path) -> tuple[str, dict[str, Any]]:
     return target, params
 
 
-def _sections(node: Any, place: str, depth: int = 8) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    if not isinstance(node, dict) or not depth:
+def _sections(
+    node: Any, place: str, depth: int = 8, seen: set[int] | None = None
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """All parts that describe an autoencoder, with their places; what YAML refers to many times is looked at once."""
+    seen = set() if seen is None else seen
+    if not isinstance(node, dict) or not depth or id(node) in seen:
         return
+    seen.add(id(node))
     params = node.get("params", node)
     if isinstance(params, dict) and isinstance(params.get("ddconfig"), dict):
         yield place, str(node.get("target", "")), params
     for key, value in node.items():
         if value is not params:
-            yield from _sections(value, f"{place}.{key}", depth - 1)
+            yield from _sections(value, f"{place}.{key}", depth - 1, seen)
         elif isinstance(params, dict):
             for inner, section in params.items():
-                yield from _sections(section, f"{place}.{inner}", depth - 1)
+                yield from _sections(section, f"{place}.{inner}", depth - 1, seen)
 
 
 def _listed(value: Any) -> Any:

@@ -9,6 +9,8 @@ The features are those of torchvision's VGG16, trained on ImageNet, and the weig
 import contextlib
 import importlib.util
 import io
+import pickle
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ FEATURE_CHANNELS = (64, 128, 256, 512, 512)
 SHIFT = (-0.030, -0.088, -0.188)  # from [-1, 1] to the ImageNet statistics that VGG16 was trained with
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
+SMALLEST_SIZE = 16  # pixels; VGG16 halves the image four times before its last features
 WITHOUT = "--perceptual-weight 0 trains without this loss"
 
 
@@ -71,7 +74,7 @@ def load_perceptual_loss(device: torch.device, report: Report) -> PerceptualLoss
     `lpips` package is not there.
     """
     channel_weights = _channel_weights()
-    features = import_torchvision("models").vgg16(weights=None).features
+    features = import_torchvision("models").vgg16(weights=None).features[: FEATURE_LAYERS[-1] + 1]
     weights = _vgg16_weights(report)
     try:
         features.load_state_dict(
@@ -104,7 +107,9 @@ def _vgg16_weights(report: Report) -> dict[str, Tensor]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             weights: dict[str, Tensor] = published.get_state_dict(progress=False, check_hash=True, weights_only=True)
         return weights
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, HTTPException) as error:
+        if place.exists():
+            raise InputError(f"{place} is damaged", f"delete it and run the command again, or {WITHOUT}") from None
         raise MissingDataError(
             f"the weights of VGG16 are not at {place} and could not be downloaded ({error})",
             f"download {published.url} to {place} on a machine with a network, or {WITHOUT}",

@@ -60,12 +60,11 @@ class VQGANTraining:
         self.show = show
         device, size = images.device, images.shape[-1]
         self.perceptual_weight = options.perceptual_weight_at(size)
-        torch.manual_seed(derived_seed(schedule.seed, "codebook"))
         vectors_per_image = math.prod(model.config.grid(size))
-        start_images = images[: math.ceil(START_VECTORS / vectors_per_image)].split(images_per_pass(size, size))
-        with torch.no_grad():
-            latents = torch.cat([model.latents(to_unit_range(batch)) for batch in start_images])
-        start_codebook(model.quantize, latents, options.start_of_codebook)
+        if options.start_of_codebook != "uniform":
+            torch.manual_seed(derived_seed(schedule.seed, "codebook"))
+            rows = torch.randperm(len(images))[: math.ceil(START_VECTORS / vectors_per_image)]
+            start_codebook(model.quantize, latents_of(model, images, rows), options.start_of_codebook)
         vectors_per_step = options.batch_size * vectors_per_image
         self.codebook = (
             EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
@@ -124,8 +123,9 @@ class VQGANTraining:
         self._apply(self.optimizer, step)
         codes = out.codes.flatten()
         if self.codebook:
-            self.codebook.update(out.latents.detach(), codes)
-        self.epoch_counts += torch.bincount(codes, minlength=len(self.epoch_counts))
+            self.codebook.update(out.latents.detach(), codes, counted=share > 0)
+        counts = torch.bincount(codes, minlength=len(self.epoch_counts)) * (share > 0)
+        self.epoch_counts += sum_over_ranks(counts)
         if self.averaged:
             move_average(self.averaged, self.model, self.options.ema, step.index)
         return figures
@@ -163,7 +163,7 @@ class VQGANTraining:
 
     def epoch_figures(self) -> dict[str, float]:
         """Codes used and their perplexity over the epoch that ends, and starts to count anew."""
-        usage = statistics_of_counts(sum_over_ranks(self.epoch_counts).cpu().numpy())
+        usage = statistics_of_counts(self.epoch_counts.cpu().numpy())
         self.epoch_counts.zero_()
         return {"epoch_used_codes": usage.used_codes, "epoch_perplexity": usage.perplexity}
 
@@ -202,6 +202,14 @@ class VQGANTraining:
         if self.adversary_start is not None:
             self.discriminator.load_state_dict(state["discriminator"])
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+
+@torch.no_grad()
+def latents_of(model: VQGAN, images: Tensor, rows: Tensor) -> Tensor:
+    """The latents (n, D, h, w) of some rows of images (N, C, H, W) uint8. Sets eval mode."""
+    model.eval()
+    passes = rows.to(images.device).split(images_per_pass(*images.shape[2:]))
+    return torch.cat([model.latents(to_unit_range(images[some])) for some in passes])
 
 
 def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) -> int | None:
