@@ -8,7 +8,7 @@ from typing import Literal
 from vqgpt.config.datasets import DATASETS
 from vqgpt.config.gpt import GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.config.options import argument, check, option
-from vqgpt.config.vqgan import VQGANOptions, VQGANTrainingOptions
+from vqgpt.config.vqgan import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
 
 DATA = "Data and files"
 RUN = "Run"
@@ -113,9 +113,7 @@ class EncoderOptions:
         "(default: runs/DATASET/vqgan.pt).",
         group=DATA,
     )
-    remap: Path | None = option(
-        None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=DATA
-    )
+    remap: Path | None = option(None, REMAP_HELP, group=DATA)
     device: str = option("auto", DEVICE_HELP, group=RUN)
     precision: Literal["fp32", "bf16"] = option("fp32", FP32_HELP, group=RUN)
 
@@ -158,9 +156,7 @@ class ImportConfig:
         None, "Which weights to take from a file that has both (default: model).", group=DATA
     )
     size: int | None = option(None, "Image size in pixels at which it was trained, where no YAML tells.", group=DATA)
-    remap: Path | None = option(
-        None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=DATA
-    )
+    remap: Path | None = option(None, REMAP_HELP, group=DATA)
     dataset: str | None = option(None, "Make it the VQ-GAN of this dataset: runs/DATASET/vqgan.pt.", group=DATA)
     out: Path | None = option(None, "The checkpoint to write (default: runs/NAME OF FILE/vqgan.pt).", group=DATA)
 

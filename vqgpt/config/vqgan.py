@@ -12,6 +12,8 @@ TRAINING = "Training"
 LOSS = "Loss"
 CODEBOOK = "Codebook"
 
+REMAP_HELP = "A .npy list of codebook ids: only these are used, and tokens are indices into the list."
+
 Lookup = Literal["nearest", "cosine", "logits"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
@@ -39,9 +41,7 @@ class VQGANOptions:
     l2_codes: bool = option(
         False, "Compare latents and codes by direction alone (l2-normalised; wants a small embed-dim).", group=MODEL
     )
-    remap: Path | None = option(
-        None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=MODEL
-    )
+    remap: Path | None = option(None, REMAP_HELP, group=MODEL)
     sane_index_shape: bool = option(
         False,
         "Let the network's forward pass hand out codes as (B, h, w) rather than (B*h*w,). Token caches store grids "
