@@ -78,18 +78,11 @@ class Inert:
         """Be called as a function, and do nothing."""
         return Inert()
 
-    def __setstate__(self, state: Any) -> None: ...
-
-    def __setitem__(self, key: Any, value: Any) -> None: ...
-
     def append(self, value: Any) -> None:
         """Be filled as a list, and keep nothing."""
 
     def extend(self, values: Any) -> None:
         """Be filled as a list, and keep nothing."""
-
-    def add(self, value: Any) -> None:
-        """Be filled as a set, and keep nothing."""
 
 
 def read_torch_file(path: Path) -> Any:
