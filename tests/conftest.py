@@ -132,6 +132,7 @@ def description(rows=(100, 30), **changes) -> Description:
         "image_size": (16, 12),
         "image_channels": 1,
         "preprocessing": "none",
+        "skipped": (),
         "views": ("identity",),
         "grid": (4, 3),
         "codebook_size": 16,

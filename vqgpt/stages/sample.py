@@ -90,7 +90,7 @@ def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report)
         classes = torch.from_numpy(plan.classes[shard.start : shard.stop])
         precision = plan.description.precision
         for codes in sample_codes(plan.gpt.model, classes, shard.start, config.run.seed, config.sampling, precision):
-            yield codes.numpy()
+            yield codes.numpy()[:, None]
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return plan.classes[shard.start : shard.stop], np.arange(shard.start, shard.stop)

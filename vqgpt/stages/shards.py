@@ -23,7 +23,7 @@ def write_missing_shards(
 ) -> None:
     """Make and commit what is missing.
 
-    `codes_of` yields a shard's codes (n, h, w) in batches, `labels_of` gives its labels and source indices. Raises
+    `codes_of` yields a shard's codes (n, V, h, w) in batches, `labels_of` gives its labels and source indices. Raises
     InterruptedRun when a signal asks to stop; the shard in hand is dropped then.
     """
     missing = list(writer.missing())
@@ -42,5 +42,4 @@ def write_missing_shards(
             report(Progress(task=task, done=done, total=total, unit="images", values=values))
             if stop:
                 raise stop.as_error(f"the shards that are done are saved in {writer.path}")
-        one_view = np.concatenate(batches)[:, None]
-        writer.write(shard, one_view, *labels_of(shard))
+        writer.write(shard, np.concatenate(batches), *labels_of(shard))

@@ -45,7 +45,7 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
         for batch in images.splits[shard.split].images[shard.start : shard.stop].split(config.batch_size):
-            yield encode_batch(model, batch, config.vqgan.precision, device)
+            yield encode_batch(model, batch, config.vqgan.precision, device)[:, None]
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[Any], NDArray[np.int64]]:
         split = images.splits[shard.split]
@@ -81,6 +81,7 @@ def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, pr
         image_size=(size, size),
         image_channels=dataset.channels,
         preprocessing=PREPROCESSING,
+        skipped=(),
         views=("identity",),
         grid=grid,
         codebook_size=model.config.codebook_size,

@@ -50,6 +50,7 @@ class Description:
     image_size: tuple[int, int]
     image_channels: int
     preprocessing: str
+    skipped: tuple[str, ...]
     views: tuple[str, ...]
     grid: tuple[int, int]
     codebook_size: int
