@@ -8,20 +8,24 @@ mean and range over the seeds. Results are appended to the --out file as they co
 """
 
 import argparse
-import io
 import json
 import statistics
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from vqgpt.config.commands import ImageOptions
 from vqgpt.config.datasets import find_dataset
+from vqgpt.config.options import resolve
+from vqgpt.config.preprocessing import Preprocessing, PreprocessingOptions
 from vqgpt.config.vqgan import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.data.images import load_images
+from vqgpt.data.decoding import is_image_name
+from vqgpt.data.file_trees import open_tree
+from vqgpt.data.images import FileImages, ImageSplit
+from vqgpt.data.preparing import load_tensor
+from vqgpt.data.reading import read_dataset
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import silent
 from vqgpt.schedule import Schedule
@@ -30,6 +34,7 @@ from vqgpt.vqgan.training import VQGANTraining
 
 SIZE = 32
 HELD_OUT = 1000
+WORKERS = 2
 TRAINING = {"batch_size": 32, "n_epochs": 1, "lr": 1e-3, "lr_schedule": "cosine", "disc_weight": 0.0}
 EMA = {"codebook": "ema", "codebook_start": "latents"}
 VARIANTS = {
@@ -44,12 +49,17 @@ VARIANTS = {
 FIGURES = {"psnr_db": ".2f", "used_codes": ".0f", "perplexity": ".0f"}
 
 
+def preprocessing(channels: int) -> Preprocessing:
+    """What the VQ-GANs are fed."""
+    return Preprocessing(size=SIZE, channels=channels, options=PreprocessingOptions())
+
+
 def read_class_folders(archive: Path) -> Tensor:
     """All images of a zip, in the order of their names, as (N, 3, 32, 32) uint8."""
-    with zipfile.ZipFile(archive) as files:
-        names = sorted(name for name in files.namelist() if name.lower().endswith((".jpg", ".jpeg", ".png")))
-        pixels = [np.asarray(Image.open(io.BytesIO(files.read(name))).convert("RGB")) for name in names]
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    tree = open_tree(archive)
+    names = tuple(name for name in tree.sizes if is_image_name(name))
+    split = ImageSplit.whole(FileImages(tree, names, (255, 255, 255)), np.zeros(len(names), dtype=np.int64))
+    return load_tensor(split, preprocessing(3), WORKERS, archive.stem, silent)
 
 
 def train(images: Tensor, held_out: Tensor, variant: str, steps: int, seed: int) -> dict[str, float]:
@@ -93,8 +103,11 @@ def main() -> None:
     keep_memory_pages()
     data = {}
     if arguments.mnist:
-        mnist = load_images(find_dataset("mnist"), arguments.mnist, SIZE, silent).splits
-        data["MNIST"] = (mnist["train"].images, mnist["test"].images)
+        options = resolve(ImageOptions, {"data_root": arguments.mnist})
+        splits = read_dataset(find_dataset("mnist"), options, SIZE, silent).splits
+        data["MNIST"] = tuple(
+            load_tensor(split, preprocessing(1), WORKERS, "mnist", silent) for split in splits.values()
+        )
     if arguments.cifar10:
         data["CIFAR-10"] = tuple(read_class_folders(archive) for archive in arguments.cifar10)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []

@@ -19,9 +19,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from vqgpt.code_statistics import code_statistics
-from vqgpt.config.commands import cache_path, gpt_path, vqgan_path
+from vqgpt.config.commands import ImageOptions, cache_path, gpt_path, vqgan_path
 from vqgpt.config.datasets import find_dataset
-from vqgpt.data.images import load_images
+from vqgpt.config.options import resolve
+from vqgpt.config.preprocessing import Preprocessing
+from vqgpt.data.preparing import load_tensor
+from vqgpt.data.reading import read_dataset
 from vqgpt.progress import silent
 from vqgpt.stages.render import decode
 from vqgpt.tokens import TokenCache
@@ -36,8 +39,11 @@ def main() -> None:
     """Print the figures as JSON."""
     device = torch.device("cpu")
     model = load_vqgan(vqgan_path("digits"), "digits", device)
-    images = load_images(find_dataset("digits"), Path("unused"), model.config.size, silent)
-    train, test = images.splits["train"], images.splits["test"]
+    size, options = model.config.size, resolve(ImageOptions)
+    splits = read_dataset(find_dataset("digits"), options, size, silent).splits
+    preprocessing = Preprocessing(size=size, channels=1, options=options.preprocessing)
+    train, test = (load_tensor(splits[name], preprocessing, 0, name, silent) for name in ("train", "test"))
+    train_labels, test_labels = splits["train"].labels, splits["test"].labels
     cache = TokenCache(cache_path("digits"))
     train_codes = cache.read_split("train").codes[:, 0]
     unigram = code_statistics(cache.read_split("test").codes, cache.description.codebook_size)
@@ -64,17 +70,17 @@ def main() -> None:
     training_rows = {row.tobytes() for row in train_codes}
     distances = (codes[:, None] != train_codes[None]).sum(axis=(2, 3)).min(axis=1)
 
-    reconstructions, test_codes = reconstruct(model, test.images)
+    reconstructions, test_codes = reconstruct(model, test)
     counts = torch.bincount(test_codes.flatten(), minlength=model.config.codebook_size)
-    figures: dict[str, float] = figures_of(test.images, reconstructions, counts)
+    figures: dict[str, float] = figures_of(test, reconstructions, counts)
     figures["codebook_size"] = cache.description.codebook_size
     figures["unigram_nats_per_token"] = unigram.entropy_bits_per_token * math.log(2)
     figures["gpt_held_out_nats_per_token"] = gpt["figures"]["held_out_nats_per_token"]
-    real_train = train.images.flatten(1).numpy() / 255
-    real_test = test.images.flatten(1).numpy() / 255
+    real_train = train.flatten(1).numpy() / 255
+    real_test = test.flatten(1).numpy() / 255
     for name, classifier in (("svm", SVC(C=10)), ("knn", KNeighborsClassifier(3))):
-        classifier.fit(real_train, train.labels)
-        figures[f"{name}_recognises_real"] = classifier.score(real_test, test.labels)
+        classifier.fit(real_train, train_labels)
+        figures[f"{name}_recognises_real"] = classifier.score(real_test, test_labels)
         figures[f"{name}_recognises_samples"] = classifier.score(pixels / 255, classes)
     figures["identical_to_a_training_image"] = float(
         np.mean([row.tobytes() in training_rows for row in codes.astype(train_codes.dtype)])

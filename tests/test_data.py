@@ -1,79 +1,113 @@
-"""Datasets: the real readers on small files in the genuine formats, resizing, and the table."""
+"""Datasets: the real readers on small files in the genuine formats, and on real ones where they are at hand."""
 
-import pickle
-import struct
+import gzip
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vqgpt.config.datasets import DATASETS, find_dataset, held_out_split
-from vqgpt.data import readers
-from vqgpt.data.images import load_images, resize
-from vqgpt.errors import InputError, MissingDataError, UsageError
-from vqgpt.pixels import to_uint8, to_unit_range
-from vqgpt.progress import silent
+from tests.conftest import assert_refused, run_here
+from tests.dataset_files import (
+    celeba_files,
+    cifar_files,
+    dtd_files,
+    idx_bytes,
+    image_bytes,
+    imagenet_archives,
+    md5,
+    pixels,
+    places365_files,
+    tar_bytes,
+    tinyimagenet_files,
+    write_mnist,
+    write_tree,
+    zip_bytes,
+)
+from vqgpt.config.commands import ImageOptions
+from vqgpt.config.dataset_files import FILES
+from vqgpt.config.datasets import DATASETS, find_dataset, held_out_split, nearest_stored_size
+from vqgpt.config.options import resolve
+from vqgpt.data.array_readers import medmnist_facts
+from vqgpt.data.images import ArrayImages, ImageSplit, hold_out
+from vqgpt.data.reading import read_dataset
+from vqgpt.errors import InputError, MissingDataError, MissingFilesError, UsageError
+from vqgpt.progress import Notice, silent
 from vqgpt.torchvision_import import import_torchvision
 
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def write_mnist(root, name="MNIST", train=30, test=10):
-    folder = root / name / "raw"
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    written = {}
-    for prefix, count in (("train", train), ("t10k", test)):
-        images = generator.integers(0, 256, (count, 28, 28))
-        labels = np.arange(count) % 10
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx_bytes(images))
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
-        written[prefix] = (images, labels)
-    return written
+def read(name, root=None, size=32, report=silent, **options):
+    return read_dataset(find_dataset(name), resolve(ImageOptions, {"data_root": root, **options}), size, report)
+
+
+def colors(split):
+    """The middle pixel of each image of a split."""
+    images = [split.image(row) for row in range(len(split))]
+    return [image.getpixel((image.width // 2, image.height // 2)) for image in images]
+
+
+def accept(monkeypatch, name, contents):
+    """Give the table the digests of small archives: {path: bytes}."""
+    files = tuple(replace(file, md5=md5(contents[file.path])) for file in FILES[name])
+    monkeypatch.setitem(FILES, name, files)
 
 
 def test_digits_has_a_fixed_balanced_split():
-    first = load_images(find_dataset("digits"), None, 16, silent)
-    again = load_images(find_dataset("digits"), None, 16, silent)
+    first, again = read("digits"), read("digits")
     assert first.sha256 == again.sha256
     train, test = first.splits["train"], first.splits["test"]
-    assert len(train.images) + len(test.images) == 1797
+    assert {"train": len(train), "test": len(test)} == dict(find_dataset("digits").rows)
     assert sorted([*train.source_index, *test.source_index]) == list(range(1797))
     assert np.bincount(test.labels).min() >= 35
-    assert test.images.shape[1:] == (1, 16, 16)
-    assert test.images.dtype == torch.uint8
-    assert test.images.max() == 255
+    assert max(np.asarray(test.image(row)).max() for row in range(10)) == 255
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("dataset", "folder"), [("mnist", "MNIST"), ("fashionmnist", "FashionMNIST")])
-def test_idx_files_are_read_in_order(tmp_path, dataset, folder):
-    written = write_mnist(tmp_path, folder)
-    raw = readers.read_dataset(find_dataset(dataset), tmp_path, silent)
-    np.testing.assert_array_equal(raw.splits["train"].images[:, 0], written["train"][0])
-    np.testing.assert_array_equal(raw.splits["test"].labels, written["t10k"][1])
-    assert len(raw.class_names) == 10
+def test_idx_files_are_read_in_order(tmp_path, monkeypatch, dataset, folder, packed):
+    written = write_mnist(tmp_path, folder, packed=packed)
+    if packed:
+        accept(monkeypatch, dataset, {file.path: (tmp_path / file.path).read_bytes() for file in FILES[dataset]})
+    found = read(dataset, tmp_path)
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        images, labels = written[prefix]
+        for row in range(len(images)):
+            np.testing.assert_array_equal(np.asarray(found.splits[split].image(row)), images[row])
+        assert found.splits[split].labels.tolist() == labels.tolist()
+        assert found.splits[split].source_index.tolist() == list(range(len(images)))
+    assert len(found.class_names) == 10
+    assert held_out_split(found.splits, dataset) == "test"
 
 
-def test_cifar10_batches_are_read_in_order(tmp_path, monkeypatch):
-    cifar = import_torchvision("datasets").CIFAR10
-    folder = tmp_path / cifar.base_folder
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    rows, labels = [], []
-    for name, _ in (*cifar.train_list, *cifar.test_list):
-        data = generator.integers(0, 256, (4, 3072), dtype=np.uint8)
-        rows.append(data)
-        labels.append([1, 2, 3, 4])
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels[-1]}))
-    (folder / cifar.meta["filename"]).write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
-    monkeypatch.setattr(cifar, "_check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5: True)
-    raw = readers.read_dataset(find_dataset("cifar10"), tmp_path, silent)
-    np.testing.assert_array_equal(raw.splits["train"].images, np.concatenate(rows[:5]).reshape(-1, 3, 32, 32))
-    assert raw.splits["test"].labels.tolist() == [1, 2, 3, 4]
-    assert raw.class_names[3] == "class 3"
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_cifar_archives_are_unpacked_and_read_in_order(tmp_path, monkeypatch, dataset):
+    files, written = cifar_files(dataset)
+    archive = tar_bytes(files, "w:gz")
+    (tmp_path / FILES[dataset][0].path).write_bytes(archive)
+    accept(monkeypatch, dataset, {FILES[dataset][0].path: archive})
+    cifar = getattr(import_torchvision("datasets"), find_dataset(dataset).reader_class)
+    digests = {name.split("/")[1]: md5(data) for name, data in files.items()}
+    for name in ("train_list", "test_list"):
+        monkeypatch.setattr(cifar, name, [[file, digests[file]] for file, _ in getattr(cifar, name)])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": digests[cifar.meta["filename"]]})
+    found = read(dataset, tmp_path)
+    for split, (images, labels) in written.items():
+        stored = [np.asarray(found.splits[split].image(row)).transpose(2, 0, 1) for row in range(len(images))]
+        np.testing.assert_array_equal(stored, images)
+        assert found.splits[split].labels.tolist() == labels
+    assert found.class_names[3] == "class 3"
+
+
+def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path):
+    files, _ = cifar_files("cifar10")
+    write_tree(tmp_path, files)
+    with pytest.raises(InputError, match="cifar10"):
+        read("cifar10", tmp_path)
 
 
 def test_svhn_files_are_read_and_ten_means_zero(tmp_path, monkeypatch):
@@ -81,75 +115,274 @@ def test_svhn_files_are_read_and_ten_means_zero(tmp_path, monkeypatch):
 
     svhn = import_torchvision("datasets").SVHN
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), dtype=np.uint8)
+    lists = dict(svhn.split_list)
     for split in ("train", "test"):
-        savemat(tmp_path / svhn.split_list[split][1], {"X": images, "y": np.array([[10], [1], [2], [3], [10]])})
-    monkeypatch.setattr(svhn, "_check_integrity", lambda self: True)
-    raw = readers.read_dataset(find_dataset("svhn"), tmp_path, silent)
-    np.testing.assert_array_equal(raw.splits["train"].images, images.transpose(3, 2, 0, 1))
-    assert raw.splits["test"].labels.tolist() == [0, 1, 2, 3, 0]
+        url, name, _ = lists[split]
+        savemat(tmp_path / name, {"X": images, "y": np.array([[10], [1], [2], [3], [10]])})
+        lists[split] = [url, name, md5((tmp_path / name).read_bytes())]
+    monkeypatch.setattr(svhn, "split_list", lists)
+    found = read("svhn", tmp_path)
+    stored = [np.asarray(found.splits["train"].image(row)) for row in range(5)]
+    np.testing.assert_array_equal(stored, images.transpose(3, 0, 1, 2))
+    assert found.splits["test"].labels.tolist() == [0, 1, 2, 3, 0]
 
 
+@pytest.mark.parametrize("size", [32, 100])
 @pytest.mark.parametrize(("dataset", "bits"), [("pneumoniamnist", 0), ("bloodmnist", 0), ("chestmnist", 14)])
-def test_medmnist_archives_keep_their_splits_and_bits(tmp_path, dataset, bits):
+def test_medmnist_archives_keep_their_splits_and_bits(tmp_path, dataset, bits, size):
     row = find_dataset(dataset)
+    stored = nearest_stored_size(size)
     arrays = {}
-    for index, split in enumerate(row.splits):
-        shape = (6 + index, 28, 28) + ((3,) if row.channels == 3 else ())
-        arrays[f"{split}_images"] = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
+    for index, split in enumerate(row.rows):
+        arrays[f"{split}_images"] = pixels(6 + index, stored, row.channels, index)
         arrays[f"{split}_labels"] = np.random.default_rng(index).integers(0, 2, (6 + index, bits or 1))
-    np.savez(tmp_path / f"{dataset}.npz", **arrays)
-    raw = readers.read_dataset(row, tmp_path, silent)
-    assert [len(split.images) for split in raw.splits.values()] == [6, 7, 8]
-    val = raw.splits["val"]
-    expected = arrays["val_images"].transpose(0, 3, 1, 2) if row.channels == 3 else arrays["val_images"][:, None]
-    np.testing.assert_array_equal(val.images, expected)
+    np.savez(tmp_path / (f"{dataset}.npz" if stored == 28 else f"{dataset}_{stored}.npz"), **arrays)
+    found = read(dataset, tmp_path, size)
+    assert [len(split) for split in found.splits.values()] == [6, 7, 8]
+    val = found.splits["val"]
+    np.testing.assert_array_equal([np.asarray(val.image(row)) for row in range(7)], arrays["val_images"])
     np.testing.assert_array_equal(val.labels, arrays["val_labels"] if bits else arrays["val_labels"][:, 0])
-    assert held_out_split(load_images(row, tmp_path, 32, silent).splits, dataset) == "val"
+    assert held_out_split(found.splits, dataset) == "val"
 
 
-def test_a_truncated_file_is_named_as_damaged(tmp_path):
+def test_medmnist_takes_the_nearest_stored_resolution():
+    assert [nearest_stored_size(size) for size in (16, 32, 46, 64, 96, 200, 512)] == [28, 28, 64, 64, 128, 224, 224]
+
+
+def test_medmnist_facts_agree_with_the_table():
+    for row in DATASETS.values():
+        if row.reader == "medmnist":
+            facts = medmnist_facts(row.name)
+            assert facts["n_samples"] == dict(row.rows)
+            assert (facts["n_channels"], len(facts["label"])) == (row.channels, row.num_classes)
+            assert facts["license"] == row.licence
+
+
+@pytest.mark.parametrize("place", ["", "dtd", "dtd/dtd"])
+def test_dtd_is_read_by_its_lists(tmp_path, place):
+    write_tree(tmp_path / place, dtd_files())
+    found = read("dtd", tmp_path)
+    assert found.class_names == ("banded", "dotted", "woven")
+    assert list(found.splits) == ["train", "val", "test"]
+    assert all(split.labels.tolist() == [0, 0, 1, 1, 2, 2] for split in found.splits.values())
+    assert found.splits["val"].image(2).size == (20, 14)
+    np.testing.assert_allclose(colors(found.splits["val"])[2], (40, 20, 99), atol=3)
+
+
+def test_an_archive_is_unpacked_once_and_a_half_unpacked_folder_is_recognised(tmp_path, monkeypatch):
+    archive = tar_bytes({f"dtd/{name}": data for name, data in dtd_files().items()}, "w:gz")
+    write_tree(tmp_path, {"dtd/dtd-r1.0.1.tar.gz": archive})
+    accept(monkeypatch, "dtd", {"dtd/dtd-r1.0.1.tar.gz": archive})
+    assert len(read("dtd", tmp_path).splits["train"]) == 6
+    (tmp_path / "dtd/dtd/images/woven/woven_0003.jpg").unlink()
+    with pytest.raises(MissingDataError, match="1 of 6 images are not there .*woven_0003"):
+        read("dtd", tmp_path)
+
+
+@pytest.mark.parametrize("unpacked", ["", "data_256_standard", "data_256"])
+def test_places365_is_read_from_its_archives_or_folders(tmp_path, unpacked):
+    lists, train, val = places365_files()
+    if unpacked:
+        write_tree(
+            tmp_path, lists | val | {name.replace("data_256", unpacked, 1): data for name, data in train.items()}
+        )
+    else:
+        for name, files in (
+            ("filelist_places365-standard", lists),
+            ("train_256_places365standard", train),
+            ("val_256", val),
+        ):
+            (tmp_path / f"{name}.tar").write_bytes(tar_bytes(files))
+    found = read("places365", tmp_path)
+    assert found.class_names == ("airfield", "apartment_building/outdoor")
+    assert found.splits["train"].labels.tolist() == [0, 0, 1, 1]
+    assert found.splits["val"].labels.tolist() == [1, 0, 1]
+    np.testing.assert_allclose([color[0] for color in colors(found.splits["train"])], [0, 60, 120, 180], atol=3)
+    np.testing.assert_allclose([color[1] for color in colors(found.splits["val"])], [0, 60, 120], atol=3)
+
+
+@pytest.mark.parametrize("layout", ["zip", "folder", "inside"])
+def test_tinyimagenet_is_read_in_its_genuine_layout(tmp_path, layout):
+    files = tinyimagenet_files()
+    if layout == "zip":
+        packed = zip_bytes({f"tiny-imagenet-200/{name}": data for name, data in files.items()})
+        (tmp_path / "tiny-imagenet-200.zip").write_bytes(packed)
+    else:
+        write_tree(tmp_path / ("tiny-imagenet-200" if layout == "folder" else ""), files)
+    found = read("tinyimagenet", tmp_path)
+    assert found.class_names == ("pizza", "goldfish, Carassius auratus")
+    assert found.splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.splits["val"].labels.tolist() == [0, 1, 0, 1]
+    np.testing.assert_allclose(colors(found.splits["train"])[-1], (100, 60, 0), atol=3)
+    np.testing.assert_allclose(colors(found.splits["val"]), [0, 50, 100, 150], atol=3)
+
+
+def test_tinyimagenet_half_unpacked_is_recognised(tmp_path):
+    write_tree(tmp_path, tinyimagenet_files())
+    (tmp_path / "train/n01/images/n01_1.JPEG").unlink()
+    with pytest.raises(MissingDataError, match="not wholly unpacked"):
+        read("tinyimagenet", tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["archives", "flat val", "class folders", "imagenet/"])
+def test_imagenet_is_read_from_archives_and_from_class_folders(tmp_path, layout):
+    archives = imagenet_archives()
+    if layout == "archives":
+        write_tree(tmp_path, archives)
+    else:
+        root = tmp_path / ("imagenet" if layout == "imagenet/" else "")
+        write_tree(tmp_path, {"devkit.tar.gz": archives["ILSVRC2012_devkit_t12.tar.gz"]})
+        for label, wnid in enumerate(("n01440764", "n02102040")):
+            for number in (10, 7):
+                color = (99 * label, 9 * number, 0)
+                write_tree(root, {f"train/{wnid}/{wnid}_{number}.JPEG": image_bytes(color, "JPEG", (30, 20))})
+        val = {1: "n02102040", 2: "n01440764", 3: "n02102040"}
+        flat = layout == "flat val"
+        for number, wnid in val.items():
+            name = f"val/{'' if flat else wnid + '/'}ILSVRC2012_val_{number:08d}.JPEG"
+            write_tree(root, {name: image_bytes((0, 0, 50 * number), "JPEG", (20, 30))})
+        if flat:
+            shutil.unpack_archive(tmp_path / "devkit.tar.gz", root, filter="data")
+    found = read("imagenet", tmp_path)
+    assert found.class_names == ("n01440764", "n02102040")
+    train, val = found.splits["train"], found.splits["val"]
+    assert train.labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose([color[1] for color in colors(train)], [90, 63, 90, 63], atol=3)
+    in_order_of = [2, 1, 3] if layout in ("class folders", "imagenet/") else [1, 2, 3]
+    assert val.labels.tolist() == [{1: 1, 2: 0, 3: 1}[number] for number in in_order_of]
+    np.testing.assert_allclose([color[2] for color in colors(val)], [50 * number for number in in_order_of], atol=3)
+
+
+def test_flat_validation_images_need_the_devkit(tmp_path):
+    archives = imagenet_archives()
+    del archives["ILSVRC2012_devkit_t12.tar.gz"]
+    with pytest.raises(MissingFilesError) as caught:
+        read("imagenet", write_tree(tmp_path, archives))
+    assert "ILSVRC2012_devkit_t12.tar.gz" in caught.value.hint
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+@pytest.mark.parametrize("layout", ["zip", "folder", "celeba/", "nested"])
+def test_celeba_keeps_its_forty_bits(tmp_path, layout, suffix):
+    files, bits = celeba_files(suffix)
+    if layout == "zip":
+        images = {name: data for name, data in files.items() if name.startswith("img")}
+        files = {name: data for name, data in files.items() if name not in images}
+        files["img_align_celeba.zip"] = zip_bytes(images)
+    elif layout == "nested":
+        files = {name.replace("celeba/", "celeba/img_align_celeba/"): data for name, data in files.items()}
+    found = read("celeba", write_tree(tmp_path / ("celeba" if layout == "celeba/" else ""), files) and tmp_path)
+    assert found.class_names == tuple(f"Attribute_{number}" for number in range(40))
+    np.testing.assert_array_equal(found.splits["train"].labels, bits[[0, 1, 4]])
+    np.testing.assert_array_equal(found.splits["val"].labels, bits[[2]])
+    np.testing.assert_array_equal(found.splits["test"].labels, bits[[3]])
+    np.testing.assert_allclose([color[0] for color in colors(found.splits["train"])], [0, 50, 200], atol=3)
+    assert found.splits["train"].image(0).size == (178, 218)
+
+
+def test_damaged_files_are_named(tmp_path):
     write_mnist(tmp_path)
     file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises((InputError, MissingDataError), match="mnist"):
-        readers.read_dataset(find_dataset("mnist"), tmp_path, silent)
     (tmp_path / "retinamnist.npz").write_bytes(b"<html>quota exceeded</html>")
-    with pytest.raises(InputError, match="retinamnist"):
-        readers.read_dataset(find_dataset("retinamnist"), tmp_path, silent)
+    np.savez(tmp_path / "bloodmnist.npz", train_images=np.array([{}], dtype=object))
+    for name in ("mnist", "retinamnist", "bloodmnist"):
+        with pytest.raises(InputError, match=name):
+            read(name, tmp_path)
 
 
-@pytest.mark.parametrize("dataset", ["svhn", "mnist", "bloodmnist"])
-def test_without_a_network_the_error_says_where_to_put_the_files(tmp_path, monkeypatch, dataset):
-    def no_network(*arguments, **options):
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr("socket.create_connection", no_network)
-    monkeypatch.setattr("socket.getaddrinfo", no_network)
-    with pytest.raises(MissingDataError) as caught:
-        readers.read_dataset(find_dataset(dataset), tmp_path / "data", silent)
-    assert dataset in caught.value.message
-    assert str(tmp_path / "data") in caught.value.hint
+def test_what_is_only_a_part_is_told(tmp_path):
+    write_mnist(tmp_path)
+    told = []
+    read("mnist", tmp_path, report=told.append)
+    assert Notice(text="mnist train has 30 images here, 60,000 as published") in told
 
 
-def test_resizing_takes_the_shorter_side_and_the_centre():
-    wide = np.zeros((1, 1, 8, 20), np.uint8)
-    wide[:, :, :, 6:14] = 200
-    assert resize(wide, 8).tolist() == np.full((1, 1, 8, 8), 200).tolist()
-    assert resize(wide, 16).shape == (1, 1, 16, 16)
-    assert resize(np.full((2, 3, 28, 28), 77, np.uint8), 32).unique().tolist() == [77]
+def test_licences_that_forbid_commercial_use_are_shown(tmp_path):
+    write_tree(tmp_path, dtd_files())
+    told = []
+    read("dtd", tmp_path, report=told.append)
+    assert Notice(text="licence of dtd: research only") in told
 
 
-def test_unit_range_and_uint8_are_inverses():
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(to_unit_range(levels)), levels)
-    assert to_unit_range(levels)[[0, 255]].tolist() == [-1.0, 1.0]
+@given(
+    labels=st.lists(st.integers(-1, 5), min_size=2, max_size=200),
+    share=st.floats(0.01, 0.9),
+)
+def test_holding_out_divides_every_class(labels, share):
+    split = ImageSplit.whole(ArrayImages(np.zeros((len(labels), 1, 1), np.uint8)), np.array(labels))
+    train, held_out = hold_out(split, share)
+    assert sorted([*train.source_index, *held_out.source_index]) == list(range(len(labels)))
+    assert len(train)
+    assert len(held_out)
+    for label in set(labels):
+        expected = share * labels.count(label)
+        assert abs((held_out.labels == label).sum() - expected) <= 1
+    assert (split.labels[held_out.source_index] == held_out.labels).all()
+
+
+def test_val_split_takes_from_train_and_is_refused_where_there_is_a_val(tmp_path):
+    write_mnist(tmp_path)
+    found = read("mnist", tmp_path, val_split=0.2)
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 24, "val": 6, "test": 10}
+    assert held_out_split(found.splits, "mnist") == "val"
+    assert found.splits["val"].labels.tolist() == [found.splits["val"].source_index[n] % 10 for n in range(6)]
+    write_tree(tmp_path, dtd_files())
+    with pytest.raises(UsageError, match="split val of its own"):
+        read("dtd", tmp_path, val_split=0.2)
 
 
 def test_the_table_is_sound():
+    assert set(FILES) <= set(DATASETS)
     for name, row in DATASETS.items():
         assert row.name == name
         assert row.channels in (1, 3)
-        assert row.splits[0] == "train"
+        assert row.source == "yours" or next(iter(row.rows)) == "train"
+        assert not row.class_names or len(row.class_names) == row.num_classes
+        assert (name in FILES) == (row.source in ("download", "by hand") and row.reader != "medmnist")
+    digits = ("digits", "mnist", "svhn", "chestmnist", "pneumoniamnist", "octmnist", "retinamnist")
+    assert all(find_dataset(name).default_views == ("identity",) for name in digits)
     with pytest.raises(UsageError, match="minst") as caught:
         find_dataset("minst")
     assert "mnist" in caught.value.hint
+
+
+def test_datasets_are_listed_with_their_licence_and_presence(tmp_path):
+    write_mnist(tmp_path)
+    outcome = run_here("datasets", "--data-root", tmp_path, "--json")
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.json) == set(DATASETS)
+    assert outcome.json["mnist"]["here"] == "yes"
+    assert outcome.json["svhn"]["here"] == "no"
+    assert outcome.json["celeba"]["here"] == "by hand"
+    assert outcome.json["dermamnist"]["licence"] == "CC BY-NC 4.0"
+    assert outcome.json["cifar10"]["views"] == "identity, hflip"
+    table = run_here("datasets", "--data-root", tmp_path).out.splitlines()
+    assert len(table) == 1 + len(DATASETS)
+
+
+@pytest.mark.parametrize("dataset", ["celeba", "imagenet"])
+def test_sets_that_are_to_be_had_by_hand_say_where(here, dataset):
+    outcome = run_here("vqgan", "train", "--dataset", dataset, "--data-root", "data", "--perceptual-weight", "0")
+    file = FILES[dataset][0]
+    assert_refused(outcome, 4, file.url, file.md5, f"data/{file.path}", f"vqgpt vqgan train --dataset {dataset}")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the real images are not at hand")
+def test_real_images(tmp_path):
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    for file in (SHARED / "mnist/MNIST/raw").glob("*.gz"):
+        (tmp_path / "MNIST/raw" / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    shutil.copy(SHARED / "pneumoniamnist_balanced_subset.npz", tmp_path / "pneumoniamnist.npz")
+    shutil.copy(SHARED / "tiny-imagenet-200-subset.zip", tmp_path / "tiny-imagenet-200.zip")
+    mnist = read("mnist", tmp_path)
+    assert mnist.splits["train"].labels[:5].tolist() == [5, 0, 4, 1, 9]
+    raw = (tmp_path / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()
+    assert idx_bytes(np.stack([np.asarray(mnist.splits["test"].image(row)) for row in range(10000)])) == raw
+    pneumonia = read("pneumoniamnist", tmp_path)
+    assert [len(split) for split in pneumonia.splits.values()] == [2428, 270, 468]
+    tiny = read("tinyimagenet", tmp_path)
+    assert [len(split) for split in tiny.splits.values()] == [1200, 400]
+    assert len(tiny.class_names) == 200
+    assert np.unique(np.bincount(tiny.splits["train"].labels)).tolist() == [0, 60]
+    assert tiny.splits["val"].image(0).size == (64, 64)

@@ -11,6 +11,7 @@ from tests.conftest import description, write_cache
 from vqgpt.cli.app import app  # noqa: F401  (registers the commands)
 from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags
 from vqgpt.cli.reference import reference_page
+from vqgpt.config.datasets import DATASETS
 from vqgpt.config.options import options_of
 from vqgpt.tokens import TokenCache
 
@@ -63,3 +64,13 @@ def test_every_option_has_a_help_text_that_is_a_sentence():
         for option in options_of(command.config):
             assert option.help[0].isupper() or option.help.startswith(("auto", "fp32")), option.name
             assert option.help.endswith("."), option.name
+
+
+def test_the_page_of_datasets_agrees_with_the_table():
+    lines = (ROOT / "docs/datasets.md").read_text().splitlines()
+    for name, row in DATASETS.items():
+        if row.source != "yours":
+            (line,) = [line for line in lines if line.startswith(f"| `{name}` |")]
+            facts = [f"{count:,} {split}" for split, count in row.rows.items()]
+            facts += [f"| {row.channels} x {row.default_size} |", f"| {' '.join(row.default_views)} |", row.licence]
+            assert all(fact in line for fact in facts), line

@@ -50,6 +50,10 @@ class MissingDataError(VQGPTError):
     exit_code = ExitCode.MISSING_DATA
 
 
+class MissingFilesError(MissingDataError):
+    """Files have to be put somewhere by hand, after which the same command is to be run again."""
+
+
 class ResourceError(VQGPTError):
     """Memory or disk space ran out."""
 

@@ -12,6 +12,7 @@ from vqgpt.cli.options import expand_lists
 from vqgpt.cli.refused import check_not_refused
 from vqgpt.config.commands import (
     CacheConfig,
+    DatasetsConfig,
     EncoderOptions,
     ImportConfig,
     NoConfig,
@@ -155,6 +156,13 @@ def _cache_verify(config: CacheConfig, flags: Flags, report: Report) -> Mapping[
     return caches.verify(config.cache)
 
 
+def _datasets(config: DatasetsConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """List the datasets: their splits, licences, and whether they are here."""
+    from vqgpt.stages import datasets
+
+    return datasets.list_all(config.root, report)
+
+
 def _doctor(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Show versions, devices, and what is missing."""
     from vqgpt.stages import doctor
@@ -166,6 +174,7 @@ add_command(app, "tokenize", TokenizeConfig, _tokenize)
 add_command(app, "train", TrainConfig, _train)
 add_command(app, "sample", SampleConfig, _sample)
 add_command(app, "render", RenderConfig, _render)
+add_command(app, "datasets", DatasetsConfig, _datasets, takes_recipe=False)
 add_command(app, "doctor", NoConfig, _doctor, takes_recipe=False)
 add_command(vqgan_app, "vqgan train", VQGANTrainConfig, _train_vqgan, several_processes=True)
 add_command(vqgan_app, "vqgan reconstruct", ReconstructConfig, _reconstruct)

@@ -5,6 +5,7 @@ Must not import torch before a command's body runs.
 
 import errno
 import os
+import shlex
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from vqgpt.cli.console import Screen
 from vqgpt.cli.options import with_signature
 from vqgpt.config.options import option, options_of, resolve
 from vqgpt.config.recipe import read_recipe
-from vqgpt.errors import ExitCode, InputError, ResourceError, UsageError, VQGPTError
+from vqgpt.errors import ExitCode, InputError, MissingFilesError, ResourceError, UsageError, VQGPTError
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import Report
 
@@ -133,10 +134,26 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
             failure.__cause__ = error
         else:
             return int(ExitCode.OK)
+        if isinstance(failure, MissingFilesError):
+            failure.hint += f"; then run again: {command_line(command, given)}"
         screen.show_error(failure)
         if output.debug:
             traceback.print_exception(failure)
         return int(failure.exit_code)
+
+
+def command_line(command: Command, given: Mapping[str, Any]) -> str:
+    """The command as it was given, by flags and environment, for a shell."""
+    words = ["vqgpt", *command.words.split()]
+    for item in [*options_of(command.config), *options_of(Flags)]:
+        value = given.get(item.name)
+        if item.is_argument:
+            words.append(str(value))
+        elif isinstance(value, bool):
+            words.append(item.flag if value else f"--no-{item.flag[2:]}")
+        elif value is not None:
+            words += [item.flag, *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
 
 
 def _recipe_values(command: Command, recipe: Path | None) -> dict[str, Any]:

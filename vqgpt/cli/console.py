@@ -6,7 +6,7 @@ Only this module and the CLI know rich. Must not import torch.
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -120,9 +120,8 @@ class Screen:
         if self.as_json:
             print(json.dumps({name: _jsonable(value) for name, value in result.items()}))
         elif not self.quiet:
-            width = max((len(name) for name in result), default=0)
-            for name, value in result.items():
-                print(f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}")
+            for line in _table(result) if _is_table(result) else _pairs(result):
+                print(line)
         sys.stdout.flush()
 
     def show_error(self, error: VQGPTError) -> None:
@@ -130,6 +129,31 @@ class Screen:
         self._stop_bar()
         self.stderr.print(f"error: {error.message}", style="bold red", markup=False)
         self.stderr.print(f"  try: {error.hint}", markup=False)
+
+
+def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
+    width = max((len(name) for name in result), default=0)
+    for name, value in result.items():
+        yield f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}"
+
+
+def _is_table(result: Mapping[str, Any]) -> bool:
+    """True if all values are mappings of the same keys: rows."""
+    keys = {tuple(row) if isinstance(row, Mapping) else () for row in result.values()}
+    return len(keys) == 1 and keys != {()}
+
+
+def _table(result: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A heading and a line per row, in columns; numbers to the right."""
+    columns = ["", *next(iter(result.values()))]
+    rows = [[name, *row.values()] for name, row in result.items()]
+    texts = [[_plain_text(value) for value in row] for row in rows]
+    texts.insert(0, [column.replace("_", " ") for column in columns])
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    right = [all(isinstance(value, int | float) for value in column) for column in zip(*rows, strict=True)]
+    for line in texts:
+        cells = zip(line, widths, right, strict=True)
+        yield "  ".join(text.rjust(width) if ends else text.ljust(width) for text, width, ends in cells).rstrip()
 
 
 def _figures(values: Mapping[str, float]) -> str:

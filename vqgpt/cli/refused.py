@@ -3,12 +3,8 @@
 from vqgpt.errors import UsageError
 
 REFUSED = {
-    "vqgan train": {
-        "--num-workers": "the images are loaded into memory once; leave the flag out",
-    },
     "tokenize": {
         "--sane-index-shape": "the cache stores grids always; leave the flag out",
-        "--num-workers": "the images are loaded into memory once; leave the flag out",
     },
 }
 

@@ -8,6 +8,7 @@ from typing import Literal
 from vqgpt.config.datasets import DATASETS
 from vqgpt.config.gpt import GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.config.options import argument, check, option
+from vqgpt.config.preprocessing import IMAGES, PreprocessingOptions, parse_views
 from vqgpt.config.vqgan import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
 
 DATA = "Data and files"
@@ -16,6 +17,8 @@ CACHE_FOLDER = Path("cache")
 RUNS_FOLDER = Path("runs")
 
 DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
+DATA_ROOT_HELP = "Folder of the downloaded images (default: vqgpt/data in the user's cache folder)"
+MOST_WORKERS = 16  # unless told otherwise
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
 FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes."
@@ -52,12 +55,50 @@ class ImageOptions:
 
     dataset: str = option("mnist", DATASET_HELP, group=DATA)
     data_root: Path | None = option(
-        None, "Folder of downloaded images (default: vqgpt/data in the user's cache folder).", group=DATA
+        None,
+        f"{DATA_ROOT_HELP}; with --dataset folder, the folder, zip or tar file of your own.",
+        group=DATA,
     )
+    val_split: float | None = option(
+        None,
+        "Hold out this share of the training images, of each class, as split val "
+        "(default: the dataset's own val or test; 0.1 of a folder that has neither).",
+        group=DATA,
+    )
+    on_error: Literal["stop", "skip"] = option(
+        "stop", "What to do about a broken image. skip leaves it out and lists it; over 1 % is an error.", group=IMAGES
+    )
+    num_workers: int | None = option(
+        None,
+        f"Threads that decode images ahead of the network; 0 for none (default: the cores, {MOST_WORKERS} at most).",
+        group=RUN,
+    )
+    preprocessing: PreprocessingOptions
+
+    def __post_init__(self) -> None:
+        check(self.val_split is None or 0 < self.val_split < 1, "val_split", self.val_split, "between 0 and 1")
+        check(self.num_workers is None or self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
 
     @property
     def root(self) -> Path:
         """The folder of this dataset's files."""
+        return (self.data_root or default_data_root()).expanduser()
+
+    @property
+    def workers(self) -> int:
+        """Threads that decode images."""
+        return min(os.cpu_count() or 1, MOST_WORKERS) if self.num_workers is None else self.num_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetsConfig:
+    """`vqgpt datasets`."""
+
+    data_root: Path | None = option(None, f"{DATA_ROOT_HELP}.", group=DATA)
+
+    @property
+    def root(self) -> Path:
+        """The folder of downloaded images."""
         return (self.data_root or default_data_root()).expanduser()
 
 
@@ -88,6 +129,9 @@ class VQGANTrainConfig:
 
     images: ImageOptions
     size: int | None = option(None, "Image size in pixels (default: the dataset's own).", group=DATA)
+    limit: int | None = option(
+        None, "Train on this many of the training images, evenly spaced; all are held in memory.", group=DATA
+    )
     out: Path | None = option(None, "The checkpoint to write (default: runs/DATASET/vqgan.pt).", group=DATA)
     model: VQGANOptions
     training: VQGANTrainingOptions
@@ -96,6 +140,7 @@ class VQGANTrainConfig:
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
+        check(self.limit is None or self.limit > 0, "limit", self.limit, "positive")
 
     @property
     def result(self) -> Path:
@@ -183,6 +228,12 @@ class TokenizeConfig:
     images: ImageOptions
     size: int | None = option(None, SIZE_HELP, group=DATA)
     cache: Path | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
+    views: tuple[str, ...] = option(
+        (),
+        "Views of each image to encode: identity, hflip, five-crop, ten-crop, with commas between "
+        "(default: identity, and hflip where a mirrored image means the same).",
+        group=IMAGES,
+    )
     vqgan: EncoderOptions
     batch_size: int = option(256, "Images per pass of the encoder.", group=RUN)
 
@@ -190,6 +241,8 @@ class TokenizeConfig:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
         check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
         check(self.cache is None or self.cache.suffix == ".zarr", "cache", self.cache, "a path that ends in .zarr")
+        if self.views:
+            parse_views(self.views)
 
     @property
     def result(self) -> Path:

@@ -1,71 +1,154 @@
-"""From raw pixels to what the VQ-GAN is fed: uint8 images of one size, and the digest of their source."""
+"""What a dataset is once its files are understood: splits of images that are decoded when they are asked for.
+
+Must not import torch.
+"""
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
+from PIL import Image
 
-from vqgpt.config.datasets import Dataset
-from vqgpt.data.readers import RawDataset, read_dataset
-from vqgpt.progress import Report
+from vqgpt.data.decoding import BrokenImageError, decode
+from vqgpt.data.file_trees import FileTree
+from vqgpt.errors import InputError
 
-PREPROCESSING = "shorter side resized to size (bilinear, antialiased), centre crop, uint8 / 127.5 - 1"
-IMAGES_PER_RESIZE = 1024
+
+class ImageSource(Protocol):
+    """Images by their number, in the order of the dataset's own files."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """One image, grey ("L") or "RGB". Raises InputError, naming it, if it is broken."""
+        ...
+
+    def digest_parts(self) -> Iterator[bytes]:
+        """Bytes that differ if the source differs."""
+        ...
+
+
+class ArrayImages:
+    """Images that are in memory: (N, H, W) or (N, H, W, 3) uint8."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = np.ascontiguousarray(pixels)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def image(self, index: int) -> Image.Image:
+        """One image."""
+        return Image.fromarray(self.pixels[index])
+
+    def digest_parts(self) -> Iterator[bytes]:
+        """The shape and all pixels."""
+        yield str(self.pixels.shape).encode()
+        yield from (rows.tobytes() for rows in np.array_split(self.pixels, max(1, len(self.pixels) // 1024)))
+
+
+class FileImages:
+    """Image files of a tree, by name; `background` shows through transparent ones."""
+
+    def __init__(self, tree: FileTree, names: tuple[str, ...], background: tuple[int, int, int]) -> None:
+        self.tree = tree
+        self.names = names
+        self.background = background
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> Image.Image:
+        """One image, read and decoded now."""
+        try:
+            return decode(self.tree.read(self.names[index]), self.background)
+        except (BrokenImageError, OSError) as error:
+            raise self.broken(index, str(error)) from None
+
+    def broken(self, index: int, fault: str) -> InputError:
+        """The error that names a broken image."""
+        path = self.tree.path / self.names[index]
+        return InputError(f"{path} is broken ({fault})", "replace or remove it, or give --on-error skip")
+
+    def digest_parts(self) -> Iterator[bytes]:
+        """Names and sizes, not contents: those of a published dataset do not change."""
+        yield from (f"{name} {self.tree.sizes[name]}\n".encode() for name in self.names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSplit:
-    """Images (N, C, size, size) uint8 on the CPU; labels (N,) int64 or (N, L) uint8; source_index (N,) int64."""
+    """Some images of a source: image n is number `source_index[n]` there.
 
-    images: Tensor
+    `labels` (n,) int64, -1 for none, or (n, L) uint8 bits; `source_index` (n,) int64.
+    """
+
+    source: ImageSource
     labels: NDArray[np.integer[Any]]
     source_index: NDArray[np.int64]
+
+    @classmethod
+    def whole(cls, source: ImageSource, labels: NDArray[np.integer[Any]]) -> "ImageSplit":
+        """All images of a source."""
+        assert len(source) == len(labels)
+        return cls(source=source, labels=labels, source_index=np.arange(len(source)))
+
+    def __len__(self) -> int:
+        return len(self.source_index)
+
+    def image(self, row: int) -> Image.Image:
+        """Image `row` of the split."""
+        return self.source.image(int(self.source_index[row]))
+
+    def evenly_spaced(self, count: int) -> "ImageSplit":
+        """`count` images from all over the split, or all if it has no more."""
+        return self.subset([row * len(self) // count for row in range(count)]) if count < len(self) else self
+
+    def subset(self, rows: list[int] | NDArray[np.bool_]) -> "ImageSplit":
+        """The images at `rows`: their numbers, or True for each one to keep."""
+        return replace(self, labels=self.labels[rows], source_index=self.source_index[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageDataset:
-    """A dataset at the size at which the VQ-GAN sees it. `sha256` is over its raw images and labels."""
+    """A dataset. `sha256` identifies all its images and labels, `skipped` names the broken ones that were left out."""
 
     splits: dict[str, ImageSplit]
     class_names: tuple[str, ...]
+    channels: int
     sha256: str
+    skipped: tuple[str, ...] = ()
 
 
-def load_images(dataset: Dataset, root: Path, size: int, report: Report) -> ImageDataset:
-    """Read a dataset and resize it. Raises what `read_dataset` raises."""
-    raw = read_dataset(dataset, root, report)
-    splits = {
-        name: ImageSplit(images=resize(split.images, size), labels=split.labels, source_index=split.source_index)
-        for name, split in raw.splits.items()
-    }
-    return ImageDataset(splits=splits, class_names=raw.class_names, sha256=_digest(raw))
+def digest(splits: dict[str, ImageSplit]) -> str:
+    """SHA-256 over the images and labels of all splits."""
+    total = hashlib.sha256()
+    for name, split in splits.items():
+        total.update(f"{name} {split.labels.shape}\n".encode())
+        for part in split.source.digest_parts():
+            total.update(part)
+        total.update(split.labels.tobytes())
+        total.update(split.source_index.tobytes())
+    return total.hexdigest()
 
 
-def resize(images: NDArray[np.uint8], size: int) -> Tensor:
-    """(N, C, H, W) uint8 -> (N, C, size, size) uint8: shorter side to `size`, then the centre."""
-    height, width = images.shape[2:]
-    scale = size / min(height, width)
-    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    resized = []
-    for batch in torch.from_numpy(images).split(IMAGES_PER_RESIZE):
-        if shape != (height, width):
-            values = F.interpolate(batch.float(), shape, mode="bilinear", antialias=True)
-            batch = values.round().clamp(0, 255).to(torch.uint8)
-        resized.append(batch[:, :, top : top + size, left : left + size])
-    return torch.cat(resized)
+def hold_out(train: ImageSplit, share: float) -> tuple[ImageSplit, ImageSplit]:
+    """Divide a split in two: what is kept for training, and `share` of each class, evenly spaced, to be judged on.
 
-
-def _digest(raw: RawDataset) -> str:
-    digest = hashlib.sha256()
-    for name, split in raw.splits.items():
-        digest.update(f"{name} {split.images.shape} {split.labels.shape}".encode())
-        digest.update(split.images.tobytes())
-        digest.update(split.labels.tobytes())
-    return digest.hexdigest()
+    The choice depends on the labels alone. Images with many labels, or none, count as one class. Raises InputError if
+    one of the two would be empty.
+    """
+    classes = train.labels if train.labels.ndim == 1 else np.zeros(len(train), dtype=np.int64)
+    held_out = np.zeros(len(train), dtype=bool)
+    by_class = np.argsort(classes, kind="stable")
+    held_out[by_class[np.diff(np.floor(np.arange(len(train) + 1) * share)) > 0]] = True
+    if not held_out.any() and len(train) > 1:
+        held_out[-1] = True
+    if not held_out.any() or held_out.all():
+        raise InputError(
+            f"{len(train)} images cannot be divided to hold out {share:g} of them",
+            "give more images, or another --val-split",
+        )
+    return train.subset(~held_out), train.subset(held_out)

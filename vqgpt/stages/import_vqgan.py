@@ -33,8 +33,8 @@ def run(config: ImportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
     file = open_vqgan(config.file, "NAME", config.weights, config.config)
     if file.foreign is None:
         raise UsageError(f"{config.file} is a checkpoint of vqgpt already", "use it as it is")
-    if dataset is not None:
-        check_channels(file.config, dataset, config.file)
+    if dataset is not None and dataset.reader != "folder":
+        check_channels(file.config, dataset.channels, dataset.name, config.file)
     if config.size is not None:
         file = replace(file, config=_made_for(file.config, config.size))
     if dry_run:

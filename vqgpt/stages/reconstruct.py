@@ -7,14 +7,15 @@ import torch
 from vqgpt.config.commands import ReconstructConfig
 from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
-from vqgpt.data.images import load_images
+from vqgpt.data.preparing import load_tensor
+from vqgpt.data.reading import read_dataset
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.progress import Report
 from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.panel import reconstruction_panel
-from vqgpt.stages.tokenize import image_size
-from vqgpt.vqgan.checkpoint import load_vqgan_for
+from vqgpt.stages.tokenize import image_size, preprocessing_for
+from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import figures_of, reconstruct
 
 SEED_OF_COLORS = 0
@@ -24,16 +25,19 @@ def run(config: ReconstructConfig, overwrite: bool, dry_run: bool, report: Repor
     """Reconstruct the held-out images; the result names the picture and the figures over the whole split."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
-    model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device, config.vqgan.remap)
+    path = config.vqgan.path(dataset.name)
+    model = load_vqgan(path, dataset.name, device, config.vqgan.remap)
     size = image_size(config.size, model.config, dataset, report)
+    preprocessing = preprocessing_for(config.images, dataset, model.config, path, size)
     grid = model.config.grid(size)
     if config.result.exists() and not overwrite:
         raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
     if dry_run:
         return {"picture": config.result, "grid": grid}
-    images = load_images(dataset, config.images.root, size, report)
+    images = read_dataset(dataset, config.images, size, report)
     split = held_out_split(images.splits, dataset.name)
-    held_out = images.splits[split].images.to(device)
+    name, workers = f"{dataset.name} {split}", config.images.workers
+    held_out = load_tensor(images.splits[split], preprocessing, workers, name, report).to(device)
     with autocast(device, config.vqgan.precision):
         reconstructions, codes = reconstruct(model, held_out)
     counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)

@@ -1,17 +1,20 @@
 """Stage one, `vqgpt tokenize`: images of a dataset -> a token cache, through the VQ-GAN's encoder, once."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from vqgpt.config.commands import TokenizeConfig
+from vqgpt.config.commands import ImageOptions, TokenizeConfig
 from vqgpt.config.datasets import Dataset, find_dataset
+from vqgpt.config.preprocessing import VIEWS, Preprocessing, parse_views
 from vqgpt.config.vqgan import VQGANConfig
-from vqgpt.data.images import PREPROCESSING, ImageDataset, load_images
+from vqgpt.data.images import ImageDataset
+from vqgpt.data.preparing import prepared_batches, row_batches
+from vqgpt.data.reading import read_dataset
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.pixels import to_unit_range
 from vqgpt.progress import Notice, Report
@@ -20,7 +23,7 @@ from vqgpt.stages.shards import write_missing_shards
 from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.versions import library_versions
-from vqgpt.vqgan.checkpoint import load_vqgan_for, tokenizer_sha256
+from vqgpt.vqgan.checkpoint import check_channels, load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
 
@@ -28,24 +31,29 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     """Encode every split; the result names the cache and its rows."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
-    model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device, config.vqgan.remap)
+    path = config.vqgan.path(dataset.name)
+    model = load_vqgan(path, dataset.name, device, config.vqgan.remap)
     size = image_size(config.size, model.config, dataset, report)
+    views = views_for(config.views, dataset, report)
+    preprocessing = preprocessing_for(config.images, dataset, model.config, path, size, views)
     grid = model.config.grid(size)
     plan = {
         "cache": config.result,
         "grid": grid,
         "codebook_size": model.config.codebook_size,
-        "bytes_per_image": _row_bytes(model.config, grid),
+        "views": views,
+        "bytes_per_image": row_bytes(model.config, grid, views),
     }
     if dry_run:
         return plan
-    images = load_images(dataset, config.images.root, size, report)
-    description = describe(dataset, images, model, size, config.vqgan.precision)
+    images = read_dataset(dataset, config.images, size, report)
+    description = describe(dataset, images, model, preprocessing, config.vqgan.precision)
     codebook = model.quantize.vectors().detach().cpu().numpy()
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
-        for batch in images.splits[shard.split].images[shard.start : shard.stop].split(config.batch_size):
-            yield encode_batch(model, batch, config.vqgan.precision, device)[:, None]
+        batches = row_batches(shard.start, shard.stop, max(1, config.batch_size // len(views)))
+        for batch in prepared_batches(images.splits[shard.split], batches, preprocessing, config.images.workers):
+            yield encode_batch(model, batch, config.vqgan.precision, device)
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[Any], NDArray[np.int64]]:
         split = images.splits[shard.split]
@@ -68,37 +76,70 @@ def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report:
     return size
 
 
-def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, precision: str) -> Description:
+def views_for(asked: tuple[str, ...], dataset: Dataset, report: Report) -> tuple[str, ...]:
+    """The views to encode; a notice warns of mirrored ones where they change what an image means."""
+    views = parse_views(asked) if asked else dataset.default_views
+    if asked and any(VIEWS[name].mirrored for name in views) and not dataset.hflip_keeps_meaning:
+        report(
+            Notice(text=f"mirrored images are encoded, as asked for; in {dataset.name} they may mean something else")
+        )
+    return views
+
+
+def preprocessing_for(
+    images: ImageOptions,
+    dataset: Dataset,
+    vqgan: VQGANConfig,
+    path: Path,
+    size: int,
+    views: tuple[str, ...] = ("identity",),
+) -> Preprocessing:
+    """How images become what this VQ-GAN takes. Raises InputError if they have another number of channels.
+
+    Those of one's own folder become what it takes; those of a known dataset only if that is asked for.
+    """
+    asked = images.preprocessing.image_channels
+    channels = asked or (vqgan.image_channels if dataset.reader == "folder" else dataset.channels)
+    check_channels(vqgan, channels, dataset.name, path)
+    return Preprocessing(size=size, channels=channels, options=images.preprocessing, views=views)
+
+
+def describe(
+    dataset: Dataset, images: ImageDataset, model: VQGAN, preprocessing: Preprocessing, precision: str
+) -> Description:
     """What the cache will hold."""
-    grid = model.config.grid(size)
+    size, grid = preprocessing.size, model.config.grid(preprocessing.size)
     return Description(
         origin="encoded",
         dataset=dataset.name,
         class_names=images.class_names,
         label_kind=dataset.label_kind,
         source_sha256=images.sha256,
-        splits=tuple(Split(name=name, rows=len(split.images)) for name, split in images.splits.items()),
+        splits=tuple(Split(name=name, rows=len(split)) for name, split in images.splits.items()),
         image_size=(size, size),
-        image_channels=dataset.channels,
-        preprocessing=PREPROCESSING,
-        skipped=(),
-        views=("identity",),
+        image_channels=preprocessing.channels,
+        preprocessing=preprocessing.description,
+        skipped=images.skipped,
+        views=preprocessing.views,
         grid=grid,
         codebook_size=model.config.codebook_size,
         code_dimension=model.config.embed_dim,
         tokenizer_sha256=tokenizer_sha256(model),
         precision=precision,
         sampling={},
-        shard_rows=default_shard_rows(_row_bytes(model.config, grid)),
+        shard_rows=default_shard_rows(row_bytes(model.config, grid, preprocessing.views)),
     )
 
 
-def _row_bytes(config: VQGANConfig, grid: tuple[int, int]) -> int:
-    return grid[0] * grid[1] * np.dtype(code_dtype(config.codebook_size)).itemsize
+def row_bytes(config: VQGANConfig, grid: tuple[int, int], views: tuple[str, ...]) -> int:
+    """Bytes of the codes of one image."""
+    return len(views) * grid[0] * grid[1] * np.dtype(code_dtype(config.codebook_size)).itemsize
 
 
 @torch.no_grad()
-def encode_batch(model: VQGAN, images: Tensor, precision: str, device: torch.device) -> NDArray[np.int64]:
-    """Images (B, C, H, W) uint8 -> codes (B, h, w) int64."""
+def encode_batch(model: VQGAN, images: NDArray[np.uint8], precision: str, device: torch.device) -> NDArray[np.int64]:
+    """Images (n, V, C, H, W) uint8 -> codes (n, V, h, w) int64."""
+    views = torch.from_numpy(images).to(device).flatten(0, 1)
     with autocast(device, precision):
-        return model.encode(to_unit_range(images.to(device))).cpu().numpy()
+        codes = model.encode(to_unit_range(views))
+    return codes.view(*images.shape[:2], *codes.shape[1:]).cpu().numpy()

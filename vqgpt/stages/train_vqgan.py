@@ -1,5 +1,6 @@
 """`vqgpt vqgan train`: images of a dataset -> a VQ-GAN checkpoint, metrics, and panels of reconstructions."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor
 from vqgpt.config.commands import VQGANTrainConfig
 from vqgpt.config.datasets import Dataset, find_dataset, held_out_split
 from vqgpt.config.options import to_json
+from vqgpt.config.preprocessing import Preprocessing
 from vqgpt.config.vqgan import VQGANConfig, VQGANTrainingOptions
-from vqgpt.data.images import load_images
+from vqgpt.data.images import ImageDataset
+from vqgpt.data.preparing import load_tensor
+from vqgpt.data.reading import read_dataset
 from vqgpt.distributed import main_first, process_group, rank, world_size
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
@@ -39,7 +43,10 @@ def _run(
     precision = resolve_precision(config.run.precision, device)
     dataset = find_dataset(config.images.dataset)
     size = config.size if config.size is not None else dataset.default_size
-    model = new_model(config, dataset.channels, size)
+    images = read_images(config, dataset, size, report) if dataset.reader == "folder" else None
+    channels = config.images.preprocessing.image_channels or (images or dataset).channels
+    preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
+    model = new_model(config, channels, size)
     plan = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "grid": model.config.grid(size),
@@ -47,7 +54,7 @@ def _run(
         "checkpoint": config.result,
     }
     check_result(config.result, overwrite)
-    check_colors(config.model.colorize_nlabels, dataset)
+    check_colors(config.model.colorize_nlabels, channels, dataset.name)
     if plan["perceptual_weight"] and size < SMALLEST_SIZE:
         raise InputError(
             f"images of {size} pixels are too small for the perceptual loss",
@@ -60,11 +67,18 @@ def _run(
         return plan
     with main_first():  # which downloads what is missing
         perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
-        images = load_images(dataset, config.images.root, size, report)
+        images = images or read_images(config, dataset, size, report)
+        held_out_name = held_out_split(images.splits, dataset.name)
+        train, held_out = (
+            load_tensor(images.splits[name], preprocessing, config.images.workers, f"{dataset.name} {name}", report)
+            for name in ("train", held_out_name)
+        )
     identity = {
         "architecture": to_json(model.config),
         "training": to_json(config.training),
         "images": images.sha256,
+        "rows": [len(train), len(held_out)],
+        "preprocessing": preprocessing.description,
         "seed": config.run.seed,
         "precision": precision,
         "processes": world_size(),
@@ -79,7 +93,6 @@ def _run(
             png = reconstruction_panel(originals, reconstructions, code_counts, config.run.seed, to_json(config))
             write_atomically(panel, png)
 
-    train, held_out = images.splits["train"].images, images.splits[held_out_split(images.splits, dataset.name)].images
     schedule = Schedule(
         seed=config.run.seed,
         num_rows=len(train),
@@ -113,6 +126,14 @@ def _run(
     return {**plan, **figures, "picture": panel}
 
 
+def read_images(config: VQGANTrainConfig, dataset: Dataset, size: int, report: Report) -> ImageDataset:
+    """The dataset, with as many training images as `--limit` leaves."""
+    images = read_dataset(dataset, config.images, size, report)
+    if config.limit is None:
+        return images
+    return replace(images, splits={**images.splits, "train": images.splits["train"].evenly_spaced(config.limit)})
+
+
 def new_model(config: VQGANTrainConfig, image_channels: int, size: int) -> VQGAN:
     """The untrained network. Raises InputError if the size or the list of used codes does not fit it."""
     used = read_remap(config.model.remap, config.model.n_embed) if config.model.remap else None
@@ -125,13 +146,12 @@ def new_model(config: VQGANTrainConfig, image_channels: int, size: int) -> VQGAN
     return model
 
 
-def check_colors(nlabels: int | None, dataset: Dataset) -> None:
+def check_colors(nlabels: int | None, channels: int, images: str) -> None:
     """Raise UsageError if images are to be projected onto three channels that do not have so many, or need it not."""
-    if nlabels is not None and (dataset.channels <= 3 or nlabels != dataset.channels):
-        channels = f"{dataset.channels} channel{'s' if dataset.channels > 1 else ''}"
+    if nlabels is not None and (channels <= 3 or nlabels != channels):
         raise UsageError(
             f"--colorize-nlabels {nlabels} is for images of {nlabels} channels, more than 3; "
-            f"those of {dataset.name} have {channels}",
+            f"those of {images} have {channels} channel{'s' if channels > 1 else ''}",
             "leave --colorize-nlabels out: they are shown as they are",
         )
 

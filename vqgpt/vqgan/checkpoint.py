@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vqgpt.checkpoint import FORMAT, check_kind, load_checkpoint, load_weights, weights_sha256
-from vqgpt.config.datasets import Dataset
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
@@ -104,19 +103,17 @@ def load_vqgan(path: Path, dataset: str, device: torch.device, remap: Path | Non
     return build_vqgan(open_vqgan(path, dataset), device, remap)
 
 
-def load_vqgan_for(dataset: Dataset, path: Path, device: torch.device, remap: Path | None = None) -> VQGAN:
-    """The VQ-GAN at `path`, for images of `dataset`. Raises InputError too if it takes another number of channels."""
-    model = load_vqgan(path, dataset.name, device, remap)
-    check_channels(model.config, dataset, path)
-    return model
-
-
-def check_channels(config: VQGANConfig, dataset: Dataset, path: Path) -> None:
-    """Raise InputError if the VQ-GAN at `path` takes other images than those of the dataset."""
-    if config.image_channels != dataset.channels:
+def check_channels(config: VQGANConfig, channels: int, images: str, path: Path) -> None:
+    """Raise InputError if the VQ-GAN at `path` takes other images than `images`, which have `channels`."""
+    if config.image_channels != channels:
+        convert = (
+            f", or convert them with --image-channels {config.image_channels}"
+            if config.image_channels in (1, 3)
+            else ""
+        )
         raise InputError(
-            f"{path} takes images of {config.image_channels} channels, {dataset.name} has {dataset.channels}",
-            "give a VQ-GAN that was trained on such images",
+            f"{path} takes images of {config.image_channels} channels, {images} has {channels}",
+            f"give a VQ-GAN that was trained on such images{convert}",
         )
 
 

@@ -1,5 +1,7 @@
 """How well a VQ-GAN reconstructs, and how it uses its codebook."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from vqgpt.vqgan.model import VQGAN
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5  # pixels
+IMAGES_PER_MEASURE = 256  # float images at once
 
 
 @torch.no_grad()
@@ -59,8 +62,14 @@ def figures_of(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> 
     """Mean PSNR in dB, mean SSIM, codes in use and perplexity of (N, C, H, W) uint8 images; code_counts (K,)."""
     usage = statistics_of_counts(code_counts.cpu().numpy())
     return {
-        "psnr_db": float(psnr(images, reconstructions).mean()),
-        "ssim": float(ssim(images, reconstructions).mean()),
+        "psnr_db": _mean_in_passes(psnr, images, reconstructions),
+        "ssim": _mean_in_passes(ssim, images, reconstructions),
         "used_codes": usage.used_codes,
         "perplexity": usage.perplexity,
     }
+
+
+def _mean_in_passes(measure: Callable[[Tensor, Tensor], Tensor], images: Tensor, reconstructions: Tensor) -> float:
+    """The mean over all images of what `measure` gives for each; the float images of one pass at a time in memory."""
+    passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
+    return float(torch.cat([measure(*pair) for pair in passes]).mean())

@@ -1,0 +1,328 @@
+"""The user's own images: what a file of any kind decodes to, which class and split it is in, and what is left out."""
+
+import io
+import itertools
+import os
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import TINY_VQGAN, assert_refused, files_of, run_here
+from tests.dataset_files import image_bytes, tar_bytes, write_tree, zip_bytes
+from vqgpt.config.commands import ImageOptions
+from vqgpt.config.datasets import find_dataset
+from vqgpt.config.options import resolve
+from vqgpt.data.decoding import BrokenImageError, decode, no_decoder_warnings
+from vqgpt.data.reading import read_dataset
+from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.progress import Notice, silent
+from vqgpt.tokens import TokenCache
+
+WHITE = (255, 255, 255)
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def saved(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data, background=WHITE):
+    image = decode(data, background)
+    return image.mode, np.asarray(image)
+
+
+def read(root, report=silent, **options):
+    return read_dataset(find_dataset("folder"), resolve(ImageOptions, {"data_root": root, **options}), 16, report)
+
+
+def contents(dataset):
+    """Of each split, (class name, name of the file) of each image."""
+    return {
+        name: [
+            (dataset.class_names[label] if label >= 0 else None, split.source.names[index])
+            for label, index in zip(split.labels, split.source_index, strict=True)
+        ]
+        for name, split in dataset.splits.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"])
+def test_common_formats_keep_their_colors(kind):
+    mode, pixels = decoded(image_bytes((200, 100, 50), kind))
+    assert mode == "RGB"
+    np.testing.assert_allclose(pixels[6, 6], (200, 100, 50), atol=4)
+
+
+def test_grey_stays_grey_and_one_bit_becomes_eight():
+    assert decoded(image_bytes(77, mode="L"))[0] == "L"
+    assert decoded(image_bytes(77, mode="L"))[1].tolist() == np.full((12, 12), 77).tolist()
+    assert np.unique(decoded(image_bytes(1, mode="1"))[1]).tolist() == [255]
+
+
+@pytest.mark.parametrize("background", [WHITE, (10, 20, 30)])
+def test_transparency_shows_the_background_and_never_what_hides_beneath(background):
+    hidden, half = (255, 0, 200, 0), (100, 100, 100, 128)
+    image = Image.new("RGBA", (2, 1))
+    image.putpixel((0, 0), hidden)
+    image.putpixel((1, 0), half)
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
+        _, pixels = decoded(saved(image, kind, **options), background)
+        assert tuple(pixels[0, 0]) == background
+        np.testing.assert_allclose(pixels[0, 1], (100 + np.array(background)) / 2, atol=1)
+
+
+def test_transparency_of_palettes_and_of_declared_colors():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([*RED, *GREEN] + [0] * 762)
+    palette.putpixel((1, 0), 1)
+    assert decoded(saved(palette))[1].tolist() == [[[*RED], [*GREEN]]]
+    assert decoded(saved(palette, transparency=0), BLUE)[1].tolist() == [[[*BLUE], [*GREEN]]]
+    assert decoded(saved(palette, transparency=bytes([255, 0])), BLUE)[1].tolist() == [[[*RED], [*BLUE]]]
+    rgb = Image.new("RGB", (2, 1), RED)
+    rgb.putpixel((1, 0), GREEN)
+    assert decoded(saved(rgb, transparency=RED), BLUE)[1].tolist() == [[[*BLUE], [*GREEN]]]
+    grey = Image.new("L", (2, 1), 50)
+    grey.putpixel((1, 0), 60)
+    assert decoded(saved(grey, transparency=50))[1].tolist() == [[255, 60]]
+    assert decoded(saved(Image.merge("LA", (grey, Image.new("L", (2, 1), 0)))))[1].tolist() == [[255, 255]]
+    assert decoded(saved(grey, transparency=50), BLUE)[0] == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled_not_clipped(kind):
+    levels = np.array([[0, 257, 128 * 257, 65535, 1000]], dtype=np.uint16)
+    mode, pixels = decoded(saved(Image.fromarray(levels), kind))
+    assert mode == "L"
+    assert pixels.tolist() == [[0, 1, 128, 255, 4]]
+
+
+def test_sixteen_bits_keep_their_transparent_color():
+    data = saved(Image.fromarray(np.array([[257 * 9, 257 * 7]], dtype=np.uint16)), transparency=257 * 9)
+    assert decoded(data)[1].tolist() == [[255, 7]]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_known_range_are_refused(mode):
+    with pytest.raises(BrokenImageError, match="no known range"):
+        decode(image_bytes(1, "TIFF", mode=mode), WHITE)
+
+
+def test_cmyk_is_converted():
+    _, pixels = decoded(image_bytes((0, 255, 255, 0), "TIFF", mode="CMYK"))
+    np.testing.assert_allclose(pixels[0, 0], RED, atol=2)
+    _, pixels = decoded(image_bytes((255, 0, 255, 0), "JPEG", mode="CMYK"))
+    np.testing.assert_allclose(pixels[0, 0], GREEN, atol=6)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "PNG", "WEBP"])
+def test_exif_rotation_is_applied(kind, orientation):
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:4, :8], upright[4:, :8], upright[:4, 8:] = RED, GREEN, BLUE
+    turns = {1: (0, 0), 2: (0, 1), 3: (2, 0), 4: (2, 1), 5: (3, 1), 6: (1, 0), 7: (1, 1), 8: (3, 0)}
+    turned, mirrored = turns[orientation]
+    stored = np.rot90(upright, turned)
+    stored = stored[:, ::-1] if mirrored else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if kind in ("JPEG", "WEBP") else {}
+    _, pixels = decoded(saved(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options))
+    assert pixels.shape == upright.shape
+    np.testing.assert_allclose(pixels[1::4, 1::4].astype(int), upright[1::4, 1::4], atol=60)
+
+
+def test_of_several_frames_the_first_is_taken():
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, GREEN)]
+    for kind in ("TIFF", "GIF", "WEBP", "PNG"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert decoded(data)[1][4, 4].tolist() == [*RED]
+
+
+def test_damaged_exif_data_does_no_harm():
+    data = image_bytes(RED, "JPEG", exif=b"Exif\x00\x00" + b"MM\x00*" + b"\xff" * 40)
+    with no_decoder_warnings():
+        np.testing.assert_allclose(decoded(data)[1][0, 0], RED, atol=3)
+
+
+JPEG = image_bytes(RED, "JPEG", (64, 64))
+BROKEN = {
+    "empty": b"",
+    "html": b"<html>404</html>",
+    "truncated": JPEG[: len(JPEG) // 2],
+    "zeros": bytes(1000),
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\nshowpage\n",
+    "bomb": image_bytes(0, size=(14000, 14000), mode="1"),
+    "half a header": image_bytes(RED)[:20],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_image_is_refused(name):
+    with pytest.raises(BrokenImageError):
+        decode(BROKEN[name], WHITE)
+
+
+def test_class_folders_are_sorted_and_deep_files_belong_to_them(tmp_path):
+    image = image_bytes(RED)
+    write_tree(tmp_path, {"dog/1.png": image, "cat/b/2.PNG": image, "cat/a.jpeg": image, "dog/notes.txt": b"x"})
+    told = []
+    found = read(tmp_path, told.append, val_split=0.5)
+    assert found.class_names == ("cat", "dog")
+    assert sorted(itertools.chain.from_iterable(contents(found).values())) == [
+        ("cat", "cat/a.jpeg"),
+        ("cat", "cat/b/2.PNG"),
+        ("dog", "dog/1.png"),
+    ]
+    assert any(".txt" in event.text for event in told if isinstance(event, Notice))
+
+
+def test_a_flat_folder_is_one_class_and_a_tenth_is_held_out(tmp_path):
+    write_tree(tmp_path / "kites", {f"{number:02d}.png": image_bytes(RED) for number in range(20)})
+    found = read(tmp_path / "kites")
+    assert found.class_names == ("kites",)
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 18, "val": 2}
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Training", "validation"), ("train", "test")])
+def test_train_and_val_folders_are_splits(tmp_path, names):
+    train, held_out = names
+    image = image_bytes(RED)
+    files = {f"{train}/a/1.png": image, f"{train}/b/1.png": image, f"{held_out}/b/9.png": image, "extra/1.png": image}
+    told = []
+    found = contents(read(write_tree(tmp_path, files), told.append))
+    assert found["train"] == [("a", f"{train}/a/1.png"), ("b", f"{train}/b/1.png")]
+    assert list(found.values())[1] == [("b", f"{held_out}/b/9.png")]
+    assert any("extra/1.png" in event.text for event in told if isinstance(event, Notice))
+
+
+def test_a_class_may_be_called_train_and_a_test_folder_may_be_flat(tmp_path):
+    image = image_bytes(RED)
+    vehicles = read(write_tree(tmp_path / "a", {f"{name}/{n}.png": image for name in ("train", "car") for n in (1, 2)}))
+    assert vehicles.class_names == ("car", "train")
+    files = {"train/cat/1.png": image, "val/cat/2.png": image, "test/3.png": image}
+    assert contents(read(write_tree(tmp_path / "b", files)))["test"] == [(None, "test/3.png")]
+    with pytest.raises(InputError, match="no train"):
+        read(write_tree(tmp_path / "c", {"val/cat/1.png": image, "test/cat/1.png": image}))
+
+
+def test_hidden_folders_and_files_do_not_exist(tmp_path):
+    image = image_bytes(RED)
+    names = [".ipynb_checkpoints/1.png", "cat/.2.png", "cat/.git/3.png", "__MACOSX/cat/4.png"]
+    write_tree(tmp_path, dict.fromkeys([*names, "cat/5.png", "cat/6.png"], image))
+    found = read(tmp_path)
+    assert found.class_names == ("cat",)
+    assert sum(map(len, found.splits.values())) == 2
+
+
+def test_links_are_followed_and_loops_end(tmp_path):
+    write_tree(tmp_path / "elsewhere", {"1.png": image_bytes(RED), "2.png": image_bytes(RED)})
+    (tmp_path / "images").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "images/cat")
+    os.symlink(tmp_path / "images", tmp_path / "elsewhere/loop")
+    assert sum(map(len, read(tmp_path / "images").splits.values())) == 2
+
+
+@pytest.mark.parametrize("pack", [zip_bytes, tar_bytes])
+@pytest.mark.parametrize("wrapper", ["", "pets/"])
+def test_archives_of_class_folders_are_read_in_place(tmp_path, pack, wrapper):
+    files = {f"{wrapper}{name}/{n}.png": image_bytes((n, 0, 0)) for name in ("cat", "dog") for n in (1, 2)}
+    archive = tmp_path / ("pets.zip" if pack is zip_bytes else "pets.tar")
+    archive.write_bytes(pack(files | {f"{wrapper}__MACOSX/cat/._1.png": b"x"}))
+    found = read(archive, val_split=0.5)
+    assert found.class_names == ("cat", "dog")
+    train = found.splits["train"]
+    levels = [train.image(row).getpixel((0, 0))[0] for row in range(2)]
+    assert levels == [int(name.split("/")[-1][0]) for name in (train.source.names[i] for i in train.source_index)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name]
+
+
+def test_hostile_archives_are_refused_or_harmless(tmp_path):
+    outside = zip_bytes({"../../evil/1.png": image_bytes(RED), "/abs/2.png": image_bytes(RED)})
+    (tmp_path / "a.zip").write_bytes(outside)
+    with pytest.raises(InputError):
+        read(tmp_path / "a.zip")
+    assert not (tmp_path.parent / "evil").exists()
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/1.png", bytes(2**30 + 1))
+    (tmp_path / "b.zip").write_bytes(bomb.getvalue())
+    with pytest.raises(InputError, match=r"1.png is broken .*1\.1 GB"):
+        read(tmp_path / "b.zip")
+    good = zip_bytes({"cat/1.png": image_bytes(RED), "cat/2.png": image_bytes(RED)})
+    (tmp_path / "c.zip").write_bytes(good[: len(good) // 2])
+    with pytest.raises(InputError, match="neither a folder nor a zip"):
+        read(tmp_path / "c.zip")
+    damaged = bytearray(good)
+    damaged[60] ^= 255
+    (tmp_path / "d.zip").write_bytes(damaged)
+    with pytest.raises(InputError, match="1.png is broken"):
+        read(tmp_path / "d.zip")
+
+
+def test_what_cannot_be_a_folder_of_images_is_named(tmp_path):
+    with pytest.raises(MissingDataError, match="no-such-folder"):
+        read(tmp_path / "no-such-folder")
+    with pytest.raises(InputError, match="no images"):
+        read(write_tree(tmp_path / "a", {"notes.txt": b"x"}))
+    with pytest.raises(UsageError, match="needs a folder"):
+        read(None)
+
+
+def folder_of(tmp_path, good, broken, content=BROKEN["truncated"]):
+    files = {f"cat/{number:03d}.jpg": image_bytes((number, 0, 0), "JPEG") for number in range(good)}
+    return write_tree(tmp_path / "photos", files | {f"dog/bad{number}.jpg": content for number in range(broken)})
+
+
+def test_a_broken_image_stops_with_its_path(here):
+    folder = folder_of(here, 30, 1)
+    outcome = run_here("vqgan", "train", "--dataset", "folder", "--data-root", folder, *TINY_VQGAN)
+    assert_refused(outcome, 3, "photos/dog/bad0.jpg", "--on-error skip")
+
+
+def test_skipping_leaves_broken_images_out_and_lists_them(here):
+    folder = folder_of(here, 120, 1)
+    common = ["--dataset", "folder", "--data-root", folder, "--on-error", "skip"]
+    assert run_here("vqgan", "train", *common, *TINY_VQGAN).code == 0
+    outcome = run_here("tokenize", *common, "--num-workers", "3")
+    assert outcome.code == 0, outcome.err
+    cache = TokenCache(here / "cache/folder.zarr")
+    assert cache.description.skipped == ("dog/bad0.jpg",)
+    assert cache.description.class_names == ("cat", "dog")
+    rows = [cache.read_split(split).source_index for split in ("train", "val")]
+    assert sorted(np.concatenate(rows)) == list(range(120))
+    write_tree(folder, {"dog/bad1.jpg": b""})
+    assert_refused(run_here("tokenize", *common), 3, "2 of 122", "bad0.jpg", "bad1.jpg")
+
+
+def test_any_change_of_the_folder_is_noticed(here):
+    folder = folder_of(here, 30, 0)
+    common = ["--dataset", "folder", "--data-root", folder]
+    assert run_here("vqgan", "train", *common, *TINY_VQGAN).code == 0
+    assert run_here("tokenize", *common).code == 0
+    before = files_of(here / "cache")
+    assert "nothing to do" in run_here("tokenize", *common).err
+    one = folder / "cat/000.jpg"
+    content = bytearray(one.read_bytes())
+    content[-10] ^= 1
+    one.write_bytes(content)
+    assert_refused(run_here("tokenize", *common), 3, "source_sha256")
+    assert files_of(here / "cache") == before
+    one.unlink()
+    assert_refused(run_here("tokenize", *common), 3, "source_sha256")
+
+
+def test_a_folder_without_colors_makes_a_grey_vqgan_unless_told_otherwise(here):
+    write_tree(here / "xrays", {f"a/{n}.png": image_bytes(n, mode="L", size=(20, 30)) for n in range(12)})
+    common = ["--dataset", "folder", "--data-root", "xrays"]
+    for asked, channels in (([], 1), (["--image-channels", "3"], 3)):
+        out = f"{channels}.pt"
+        assert run_here("vqgan", "train", *common, *asked, *TINY_VQGAN, "--out", out).code == 0
+        assert run_here("vqgan", "info", out, "--json").json["image_channels"] == channels
+        cache = f"{channels}.zarr"
+        assert run_here("tokenize", *common, "--checkpoint-vae", out, "--cache", cache).code == 0
+        assert TokenCache(here / cache).description.image_channels == channels

@@ -1,0 +1,126 @@
+"""Datasets that fit into memory, one function per kind of file -> splits with all their pixels.
+
+torchvision parses idx files, CIFAR's pickles (after their digests were checked) and SVHN's .mat files. Of MedMNIST we
+take the facts from medmnist and read the .npz ourselves: importing medmnist takes seconds, and makes folders.
+"""
+
+import importlib.util
+import pickle
+import runpy
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqgpt.config.dataset_files import FILES, RemoteFile
+from vqgpt.config.datasets import Dataset, nearest_stored_size
+from vqgpt.data.downloads import ensure_files
+from vqgpt.data.images import ArrayImages, ImageSplit
+from vqgpt.errors import InputError
+from vqgpt.progress import Notice, Report
+from vqgpt.torchvision_import import import_torchvision
+
+HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split
+
+Splits = dict[str, ImageSplit]
+
+
+def read_digits() -> Splits:
+    """The 8 x 8 digits of scikit-learn, 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    source = ArrayImages(np.rint(digits.images * (255 / 16)).astype(np.uint8))
+    held_out = np.zeros(len(source), dtype=bool)
+    for label in np.unique(digits.target):
+        held_out[np.flatnonzero(digits.target == label)[::HELD_OUT_EVERY]] = True
+    everything = ImageSplit.whole(source, digits.target.astype(np.int64))
+    return {"train": everything.subset(~held_out), "test": everything.subset(held_out)}
+
+
+def read_torchvision(dataset: Dataset, root: Path, report: Report) -> tuple[Splits, tuple[str, ...]]:
+    """MNIST, Fashion-MNIST, CIFAR and SVHN, with the names of their classes."""
+    ensure_files(dataset, FILES[dataset.name], root, report)
+    reader = getattr(import_torchvision("datasets"), dataset.reader_class)
+    splits, class_names = {}, dataset.class_names
+    for split in dataset.rows:
+        with _damage_explained(dataset, root):
+            if dataset.name == "svhn":
+                source = reader(root, split=split)
+                pixels, labels = source.data.transpose(0, 2, 3, 1), source.labels
+            else:
+                source = reader(root, train=split == "train")
+                pixels, labels = np.asarray(source.data), source.targets
+            class_names = class_names or tuple(source.classes)
+        splits[split] = ImageSplit.whole(ArrayImages(pixels), np.asarray(labels, dtype=np.int64))
+    return splits, class_names
+
+
+def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> tuple[Splits, tuple[str, ...]]:
+    """A set of MedMNIST, at the stored resolution that is nearest to `size` pixels, with the names of its classes."""
+    stored = nearest_stored_size(size)
+    about = medmnist_facts(dataset.name)
+    file = medmnist_file(about, dataset.name, stored)
+    ensure_files(dataset, (file,), root, report)
+    if stored != min(size, stored):
+        report(Notice(text=f"{dataset.name} is read at {stored} pixels, the nearest to {size} that is stored"))
+    splits = {}
+    with _damage_explained(dataset, root / file.path), np.load(root / file.path, allow_pickle=False) as arrays:
+        for split in dataset.rows:
+            labels = arrays[f"{split}_labels"]
+            labels = labels.astype(np.uint8) if dataset.label_kind == "bits" else labels[:, 0].astype(np.int64)
+            splits[split] = ImageSplit.whole(ArrayImages(_as_bytes(arrays[f"{split}_images"])), labels)
+    return splits, tuple(about["label"].values())
+
+
+def medmnist_facts(name: str) -> dict[str, Any]:
+    """What medmnist knows of a set: addresses, digests, names of labels. Does not import the package."""
+    package = importlib.util.find_spec("medmnist")
+    assert package is not None
+    assert package.origin is not None
+    return dict(runpy.run_path(str(Path(package.origin).with_name("info.py")))["INFO"][name])
+
+
+def medmnist_file(about: dict[str, Any], name: str, stored: int) -> RemoteFile:
+    """The file of a set at one of its resolutions."""
+    suffix = "" if stored == 28 else f"_{stored}"
+    return RemoteFile(path=f"{name}{suffix}.npz", url=about[f"url{suffix}"], md5=about[f"MD5{suffix}"])
+
+
+def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        raise ValueError(f"images of type {pixels.dtype} and shape {pixels.shape}")
+    return pixels
+
+
+@contextmanager
+def _damage_explained(dataset: Dataset, path: Path) -> Iterator[None]:
+    """Turn what torchvision and numpy raise over bad files into an error that says what to do."""
+    try:
+        yield
+    except PermissionError:
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(
+            " You can use download=True to download it"
+        )
+        raise InputError(
+            f"the files of {dataset.name} in {path} are damaged, or not the published ones ({reason})",
+            "delete them, and the same command fetches them again",
+        ) from None

@@ -1,0 +1,185 @@
+"""Getting a dataset's files below the data root: fetched to a temporary name, checked by digest, unpacked safely.
+
+A download that was cut off goes on where it stopped. An archive is unpacked beside its place and renamed, so that
+there is never a half of it. Must not import torch.
+"""
+
+import errno
+import gzip
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+from vqgpt.config.dataset_files import RemoteFile
+from vqgpt.config.datasets import Dataset
+from vqgpt.errors import InputError, MissingFilesError
+from vqgpt.files import PARTIAL_SUFFIX, fsync_folder
+from vqgpt.progress import Notice, Progress, Report
+
+BLOCK = 2**20
+SECONDS_WITHOUT_AN_ANSWER = 30
+NOT_THE_NETWORK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LARGEST_EXPANSION = 100  # times the size of the archive: more is a bomb
+
+
+def ensure_files(dataset: Dataset, files: tuple[RemoteFile, ...], root: Path, report: Report) -> None:
+    """Have every file below `root`, unpacked where it must be.
+
+    Raises MissingFilesError, naming all that is missing, if one cannot be had, and InputError for a damaged archive.
+    """
+    missing = [file for file in files if not is_present(file, root)]
+    to_fetch = [file for file in missing if not (root / file.path).exists()]
+    if to_fetch and dataset.source == "by hand":
+        raise missing_files(dataset, to_fetch, root, "it has to be asked for by hand")
+    if to_fetch:
+        size = f"about {dataset.megabytes:,} MB" if dataset.megabytes else "size unknown"
+        report(Notice(text=f"downloading {dataset.name} to {root} ({size}; licence: {dataset.licence})"))
+    for file in to_fetch:
+        try:
+            fetch(file, root, report)
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in NOT_THE_NETWORK:
+                raise
+            left = [other for other in to_fetch if not is_present(other, root)]
+            raise missing_files(dataset, left, root, f"{file.url} could not be fetched: {_reason(error)}") from None
+    for file in missing:
+        if file.content and not file.in_place:
+            check_digest(file, root)
+            unpack(file, root)
+
+
+def is_present(file: RemoteFile, root: Path) -> bool:
+    """True if the file is there, in the form in which it is read."""
+    as_it_is = (root / file.path).exists() and (file.in_place or not file.content)
+    return as_it_is or (bool(file.content) and (root / file.content).exists())
+
+
+def missing_files(dataset: Dataset, files: list[RemoteFile], root: Path, reason: str) -> MissingFilesError:
+    """The one error for files that are not there: what, why, and where each has to go."""
+    places = "; ".join(f"{file.url} (md5 {file.md5}) as {root / file.path}" for file in files)
+    return MissingFilesError(
+        f"{dataset.name} is not in {root}; {reason}", f"fetch it yourself and put it there: {places}"
+    )
+
+
+def fetch(file: RemoteFile, root: Path, report: Report) -> None:
+    """Download one file. Raises OSError or HTTPException; what has arrived is kept for the next time."""
+    target = root / file.path
+    partial = partial_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    have = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(file.url, headers={"User-Agent": "vqgpt"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS_WITHOUT_AN_ANSWER) as answer:
+            continued = answer.status == http.client.PARTIAL_CONTENT
+            _receive(answer, partial, have if continued else 0, file, report)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # then all of it is here already
+            raise
+    found = md5_of(partial)
+    if found != file.md5:
+        partial.unlink()
+        raise OSError(f"what came has md5 {found}, not {file.md5}")
+    os.replace(partial, target)
+    fsync_folder(target.parent)
+
+
+def _receive(answer: http.client.HTTPResponse, partial: Path, have: int, file: RemoteFile, report: Report) -> None:
+    length = answer.headers.get("Content-Length")
+    total = have + int(length) if length else 0
+    task, done = f"download {Path(file.path).name}", have
+    with open(partial, "ab" if have else "wb") as out:
+        while block := answer.read(BLOCK):
+            out.write(block)
+            done += len(block)
+            report(Progress(task=task, done=done // BLOCK, total=max(total, done) // BLOCK, unit="MiB"))
+        out.flush()
+        os.fsync(out.fileno())
+    if done < total:
+        raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def partial_path(target: Path) -> Path:
+    """Where a file lies while it is not whole."""
+    return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
+
+
+def md5_of(path: Path) -> str:
+    """The MD5 digest of a file, in which publishers give them; it guards against damage, not against malice."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def check_digest(file: RemoteFile, root: Path) -> None:
+    """Raise InputError if a file that was put there is not the published one."""
+    found = md5_of(root / file.path)
+    if found != file.md5:
+        raise InputError(
+            f"{root / file.path} is not the published file (md5 {found}, not {file.md5})",
+            f"delete it (it comes from {file.url}), or, if you trust it, unpack it yourself to {root / file.content}",
+        )
+
+
+def unpack(file: RemoteFile, root: Path) -> None:
+    """Unpack an archive to its place, all or nothing. Raises InputError if it is damaged, unsafe or a bomb."""
+    archive, place = root / file.path, root / file.content
+    partial = partial_path(place)
+    limit = LARGEST_EXPANSION * archive.stat().st_size
+    remove(partial)
+    try:
+        if file.path.endswith(".tar.gz"):
+            _unpack_tar(archive, partial, limit)
+            os.replace(partial / place.name, place)
+        else:
+            _unpack_gzip(archive, partial, limit)
+            os.replace(partial, place)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError) as error:
+        raise InputError(f"{archive} cannot be unpacked ({error})", "delete it and run the command again") from None
+    finally:
+        remove(partial)
+    fsync_folder(place.parent)
+
+
+def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
+    with tarfile.open(archive) as tar:
+        members, total = [], 0
+        for member in tar:
+            total += member.size
+            if total > limit:
+                raise tarfile.TarError(f"it would take more than {limit:,} bytes")
+            members.append(member)
+        tar.extractall(folder, members, filter="data")
+
+
+def _unpack_gzip(archive: Path, target: Path, limit: int) -> None:
+    with gzip.open(archive) as packed, open(target, "wb") as out:
+        total = 0
+        while block := packed.read(BLOCK):
+            total += len(block)
+            if total > limit:
+                raise EOFError(f"it would take more than {limit:,} bytes")
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder of ours, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or error
+    return (str(reason).strip().splitlines() or [type(error).__name__])[0]

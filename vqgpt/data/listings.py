@@ -1,0 +1,234 @@
+"""Datasets of image files, one function per layout -> splits of files by name, nothing decoded yet.
+
+All are read where they lie, in folders or in the archives as they are published (`file_trees`).
+"""
+
+import io
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vqgpt.config.dataset_files import FILES, RemoteFile
+from vqgpt.config.datasets import Dataset
+from vqgpt.data.decoding import is_image_name
+from vqgpt.data.downloads import ensure_files, is_present, missing_files
+from vqgpt.data.file_trees import FileTree, open_tree
+from vqgpt.data.images import FileImages, ImageSplit
+from vqgpt.errors import InputError, MissingDataError
+from vqgpt.progress import Report
+
+Color = tuple[int, int, int]
+Listing = tuple[dict[str, ImageSplit], tuple[str, ...]]  # the splits, and the names of classes or attributes
+
+
+def read_dtd(dataset: Dataset, root: Path, background: Color, report: Report) -> Listing:
+    """Describable Textures: images/<class>/<file>.jpg, and the first of ten partitions in labels/."""
+    place = next((path for path in (root, root / "dtd") if (path / "labels/train1.txt").exists()), None)
+    if place is None:
+        ensure_files(dataset, FILES["dtd"], root, report)
+        place = root / FILES["dtd"][0].content
+    tree = open_tree(place)
+    lists = {split: _lines(tree, f"labels/{split}1.txt") for split in dataset.rows}
+    class_names = tuple(sorted({line.partition("/")[0] for lines in lists.values() for line in lines}))
+    splits = {}
+    for split, lines in lists.items():
+        labels = [class_names.index(line.partition("/")[0]) for line in lines]
+        splits[split] = _listed(tree, [f"images/{line}" for line in lines], labels, background)
+    return splits, class_names
+
+
+def read_places365(dataset: Dataset, root: Path, background: Color, report: Report) -> Listing:
+    """Places365 at 256 pixels: lists of `file class`, images in two tar files or the folders they unpack to."""
+    unpacked = {
+        "train": _first_existing(root, ["data_256_standard", "data_256"]),
+        "val": _first_existing(root, ["val_256"]),
+    }
+    lists, *archives = FILES["places365"]
+    needed = [archive for archive, folder in zip(archives, unpacked.values(), strict=True) if folder is None]
+    ensure_files(dataset, (lists, *needed), root, report)
+    about = open_tree(_place(lists, root) if (root / lists.path).exists() else root)
+    labels_by_name = {name: int(label) for name, label in map(str.split, _lines(about, "categories_places365.txt"))}
+    splits = {}
+    for (split, folder), archive, name in zip(unpacked.items(), archives, ("train_standard", "val"), strict=True):
+        pairs = [line.split() for line in _lines(about, f"places365_{name}.txt")]
+        tree = open_tree(folder or root / archive.path)
+        prefix = "" if folder else _wrapper(tree)
+        names = [prefix + file.lstrip("/") for file, _ in pairs]
+        splits[split] = _listed(tree, names, [int(label) for _, label in pairs], background)
+    names_in_order = sorted(labels_by_name, key=lambda name: labels_by_name[name])
+    return splits, tuple(name.split("/", 2)[-1] for name in names_in_order)
+
+
+def read_tinyimagenet(dataset: Dataset, root: Path, background: Color, report: Report) -> Listing:
+    """Tiny ImageNet: train/<wnid>/images/, and val/images/ with the classes in val_annotations.txt.
+
+    Class i is line i of wnids.txt, named by words.txt. Raises MissingDataError for a folder that was half unpacked.
+    """
+    if (root / "wnids.txt").exists():
+        tree = open_tree(root)
+    else:
+        ensure_files(dataset, FILES["tinyimagenet"], root, report)
+        tree = open_tree(_place(FILES["tinyimagenet"][0], root))
+    prefix = _wrapper(tree)
+    wnids = _lines(tree, prefix + "wnids.txt")
+    words = dict(line.split("\t", 1) for line in _lines(tree, prefix + "words.txt"))
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    pattern = re.compile(re.escape(prefix) + r"train/([^/]+)/images/[^/]+")
+    found = [(name, match[1]) for name in tree.sizes if (match := pattern.fullmatch(name)) and is_image_name(name)]
+    train = [(label_of[wnid], name) for name, wnid in found if wnid in label_of]
+    _check_equal_counts(tree, [label for label, _ in train])
+    annotations = (line.split("\t")[:2] for line in _lines(tree, prefix + "val/val_annotations.txt"))
+    val = [(f"{prefix}val/images/{file}", wnid) for file, wnid in annotations]
+    present = [(name, label_of[wnid]) for name, wnid in val if name in tree.sizes and wnid in label_of]
+    splits = {
+        "train": _listed(tree, [name for _, name in sorted(train)], [label for label, _ in sorted(train)], background),
+        "val": _listed(tree, [name for name, _ in present], [label for _, label in present], background),
+    }
+    return splits, tuple(words.get(wnid, wnid) for wnid in wnids)
+
+
+def read_celeba(dataset: Dataset, root: Path, background: Color, report: Report) -> Listing:
+    """Aligned CelebA: 40 attributes of +1 and -1 as bits, and the split of each image, in .txt (or Kaggle's .csv)."""
+    place = next((path for path in (root / "celeba", root) if _table_path(path, "list_attr_celeba")), None)
+    if place is None:
+        ensure_files(dataset, FILES["celeba"], root, report)
+        place = root / "celeba"
+    header, *rows = _table(place, "list_attr_celeba", dataset)
+    _, *partition = _table(place, "list_eval_partition", dataset, header_of_txt=False)
+    images = _first_existing(place, ["img_align_celeba", "img_align_celeba.zip"])
+    if images is None:
+        raise missing_files(dataset, [FILES["celeba"][0]], root, "its images are not there")
+    tree = open_tree(images)
+    prefix = _wrapper(tree)
+    split_of = dict(partition)
+    splits = {}
+    for number, split in enumerate(dataset.rows):
+        chosen = [row for row in rows if split_of.get(row[0]) == str(number)]
+        bits = np.array([[value == "1" for value in row[1:]] for row in chosen], dtype=np.uint8)
+        names = [prefix + row[0] for row in chosen]
+        splits[split] = _listed(tree, names, bits.reshape(len(chosen), -1), background)
+    return splits, tuple(header[-dataset.num_classes :])
+
+
+def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Report) -> Listing:
+    """ImageNet 2012 from its archives, with the devkit, or from class folders train/ and val/; classes by wnid."""
+    base = root / "imagenet" if (root / "imagenet").is_dir() else root
+    *images, devkit = FILES["imagenet"]
+    there = all(is_present(file, base) for file in images)
+    ensure_files(dataset, tuple(images if there else (*images, devkit)), base, report)
+    train, val = (open_tree(_place(file, base)) for file in images)
+    names = [name for name in train.sizes if is_image_name(name) and "/" in name]
+    wnids = tuple(sorted({name.split("/")[-2] for name in names}))
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    val_names = [name for name in val.sizes if is_image_name(name)]
+    if all("/" in name for name in val_names):
+        val_wnids = [name.split("/")[-2] for name in val_names]
+    else:
+        val_names, val_wnids = _from_devkit(dataset, devkit, base, val_names)
+    unknown = sorted(set(val_wnids) - set(wnids))
+    if unknown:
+        raise InputError(
+            f"{val.path} has images of {len(unknown)} classes that {train.path} has not ({unknown[0]}, ...)",
+            "unpack both wholly, or give a part of ImageNet as --dataset folder",
+        )
+    return {
+        "train": _listed(train, names, [label_of[name.split("/")[-2]] for name in names], background),
+        "val": _listed(val, val_names, [label_of[wnid] for wnid in val_wnids], background),
+    }, wnids
+
+
+def _from_devkit(dataset: Dataset, devkit: RemoteFile, root: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flat validation images in order of their number, and the wnid of each, from the devkit."""
+    from scipy.io import loadmat
+
+    if not is_present(devkit, root):
+        raise missing_files(
+            dataset, [devkit], root, "the validation images are flat, and their classes are in the devkit"
+        )
+    folder, archive = root / devkit.content, root / devkit.path
+
+    def read(name: str) -> bytes:
+        if folder.is_dir():
+            return (folder / "data" / name).read_bytes()
+        with tarfile.open(archive) as tar:
+            member = tar.extractfile(f"{devkit.content}/data/{name}")
+            assert member is not None
+            return member.read()
+
+    try:
+        synsets = loadmat(io.BytesIO(read("meta.mat")), squeeze_me=True)["synsets"]
+        wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        wnids = [wnid_of[int(line)] for line in read("ILSVRC2012_validation_ground_truth.txt").split()]
+    except (OSError, KeyError, ValueError, TypeError, IndexError, EOFError, AssertionError, tarfile.TarError) as error:
+        raise InputError(f"the devkit in {root} is damaged ({error})", "fetch it again") from None
+    by_number = {int(found[1]): name for name in names if (found := re.search(r"_(\d{8})\.", name))}
+    missing = [number for number in range(1, len(wnids) + 1) if number not in by_number]
+    if missing:
+        raise _not_whole(root / "val", len(missing), len(wnids), f"number {missing[0]}")
+    return [by_number[number] for number in range(1, len(wnids) + 1)], wnids
+
+
+def _listed(tree: FileTree, names: list[str], labels: "Sequence[int] | np.ndarray", background: Color) -> ImageSplit:
+    """A split of the files that a list names. Raises MissingDataError if some are not there."""
+    missing = [name for name in names if name not in tree.sizes]
+    if missing:
+        raise _not_whole(tree.path, len(missing), len(names), missing[0])
+    labels = labels if isinstance(labels, np.ndarray) else np.array(labels, dtype=np.int64)
+    return ImageSplit.whole(FileImages(tree, tuple(names), background), labels)
+
+
+def _not_whole(path: Path, missing: int, listed: int, example: str) -> MissingDataError:
+    return MissingDataError(
+        f"{path} is not wholly unpacked: {missing:,} of {listed:,} images are not there (the first: {example})",
+        "unpack it again, and run the same command",
+    )
+
+
+def _check_equal_counts(tree: FileTree, labels: list[int]) -> None:
+    """Every class of Tiny ImageNet has as many images as any other, also in a part of it, unless it is half there."""
+    counts = Counter(labels)
+    if len(set(counts.values())) > 1:
+        usual = max(counts.values())
+        raise _not_whole(tree.path, usual * len(counts) - len(labels), usual * len(counts), "in train/")
+
+
+def _place(file: RemoteFile, root: Path) -> Path:
+    """Where a file that is read in place lies: unpacked, else as it came."""
+    return root / file.content if (root / file.content).exists() else root / file.path
+
+
+def _first_existing(root: Path, names: list[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).exists()), None)
+
+
+def _wrapper(tree: FileTree) -> str:
+    """The one folder that all files of an archive lie in, with its slash; "" if there is none."""
+    tops = {name.partition("/")[0] for name in tree.sizes}
+    return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in tree.sizes) else ""
+
+
+def _lines(tree: FileTree, name: str) -> list[str]:
+    """The lines of a text file. Raises MissingDataError if it is not there."""
+    if name not in tree.sizes:
+        raise MissingDataError(f"there is no {tree.path / name}", "unpack the dataset again, and run the same command")
+    return tree.read(name).decode().splitlines()
+
+
+def _table_path(folder: Path, name: str) -> Path | None:
+    return _first_existing(folder, [f"{name}.txt", f"{name}.csv"])
+
+
+def _table(folder: Path, name: str, dataset: Dataset, header_of_txt: bool = True) -> list[list[str]]:
+    """The rows of one of CelebA's lists, the first of them a header, in either of its two spellings."""
+    path = _table_path(folder, name)
+    if path is None:
+        wanted = [file for file in FILES["celeba"] if name in file.path]
+        raise missing_files(dataset, wanted, folder.parent, f"{name}.txt is not there")
+    rows = [re.split(r"[,\s]+", line.strip()) for line in path.read_text().splitlines() if line.strip()]
+    if path.suffix == ".csv":
+        return rows
+    return rows[1:] if header_of_txt else [[], *rows]
