@@ -5,12 +5,7 @@ take the facts from medmnist and read the .npz ourselves: importing medmnist tak
 """
 
 import importlib.util
-import pickle
 import runpy
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,6 @@ from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset, nearest_stored_size
 from vqgpt.data.downloads import ensure_files
 from vqgpt.data.images import ArrayImages, ImageSplit
-from vqgpt.errors import InputError
 from vqgpt.progress import Notice, Report
 from vqgpt.torchvision_import import import_torchvision
 
@@ -49,14 +43,13 @@ def read_torchvision(dataset: Dataset, root: Path, report: Report) -> tuple[Spli
     reader = getattr(import_torchvision("datasets"), dataset.reader_class)
     splits, class_names = {}, dataset.class_names
     for split in dataset.rows:
-        with _damage_explained(dataset, root):
-            if dataset.name == "svhn":
-                source = reader(root, split=split)
-                pixels, labels = source.data.transpose(0, 2, 3, 1), source.labels
-            else:
-                source = reader(root, train=split == "train")
-                pixels, labels = np.asarray(source.data), source.targets
-            class_names = class_names or tuple(source.classes)
+        if dataset.name == "svhn":
+            source = reader(root, split=split)
+            pixels, labels = source.data.transpose(0, 2, 3, 1), source.labels
+        else:
+            source = reader(root, train=split == "train")
+            pixels, labels = np.asarray(source.data), source.targets
+        class_names = class_names or tuple(source.classes)
         splits[split] = ImageSplit.whole(ArrayImages(pixels), np.asarray(labels, dtype=np.int64))
     return splits, class_names
 
@@ -70,7 +63,7 @@ def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> tu
     if stored != min(size, stored):
         report(Notice(text=f"{dataset.name} is read at {stored} pixels, the nearest to {size} that is stored"))
     splits = {}
-    with _damage_explained(dataset, root / file.path), np.load(root / file.path, allow_pickle=False) as arrays:
+    with np.load(root / file.path, allow_pickle=False) as arrays:
         for split in dataset.rows:
             labels = arrays[f"{split}_labels"]
             labels = labels.astype(np.uint8) if dataset.label_kind == "bits" else labels[:, 0].astype(np.int64)
@@ -96,31 +89,3 @@ def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
         raise ValueError(f"images of type {pixels.dtype} and shape {pixels.shape}")
     return pixels
-
-
-@contextmanager
-def _damage_explained(dataset: Dataset, path: Path) -> Iterator[None]:
-    """Turn what torchvision and numpy raise over bad files into an error that says what to do."""
-    try:
-        yield
-    except PermissionError:
-        raise
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(
-            " You can use download=True to download it"
-        )
-        raise InputError(
-            f"the files of {dataset.name} in {path} are damaged, or not the published ones ({reason})",
-            "delete them, and the same command fetches them again",
-        ) from None

@@ -67,7 +67,7 @@ def prepared_batches(
     largest = max((len(tasks(rows)) for rows in batches), default=0)
     with no_decoder_warnings():
         every_task = (task for rows in batches for task in tasks(rows))
-        prepared = ordered_map(prepare_rows, every_task, workers, ahead=2 * max(workers, largest))
+        prepared = ordered_map(prepare_rows, every_task, workers, ahead=workers + largest)
         for rows in batches:
             yield np.concatenate([next(prepared) for _ in tasks(rows)])
 

@@ -1,6 +1,12 @@
 """`read_dataset`: a dataset by name -> its splits, found or fetched, and checked. Must not import torch."""
 
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from vqgpt.config.commands import ImageOptions
 from vqgpt.config.datasets import Dataset
@@ -12,6 +18,7 @@ from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, r
 from vqgpt.errors import InputError, UsageError
 from vqgpt.progress import Notice, Report
 
+PARSER_ERRORS = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
 
 
@@ -23,7 +30,8 @@ def read_dataset(dataset: Dataset, options: ImageOptions, size: int, report: Rep
     """
     if not dataset.commercial:
         report(Notice(text=f"licence of {dataset.name}: {dataset.licence}"))
-    splits, class_names = _listing(dataset, options, size, report)
+    with _damage_explained(dataset, options.root):
+        splits, class_names = _listing(dataset, options, size, report)
     if options.val_split is not None and "val" in splits:
         raise UsageError(f"{dataset.name} has a split val of its own", "leave --val-split out")
     _check_counts(dataset, splits, report)
@@ -71,3 +79,20 @@ def _check_counts(dataset: Dataset, splits: dict[str, ImageSplit], report: Repor
         published = dataset.rows.get(name, len(split))
         if len(split) != published:
             report(Notice(text=f"{dataset.name} {name} has {len(split):,} images here, {published:,} as published"))
+
+
+@contextmanager
+def _damage_explained(dataset: Dataset, root: Path) -> Iterator[None]:
+    """Turn what parsers raise over bad files into an error that says what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, *PARSER_ERRORS) as error:
+        if isinstance(error, OSError) and error.errno:  # not the file's content, but the disk or a permission
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" You can use download=True")[
+            0
+        ]
+        raise InputError(
+            f"the files of {dataset.name} in {root} are damaged, or not the published ones ({reason})",
+            "delete them and fetch them again",
+        ) from error
