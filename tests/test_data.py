@@ -67,6 +67,13 @@ def test_digits_has_a_fixed_balanced_split():
     assert max(np.asarray(test.image(row)).max() for row in range(10)) == 255
 
 
+def test_single_files_may_have_been_packed_again(tmp_path):
+    write_mnist(tmp_path, packed=True)
+    told = []
+    assert len(read("mnist", tmp_path, report=told.append).splits["train"]) == 30
+    assert any(FILES["mnist"][0].md5 in event.text for event in told)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("dataset", "folder"), [("mnist", "MNIST"), ("fashionmnist", "FashionMNIST")])
 def test_idx_files_are_read_in_order(tmp_path, monkeypatch, dataset, folder, packed):
@@ -219,9 +226,15 @@ def test_tinyimagenet_is_read_in_its_genuine_layout(tmp_path, layout):
 
 def test_tinyimagenet_half_unpacked_is_recognised(tmp_path):
     write_tree(tmp_path, tinyimagenet_files())
-    (tmp_path / "train/n01/images/n01_1.JPEG").unlink()
-    with pytest.raises(MissingDataError, match="not wholly unpacked"):
-        read("tinyimagenet", tmp_path)
+    (tmp_path / "words.txt").unlink()
+    assert read("tinyimagenet", tmp_path).class_names == ("n02", "n01")
+    for lost in ("train/n01/images/n01_1.JPEG", "train/n01/images", "val/images/val_0.JPEG"):
+        shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
+        path = tmp_path / "copy" / lost
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with pytest.raises(MissingDataError, match="not wholly unpacked"):
+            read("tinyimagenet", tmp_path / "copy")
+        shutil.rmtree(tmp_path / "copy")
 
 
 @pytest.mark.parametrize("layout", ["archives", "flat val", "class folders", "imagenet/"])
@@ -287,8 +300,48 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "retinamnist.npz").write_bytes(b"<html>quota exceeded</html>")
     np.savez(tmp_path / "bloodmnist.npz", train_images=np.array([{}], dtype=object))
     for name in ("mnist", "retinamnist", "bloodmnist"):
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(InputError, match=name) as caught:
             read(name, tmp_path)
+        files = [tmp_path / file.path.removesuffix(".gz") for file in FILES.get(name, ())] or [tmp_path / f"{name}.npz"]
+        assert all(str(file) in caught.value.hint for file in files)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"val_labels": np.zeros((5, 1), np.uint8)},
+        {"val_labels": np.full((6, 1), 8, np.uint8)},
+        {"val_labels": np.full((6, 1), 0.5)},
+        {"val_labels": np.full((6, 1), -1)},
+        {"val_images": np.zeros((6, 28, 28, 2), np.uint8)},
+        {"val_images": np.zeros((6, 0, 28, 3), np.uint8)},
+        {"val_images": np.zeros((0, 28, 28, 3), np.uint8), "val_labels": np.zeros((0, 1), np.uint8)},
+    ],
+)
+def test_impossible_labels_and_images_are_refused(tmp_path, arrays):
+    sound = {f"{split}_images": pixels(6, 28, 3) for split in ("train", "val", "test")}
+    sound |= {f"{split}_labels": np.zeros((6, 1), np.uint8) for split in ("train", "val", "test")}
+    np.savez(tmp_path / "bloodmnist.npz", **{**sound, **arrays})
+    with pytest.raises(InputError, match="bloodmnist"):
+        read("bloodmnist", tmp_path)
+    np.savez(tmp_path / "bloodmnist.npz", **sound)
+    assert len(read("bloodmnist", tmp_path).splits) == 3
+
+
+def test_a_damaged_devkit_and_damaged_lists_are_named(tmp_path):
+    archives = imagenet_archives()
+    archives["ILSVRC2012_devkit_t12.tar.gz"] = tar_bytes({"ILSVRC2012_devkit_t12/data/meta.mat": b"junk"}, "w:gz")
+    with pytest.raises(InputError, match="imagenet"):
+        read("imagenet", write_tree(tmp_path / "a", archives))
+    files, _ = celeba_files()
+    with pytest.raises(InputError, match="celeba"):
+        read("celeba", write_tree(tmp_path / "b", files | {"list_eval_partition.txt": b"<html>"}))
+    lists, train, _ = places365_files()
+    places = {"filelist_places365-standard.tar": tar_bytes(lists), "val_256.tar": b"<html>" * 200}
+    write_tree(tmp_path / "c", places | {"train_256_places365standard.tar": tar_bytes(train)})
+    with pytest.raises(InputError, match=r"val_256.tar.*neither") as caught:
+        read("places365", tmp_path / "c")
+    assert FILES["places365"][2].url in caught.value.hint
 
 
 def test_what_is_only_a_part_is_told(tmp_path):
@@ -327,9 +380,12 @@ def test_val_split_takes_from_train_and_is_refused_where_there_is_a_val(tmp_path
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 24, "val": 6, "test": 10}
     assert held_out_split(found.splits, "mnist") == "val"
     assert found.splits["val"].labels.tolist() == [found.splits["val"].source_index[n] % 10 for n in range(6)]
-    write_tree(tmp_path, dtd_files())
-    with pytest.raises(UsageError, match="split val of its own"):
-        read("dtd", tmp_path, val_split=0.2)
+    for name in ("dtd", "places365"):  # before anything is fetched
+        with pytest.raises(UsageError, match="split val of its own"):
+            read(name, tmp_path, val_split=0.2)
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="is a file"):
+        read("mnist", tmp_path / "file")
 
 
 def test_the_table_is_sound():

@@ -90,6 +90,15 @@ def test_a_whole_file_that_was_not_named_yet_is_not_fetched_again(tmp_path):
     assert (tmp_path / "some/file.bin").read_bytes() == CONTENT
 
 
+def test_what_was_left_of_another_file_is_thrown_away(tmp_path):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some/.file.bin.partial").write_bytes(b"another file")
+    with server(CONTENT) as (url, ranges):
+        fetch(remote(url), tmp_path, silent)
+    assert ranges == ["bytes=12-", None]
+    assert (tmp_path / "some/file.bin").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("behaviour", ["missing", "cut off", "wrong", "gone"])
 def test_what_cannot_be_had_is_one_error_that_says_all(tmp_path, behaviour):
     with server(b"<html>quota</html>" if behaviour == "wrong" else CONTENT, behaviour) as (url, _):

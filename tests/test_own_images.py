@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import struct
 import zipfile
 
 import numpy as np
@@ -111,6 +112,19 @@ def test_pixels_without_a_known_range_are_refused(mode):
         decode(image_bytes(1, "TIFF", mode=mode), WHITE)
 
 
+def test_tiff_of_twelve_bits_and_of_inverted_greys():
+    levels = np.array([[0, 1000 * 16, 65535, 32768]], dtype=np.uint16)
+    inverted = saved(Image.fromarray(levels), "TIFF", tiffinfo={262: 0})
+    assert decoded(inverted)[1].tolist() == [[255, 193, 0, 127]]
+    packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x07, 0xFF])  # 4095, 0, 2048, 2047
+    header = struct.pack("<2sHI", b"II", 42, 8)
+    tags = [(256, 3, 4), (257, 3, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1), (278, 3, 1)]
+    tags += [(279, 4, 6)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    twelve = header + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    assert decoded(twelve + packed)[1].tolist() == [[255, 0, 128, 127]]
+
+
 def test_cmyk_is_converted():
     _, pixels = decoded(image_bytes((0, 255, 255, 0), "TIFF", mode="CMYK"))
     np.testing.assert_allclose(pixels[0, 0], RED, atol=2)
@@ -181,6 +195,45 @@ def test_class_folders_are_sorted_and_deep_files_belong_to_them(tmp_path):
     assert any(".txt" in event.text for event in told if isinstance(event, Notice))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_folder_around_everything_does_not_count(tmp_path, packed):
+    files = {f"pets/{name}/{n}.png": image_bytes(RED) for name in ("cat", "dog") for n in (1, 2)}
+    files["cover.jpg"] = image_bytes(RED, "JPEG")
+    (tmp_path / "pets.zip").write_bytes(zip_bytes(files))
+    told = []
+    found = read(tmp_path / "pets.zip" if packed else write_tree(tmp_path / "all", files), told.append)
+    assert found.class_names == ("cat", "dog")
+    assert any("cover.jpg" in event.text for event in told if isinstance(event, Notice))
+    assert Notice(text="images: 4 in train; 2 classes (cat, dog)") in told
+
+
+def test_names_that_windows_wrote_into_zips(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zip_bytes({f"{name}\\1.png": image_bytes(RED) for name in ("./cat", "./dog")}))
+    assert read(tmp_path / "a.zip").class_names == ("cat", "dog")
+
+
+def test_names_that_are_no_text_are_escaped(here):
+    folder = write_tree(here / "photos", {f"cat/{n}.png": image_bytes(RED) for n in range(12)})
+    os.rename(os.fsencode(folder / "cat/0.png"), os.fsencode(folder) + b"/cat/\xff\n.png")
+    os.rename(os.fsencode(folder / "cat"), os.fsencode(folder) + b"/\xfe")
+    common = ["--dataset", "folder", "--data-root", folder]
+    assert run_here("vqgan", "train", *common, *TINY_VQGAN).code == 0
+    assert run_here("tokenize", *common).code == 0
+    assert TokenCache(here / "cache/folder.zarr").description.class_names == ("\\udcfe",)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"")
+    assert_refused(run_here("tokenize", *common), 3, "is broken", "\\udcfe")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path):
+    write_tree(tmp_path, {"cat/1.png": image_bytes(RED), "dog/1.png": image_bytes(RED)})
+    (tmp_path / "dog").chmod(0)
+    with pytest.raises(PermissionError):
+        read(tmp_path)
+    (tmp_path / "dog").chmod(0o700)
+
+
 def test_a_flat_folder_is_one_class_and_a_tenth_is_held_out(tmp_path):
     write_tree(tmp_path / "kites", {f"{number:02d}.png": image_bytes(RED) for number in range(20)})
     found = read(tmp_path / "kites")
@@ -206,6 +259,8 @@ def test_a_class_may_be_called_train_and_a_test_folder_may_be_flat(tmp_path):
     assert vehicles.class_names == ("car", "train")
     files = {"train/cat/1.png": image, "val/cat/2.png": image, "test/3.png": image}
     assert contents(read(write_tree(tmp_path / "b", files)))["test"] == [(None, "test/3.png")]
+    with pytest.raises(InputError, match="in no class folders"):
+        read(write_tree(tmp_path / "d", {"train/1.png": image, "val/cat/2.png": image}))
     with pytest.raises(InputError, match="no train"):
         read(write_tree(tmp_path / "c", {"val/cat/1.png": image, "test/cat/1.png": image}))
 
@@ -223,8 +278,11 @@ def test_links_are_followed_and_loops_end(tmp_path):
     write_tree(tmp_path / "elsewhere", {"1.png": image_bytes(RED), "2.png": image_bytes(RED)})
     (tmp_path / "images").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "images/cat")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "images/dog")
     os.symlink(tmp_path / "images", tmp_path / "elsewhere/loop")
-    assert sum(map(len, read(tmp_path / "images").splits.values())) == 2
+    found = read(tmp_path / "images")
+    assert found.class_names == ("cat", "dog")
+    assert sum(map(len, found.splits.values())) == 4
 
 
 @pytest.mark.parametrize("pack", [zip_bytes, tar_bytes])
@@ -257,11 +315,16 @@ def test_hostile_archives_are_refused_or_harmless(tmp_path):
     (tmp_path / "c.zip").write_bytes(good[: len(good) // 2])
     with pytest.raises(InputError, match="neither a folder nor a zip"):
         read(tmp_path / "c.zip")
-    damaged = bytearray(good)
-    damaged[60] ^= 255
-    (tmp_path / "d.zip").write_bytes(damaged)
-    with pytest.raises(InputError, match="1.png is broken"):
-        read(tmp_path / "d.zip")
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", method) as archive:
+            archive.writestr("cat/1.png", image_bytes(RED, size=(90, 90)))
+            archive.writestr("cat/2.png", image_bytes(RED))
+        damaged = bytearray(packed.getvalue())
+        damaged[50:90] = bytes(40)
+        (tmp_path / "d.zip").write_bytes(damaged)
+        with pytest.raises(InputError, match="1.png is broken"):
+            read(tmp_path / "d.zip")
 
 
 def test_what_cannot_be_a_folder_of_images_is_named(tmp_path):
@@ -290,6 +353,7 @@ def test_skipping_leaves_broken_images_out_and_lists_them(here):
     assert run_here("vqgan", "train", *common, *TINY_VQGAN).code == 0
     outcome = run_here("tokenize", *common, "--num-workers", "3")
     assert outcome.code == 0, outcome.err
+    assert "1 of 121 images is broken and left out: dog/bad0.jpg" in outcome.err
     cache = TokenCache(here / "cache/folder.zarr")
     assert cache.description.skipped == ("dog/bad0.jpg",)
     assert cache.description.class_names == ("cat", "dog")

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import TINY_VQGAN, assert_refused, run_here
 from vqgpt.config.preprocessing import VIEW_SETS, VIEWS, Preprocessing, PreprocessingOptions, parse_views
 from vqgpt.data.images import ArrayImages, ImageSplit
-from vqgpt.data.preparing import check_fits_memory, load_tensor, prepare, prepared_batches, row_batches, view_box
+from vqgpt.data.preparing import check_fits_memory, load_tensor, prepare, prepared_batches, row_batches, window_box
 from vqgpt.errors import ResourceError, UsageError
 from vqgpt.pixels import to_uint8, to_unit_range
 from vqgpt.progress import silent
@@ -38,6 +38,11 @@ def test_crop_takes_the_shorter_side_and_the_centre_and_stretch_takes_all():
         prepare(Image.fromarray(np.full((28, 28), 77, np.uint8)), how(32)).tolist()
         == np.full((1, 1, 32, 32), 77).tolist()
     )
+
+
+def test_an_image_that_needs_no_resizing_stays_as_it_is():
+    odd = np.random.default_rng(0).integers(0, 256, (20, 31), dtype=np.uint8)
+    assert prepare(Image.fromarray(odd), how(20))[0, 0].tolist() == odd[:, 5:25].tolist()
 
 
 def test_resizing_is_antialiased():
@@ -70,6 +75,7 @@ def test_views_are_flips_and_windows():
 
 def test_views_are_parsed():
     assert parse_views(("identity,hflip",)) == parse_views(("identity", "hflip")) == ("identity", "hflip")
+    assert parse_views(("identity, five_crop",)) == ("identity", *VIEW_SETS["five-crop"])
     assert parse_views(("ten-crop",)) == VIEW_SETS["ten-crop"]
     for wrong in (("hfilp",), ("identity", "identity"), ("",), ("ten-crop", "five-crop")):
         with pytest.raises(UsageError):
@@ -83,7 +89,7 @@ def test_views_are_parsed():
     fit=st.sampled_from(["crop", "stretch"]),
 )
 def test_a_view_lies_inside_its_image(width, height, view, fit):
-    left, top, right, bottom = view_box((width, height), VIEWS[view], fit)
+    left, top, right, bottom = window_box((width, height), VIEWS[view].window, fit)
     assert 0 <= left < right <= width + 1e-9
     assert 0 <= top < bottom <= height + 1e-9
     if fit == "crop":

@@ -21,6 +21,11 @@ class ExitCode(IntEnum):
     SIGTERM = 143
 
 
+def printable(text: str) -> str:
+    """`text` on one line: control characters, and bytes of file names that are no UTF-8, as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 class VQGPTError(Exception):
     """A failure that the user can understand and act on: `message` names the thing, `hint` the remedy."""
 
@@ -28,8 +33,8 @@ class VQGPTError(Exception):
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
 
 
 class UsageError(VQGPTError):

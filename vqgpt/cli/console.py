@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from vqgpt.errors import VQGPTError
+from vqgpt.errors import VQGPTError, printable
 from vqgpt.progress import Notice, Progress
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -73,7 +73,7 @@ class Screen:
         if self.quiet:
             return
         if isinstance(event, Notice):
-            self.stderr.print(event.text, markup=False)
+            self.stderr.print(printable(event.text), markup=False)
         elif self.stderr.is_terminal:
             self._draw(event)
         else:

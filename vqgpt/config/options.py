@@ -124,6 +124,8 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         element_types = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(element_types) == len(value):
             return tuple(convert(element, kind, name) for element, kind in zip(value, element_types, strict=True))
+    elif annotation == tuple[str, ...] and isinstance(value, str):  # a list of one word in a recipe
+        return (value,)
     elif annotation is Path and isinstance(value, str):
         return Path(value)
     elif annotation is float and type(value) is int:

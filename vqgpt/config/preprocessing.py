@@ -36,10 +36,9 @@ VIEW_SETS = {"five-crop": tuple(_CROPS), "ten-crop": (*_CROPS, *_MIRRORED_CROPS)
 def parse_views(given: tuple[str, ...]) -> tuple[str, ...]:
     """The views meant by `identity,hflip`, `ten-crop` and the like, in that order. Raises UsageError for an unknown."""
     views: list[str] = []
-    for name in ",".join(given).split(","):
+    for name in (word.strip().replace("_", "-") for word in ",".join(given).split(",")):
         if name not in VIEWS and name not in VIEW_SETS:
-            known = ["identity", "hflip", *VIEW_SETS, *VIEWS]
-            raise UsageError(f"there is no view {name!r}", nearest_hint(name, known))
+            raise UsageError(f"there is no view {name!r}", nearest_hint(name, [*VIEW_SETS, *VIEWS]))
         views += VIEW_SETS.get(name, (name,))
     if len(set(views)) < len(views):
         raise UsageError(f"--views {','.join(given)} names a view twice", "name each once")

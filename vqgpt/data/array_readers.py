@@ -6,6 +6,7 @@ take the facts from medmnist and read the .npz ourselves: importing medmnist tak
 
 import importlib.util
 import runpy
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> tu
     if stored != min(size, stored):
         report(Notice(text=f"{dataset.name} is read at {stored} pixels, the nearest to {size} that is stored"))
     splits = {}
+    if not zipfile.is_zipfile(root / file.path):
+        raise ValueError(f"{file.path} is no .npz file")
     with np.load(root / file.path, allow_pickle=False) as arrays:
         for split in dataset.rows:
-            labels = arrays[f"{split}_labels"]
+            labels = _whole_numbers(arrays[f"{split}_labels"])
             labels = labels.astype(np.uint8) if dataset.label_kind == "bits" else labels[:, 0].astype(np.int64)
             splits[split] = ImageSplit.whole(ArrayImages(_as_bytes(arrays[f"{split}_images"])), labels)
     return splits, tuple(about["label"].values())
@@ -85,7 +88,18 @@ def medmnist_file(about: dict[str, Any], name: str, stored: int) -> RemoteFile:
     return RemoteFile(path=f"{name}{suffix}.npz", url=about[f"url{suffix}"], md5=about[f"MD5{suffix}"])
 
 
+def _whole_numbers(labels: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    if labels.dtype.kind not in "bui" or labels.ndim != 2 or labels.min(initial=0) < 0 or labels.max(initial=0) > 255:
+        raise ValueError(f"labels of type {labels.dtype} and shape {labels.shape}, {labels.min()} to {labels.max()}")
+    return labels
+
+
 def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim not in (3, 4)
+        or 0 in pixels.shape[1:]
+        or pixels.shape[3:] not in ((), (3,))
+    ):
         raise ValueError(f"images of type {pixels.dtype} and shape {pixels.shape}")
     return pixels

@@ -2,16 +2,20 @@
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 Image.init()  # otherwise Pillow knows only some of them, until it has met a file of none
-GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
+GREY_MODES = ("1", "L", "LA", "La")
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262  # tags
+LARGE = 40_000_000  # pixels; larger images are decoded one at a time, whatever the number of threads
+LARGE_IMAGES = threading.Lock()
 
 
 class BrokenImageError(Exception):
@@ -23,29 +27,15 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def is_grey(data: bytes) -> bool:
-    """True if the image has no colors, by its header alone. Raises BrokenImageError if it is no image."""
-    with _explained():
-        return Image.open(io.BytesIO(data), formats=FORMATS).mode in GREY_MODES
-
-
 def decode(data: bytes, background: tuple[int, int, int]) -> Image.Image:
     """Rotated as its EXIF says, put onto `background` where it is transparent, 16 bits scaled to 8.
 
     Of several frames or pages, the first. Raises BrokenImageError.
     """
     with _explained():
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image_format = image.format
-        image.load()
-        with contextlib.suppress(Exception):  # damaged EXIF data does not make an image unusable
-            ImageOps.exif_transpose(image, in_place=True)
-        image = _to_eight_bits(image, image_format)
-        grey = image.mode in GREY_MODES
-        if image.has_transparency_data:
-            image = _opaque(image, background)
-            grey = grey and len(set(background)) == 1
-        return image.convert("L" if grey else "RGB")
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with LARGE_IMAGES if image.width * image.height > LARGE else contextlib.nullcontext():
+            return _to_grey_or_rgb(_to_eight_bits(image), background)
 
 
 @contextlib.contextmanager
@@ -69,20 +59,36 @@ def _explained() -> Iterator[None]:
         raise BrokenImageError(str(error) or type(error).__name__) from None
 
 
-def _to_eight_bits(image: Image.Image, image_format: str | None) -> Image.Image:
-    """A grey image of 16 bits as one of 8, keeping the color that PNG declares transparent."""
-    if image.mode == "F" or (image.mode == "I" and image_format not in ("PNG", "PPM")):
-        raise BrokenImageError(f"pixels of 32 bits (mode {image.mode}) have no known range")
+def _to_eight_bits(image: ImageFile.ImageFile) -> Image.Image:
+    """Upright, and of 8 bits, with the color that PNG declares transparent."""
+    bits, white_is_zero = 16, False
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, white_is_zero = tags.get(TIFF_BITS, (16,))[0], tags.get(TIFF_PHOTOMETRIC) == 0
+    has_sixteen_bit_colors = image.mode == "RGB" and any("16" in str(tile.args) for tile in image.tile)
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data does not make an image unusable
+        ImageOps.exif_transpose(image, in_place=True)
+    transparent = image.info.get("transparency")
+    if has_sixteen_bit_colors and transparent is not None:
+        image.info["transparency"] = tuple(level >> 8 for level in transparent)
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise BrokenImageError("pixels of 32 bits, or with a sign, have no known range")
     if not image.mode.startswith("I"):
         return image
     levels = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    transparent = image.info.get("transparency")
+    full = 2**bits - 1
+    grey = ((levels * 255 + full // 2) // full).astype(np.uint8)
+    shown = Image.fromarray(255 - grey if white_is_zero else grey)
     if transparent is None:
-        return grey
-    return Image.merge("LA", (grey, Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8))))
+        return shown
+    return Image.merge("LA", (shown, Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8))))
 
 
-def _opaque(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+def _to_grey_or_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    grey = image.mode in GREY_MODES
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+        grey = grey and len(set(background)) == 1
+    return image.convert("L" if grey else "RGB")

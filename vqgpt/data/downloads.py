@@ -16,7 +16,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from vqgpt.config.dataset_files import RemoteFile
+from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset
 from vqgpt.errors import InputError, MissingFilesError
 from vqgpt.files import PARTIAL_SUFFIX, fsync_folder
@@ -38,19 +38,19 @@ def ensure_files(dataset: Dataset, files: tuple[RemoteFile, ...], root: Path, re
     if to_fetch and dataset.source == "by hand":
         raise missing_files(dataset, to_fetch, root, "it has to be asked for by hand")
     if to_fetch:
-        size = f"about {dataset.megabytes:,} MB" if dataset.megabytes else "size unknown"
-        report(Notice(text=f"downloading {dataset.name} to {root} ({size}; licence: {dataset.licence})"))
+        size = "" if dataset.reader == "medmnist" else f"about {dataset.megabytes:,} MB in all; "
+        report(Notice(text=f"downloading {dataset.name} to {root} ({size}licence: {dataset.licence})"))
     for file in to_fetch:
         try:
             fetch(file, root, report)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in NOT_THE_NETWORK:
                 raise
             left = [other for other in to_fetch if not is_present(other, root)]
             raise missing_files(dataset, left, root, f"{file.url} could not be fetched: {_reason(error)}") from None
     for file in missing:
         if file.content and not file.in_place:
-            check_digest(file, root)
+            check_digest(file, root, report)
             unpack(file, root)
 
 
@@ -63,9 +63,18 @@ def is_present(file: RemoteFile, root: Path) -> bool:
 def missing_files(dataset: Dataset, files: list[RemoteFile], root: Path, reason: str) -> MissingFilesError:
     """The one error for files that are not there: what, why, and where each has to go."""
     places = "; ".join(f"{file.url} (md5 {file.md5}) as {root / file.path}" for file in files)
+    note = f" ({dataset.note})" if dataset.source == "by hand" else ""
     return MissingFilesError(
-        f"{dataset.name} is not in {root}; {reason}", f"fetch it yourself and put it there: {places}"
+        f"{dataset.name} is not in {root}; {reason}", f"fetch it yourself and put it there{note}: {places}"
     )
+
+
+def existing_files(dataset: Dataset, root: Path) -> list[Path]:
+    """What there is below `root` of the files of a dataset, packed and unpacked."""
+    if dataset.reader == "medmnist":
+        return sorted(root.glob(f"{dataset.name}*.npz"))
+    paths = (root / name for file in FILES.get(dataset.name, ()) for name in (file.path, file.content) if name)
+    return [path for path in paths if path.exists()]
 
 
 def fetch(file: RemoteFile, root: Path, report: Report) -> None:
@@ -88,6 +97,9 @@ def fetch(file: RemoteFile, root: Path, report: Report) -> None:
     found = md5_of(partial)
     if found != file.md5:
         partial.unlink()
+        if have:  # the part that we had may have been of another file
+            fetch(file, root, report)
+            return
         raise OSError(f"what came has md5 {found}, not {file.md5}")
     os.replace(partial, target)
     fsync_folder(target.parent)
@@ -98,7 +110,7 @@ def _receive(answer: http.client.HTTPResponse, partial: Path, have: int, file: R
     total = have + int(length) if length else 0
     task, done = f"download {Path(file.path).name}", have
     with open(partial, "ab" if have else "wb") as out:
-        while block := answer.read(BLOCK):
+        while block := answer.read1(BLOCK):
             out.write(block)
             done += len(block)
             report(Progress(task=task, done=done // BLOCK, total=max(total, done) // BLOCK, unit="MiB"))
@@ -119,12 +131,18 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def check_digest(file: RemoteFile, root: Path) -> None:
-    """Raise InputError if a file that was put there is not the published one."""
+def check_digest(file: RemoteFile, root: Path, report: Report) -> None:
+    """Raise InputError if an archive that was put there is not the published one.
+
+    A single packed file may have been packed again: that is told, and its content is judged by its reader.
+    """
     found = md5_of(root / file.path)
-    if found != file.md5:
+    difference = f"{root / file.path} is not the published file (md5 {found}, not {file.md5})"
+    if found != file.md5 and not file.path.endswith(".tar.gz"):
+        report(Notice(text=difference))
+    elif found != file.md5:
         raise InputError(
-            f"{root / file.path} is not the published file (md5 {found}, not {file.md5})",
+            difference,
             f"delete it (it comes from {file.url}), or, if you trust it, unpack it yourself to {root / file.content}",
         )
 
@@ -142,7 +160,9 @@ def unpack(file: RemoteFile, root: Path) -> None:
         else:
             _unpack_gzip(archive, partial, limit)
             os.replace(partial, place)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno in NOT_THE_NETWORK:
+            raise
         raise InputError(f"{archive} cannot be unpacked ({error})", "delete it and run the command again") from None
     finally:
         remove(partial)

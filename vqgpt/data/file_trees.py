@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 
 from vqgpt.errors import InputError, MissingDataError
 
-LARGEST_FILE = 2**30  # bytes; a larger one is not an image, or a bomb
+LARGEST_FILE = 2**29  # bytes; a larger one is not an image, or a bomb
 
 
 class FileTree(Protocol):
@@ -45,31 +45,31 @@ def open_tree(path: Path) -> FileTree:
 
 
 class Folder:
-    """The files below a folder; links are followed, to each folder once."""
+    """The files below a folder. Links are followed, but not to a folder that they lie in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.sizes = _in_order(self._walk())
-
-    def _walk(self) -> Iterator[tuple[str, int]]:
-        seen = set()
-        for folder, subfolders, files in os.walk(self.path, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:
-                subfolders.clear()
-                continue
-            seen.add(real)
-            subfolders[:] = sorted(name for name in subfolders if not _is_hidden(name))
-            below = Path(folder).relative_to(self.path)
-            for name in files:
-                file = Path(folder, name)
-                if not _is_hidden(name) and file.is_file():
-                    yield (below / name).as_posix(), file.stat().st_size
+        self.sizes = _in_order(_walk(path, "", ()))
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         check_size(self, name)
         return (self.path / name).read_bytes()
+
+
+def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """Name and size of each file. Raises OSError for a folder that cannot be read."""
+    real = os.path.realpath(folder)
+    if real in ancestors:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, real))
+            elif entry.is_file():
+                yield prefix + entry.name, entry.stat().st_size
 
 
 class ZipFile:
@@ -78,7 +78,8 @@ class ZipFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.zip = zipfile.ZipFile(path)
-        self.members = {info.filename: info for info in self.zip.infolist() if not info.is_dir()}
+        files = (info for info in self.zip.infolist() if not info.is_dir())
+        self.members = {info.filename.replace("\\", "/").removeprefix("./"): info for info in files}
         self.sizes = _in_order((name, info.file_size) for name, info in self.members.items())
 
     def read(self, name: str) -> bytes:
@@ -86,7 +87,7 @@ class ZipFile:
         check_size(self, name)
         try:
             return self.zip.read(self.members[name])
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        except Exception as error:  # each kind of compression has errors of its own
             raise OSError(f"it cannot be unpacked: {error}") from None
 
 

@@ -14,7 +14,7 @@ from vqgpt.data.decoding import SUFFIXES, is_image_name
 from vqgpt.data.file_trees import FileTree, open_tree
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.data.listings import Color, Listing
-from vqgpt.errors import InputError
+from vqgpt.errors import InputError, printable
 from vqgpt.progress import Notice, Report
 
 SPLIT_NAMES = {
@@ -39,21 +39,26 @@ def read_folder(root: Path, background: Color, report: Report) -> Listing:
     if not names:
         raise InputError(f"there are no images in {root}", f"give a folder with files of {' '.join(SUFFIXES)}")
     _tell_of_other_files(tree, report)
-    outer = _outer_folder(tree, names)
+    outer = _outer_folder(names)
     by_split = _by_split(names, outer, root, report)
     class_names = sorted({label for rows in by_split.values() for _, label in rows} - {FLAT})
+    label_of = {name: label for label, name in enumerate(class_names)}
     splits = {}
     for split, rows in by_split.items():
         labelled = [(name, label) for name, label in rows if label != FLAT]
         if labelled and len(labelled) < len(rows):
             flat = next(name for name, label in rows if label == FLAT)
             _tell_left_out(len(rows) - len(labelled), tree.path / flat, "in no class folder", report)
-        labels = np.array([class_names.index(label) for _, label in labelled], dtype=np.int64)
+        labels = np.array([label_of[label] for _, label in labelled], dtype=np.int64)
+        if not labelled and class_names:
+            _accept_without_classes(split, root, report)
         if not labelled:
             labels = np.full(len(rows), -1 if class_names else 0)
         source = FileImages(tree, tuple(name for name, _ in labelled or rows), background)
         splits[split] = ImageSplit.whole(source, labels)
-    return splits, tuple(class_names) or (outer.rstrip("/") or root.resolve().stem,)
+    names_shown = [printable(name) for name in class_names] or [printable(_name_of(root, outer))]
+    _tell_what_was_found(splits, names_shown, report)
+    return splits, tuple(names_shown)
 
 
 def _by_split(names: list[str], outer: str, root: Path, report: Report) -> dict[str, list[tuple[str, str]]]:
@@ -81,14 +86,35 @@ def _by_split(names: list[str], outer: str, root: Path, report: Report) -> dict[
     return {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
 
 
-def _outer_folder(tree: FileTree, names: list[str]) -> str:
-    """The one folder around everything, with its slash: archives have one often, folders only around train/."""
+def _outer_folder(names: list[str]) -> str:
+    """The one folder around everything, with its slash, as archives often have; "" if there is none.
+
+    It is one if no folder is beside it and there are folders in it: those are the classes then, or the splits.
+    """
     tops = {name.partition("/")[0] for name in names if "/" in name}
-    if len(tops) != 1 or not all("/" in name for name in names):
+    if len(tops) != 1 or not any(name.count("/") > 1 for name in names):
         return ""
     (top,) = tops
-    below = {name.split("/")[1].lower() for name in names}
-    return f"{top}/" if top.lower() not in SPLIT_NAMES and (tree.path.is_file() or "train" in below) else ""
+    return "" if top.lower() in SPLIT_NAMES else f"{top}/"
+
+
+def _name_of(root: Path, outer: str) -> str:
+    """What to call the one class of a flat folder."""
+    return outer.rstrip("/") or (root.resolve().name if root.is_dir() else root.stem)
+
+
+def _accept_without_classes(split: str, root: Path, report: Report) -> None:
+    """Images to test on may have no classes where others have; those to train on may not."""
+    if split == "train":
+        raise InputError(f"the images in {root}/train are in no class folders, others are", "put them into such")
+    report(Notice(text=f"split {split} has no class folders: its images have no class"))
+
+
+def _tell_what_was_found(splits: dict[str, ImageSplit], class_names: list[str], report: Report) -> None:
+    counts = ", ".join(f"{len(split):,} in {name}" for name, split in splits.items())
+    shown = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
+    kinds = f"{len(class_names):,} class{'es'[: 2 * (len(class_names) > 1)]} ({shown})"
+    report(Notice(text=f"images: {counts}; {kinds}"))
 
 
 def _tell_left_out(count: int, example: Path, why: str, report: Report) -> None:

@@ -4,6 +4,7 @@ Must not import torch.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -64,9 +65,13 @@ class FileImages:
     def image(self, index: int) -> Image.Image:
         """One image, read and decoded now."""
         try:
-            return decode(self.tree.read(self.names[index]), self.background)
+            return self.decoded(self.tree.read(self.names[index]))
         except (BrokenImageError, OSError) as error:
             raise self.broken(index, str(error)) from None
+
+    def decoded(self, data: bytes) -> Image.Image:
+        """The image in a file's bytes. Raises BrokenImageError."""
+        return decode(data, self.background)
 
     def broken(self, index: int, fault: str) -> InputError:
         """The error that names a broken image."""
@@ -75,7 +80,7 @@ class FileImages:
 
     def digest_parts(self) -> Iterator[bytes]:
         """Names and sizes, not contents: those of a published dataset do not change."""
-        yield from (f"{name} {self.tree.sizes[name]}\n".encode() for name in self.names)
+        yield from (os.fsencode(name) + f" {self.tree.sizes[name]}\n".encode() for name in self.names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +96,9 @@ class ImageSplit:
 
     @classmethod
     def whole(cls, source: ImageSource, labels: NDArray[np.integer[Any]]) -> "ImageSplit":
-        """All images of a source."""
-        assert len(source) == len(labels)
+        """All images of a source. Raises ValueError if there are not as many labels."""
+        if len(source) != len(labels):
+            raise ValueError(f"{len(source):,} images and {len(labels):,} labels")
         return cls(source=source, labels=labels, source_index=np.arange(len(source)))
 
     def __len__(self) -> int:
@@ -148,7 +154,7 @@ def hold_out(train: ImageSplit, share: float) -> tuple[ImageSplit, ImageSplit]:
         held_out[-1] = True
     if not held_out.any() or held_out.all():
         raise InputError(
-            f"{len(train)} images cannot be divided to hold out {share:g} of them",
+            f"{len(train)} training image{'s'[: len(train) != 1]} cannot be divided to hold out {share:g} of them",
             "give more images, or another --val-split",
         )
     return train.subset(~held_out), train.subset(held_out)

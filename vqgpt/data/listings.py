@@ -50,12 +50,12 @@ def read_places365(dataset: Dataset, root: Path, background: Color, report: Repo
     lists, *archives = FILES["places365"]
     needed = [archive for archive, folder in zip(archives, unpacked.values(), strict=True) if folder is None]
     ensure_files(dataset, (lists, *needed), root, report)
-    about = open_tree(_place(lists, root) if (root / lists.path).exists() else root)
+    about = _open(lists, root) if (root / lists.path).exists() else open_tree(root)
     labels_by_name = {name: int(label) for name, label in map(str.split, _lines(about, "categories_places365.txt"))}
     splits = {}
     for (split, folder), archive, name in zip(unpacked.items(), archives, ("train_standard", "val"), strict=True):
         pairs = [line.split() for line in _lines(about, f"places365_{name}.txt")]
-        tree = open_tree(folder or root / archive.path)
+        tree = open_tree(folder) if folder else _open(archive, root)
         prefix = "" if folder else _wrapper(tree)
         names = [prefix + file.lstrip("/") for file, _ in pairs]
         splits[split] = _listed(tree, names, [int(label) for _, label in pairs], background)
@@ -72,18 +72,19 @@ def read_tinyimagenet(dataset: Dataset, root: Path, background: Color, report: R
         tree = open_tree(root)
     else:
         ensure_files(dataset, FILES["tinyimagenet"], root, report)
-        tree = open_tree(_place(FILES["tinyimagenet"][0], root))
+        tree = _open(FILES["tinyimagenet"][0], root)
     prefix = _wrapper(tree)
     wnids = _lines(tree, prefix + "wnids.txt")
-    words = dict(line.split("\t", 1) for line in _lines(tree, prefix + "words.txt"))
+    has_words = prefix + "words.txt" in tree.sizes
+    words = dict(line.split("\t", 1) for line in _lines(tree, prefix + "words.txt")) if has_words else {}
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     pattern = re.compile(re.escape(prefix) + r"train/([^/]+)/images/[^/]+")
     found = [(name, match[1]) for name in tree.sizes if (match := pattern.fullmatch(name)) and is_image_name(name)]
     train = [(label_of[wnid], name) for name, wnid in found if wnid in label_of]
-    _check_equal_counts(tree, [label for label, _ in train])
     annotations = (line.split("\t")[:2] for line in _lines(tree, prefix + "val/val_annotations.txt"))
     val = [(f"{prefix}val/images/{file}", wnid) for file, wnid in annotations]
     present = [(name, label_of[wnid]) for name, wnid in val if name in tree.sizes and wnid in label_of]
+    _check_equal_counts(tree, [label for label, _ in train], [label for _, label in present])
     splits = {
         "train": _listed(tree, [name for _, name in sorted(train)], [label for label, _ in sorted(train)], background),
         "val": _listed(tree, [name for name, _ in present], [label for _, label in present], background),
@@ -93,18 +94,20 @@ def read_tinyimagenet(dataset: Dataset, root: Path, background: Color, report: R
 
 def read_celeba(dataset: Dataset, root: Path, background: Color, report: Report) -> Listing:
     """Aligned CelebA: 40 attributes of +1 and -1 as bits, and the split of each image, in .txt (or Kaggle's .csv)."""
-    place = next((path for path in (root / "celeba", root) if _table_path(path, "list_attr_celeba")), None)
-    if place is None:
-        ensure_files(dataset, FILES["celeba"], root, report)
-        place = root / "celeba"
-    header, *rows = _table(place, "list_attr_celeba", dataset)
-    _, *partition = _table(place, "list_eval_partition", dataset, header_of_txt=False)
-    images = _first_existing(place, ["img_align_celeba", "img_align_celeba.zip"])
-    if images is None:
-        raise missing_files(dataset, [FILES["celeba"][0]], root, "its images are not there")
+    spellings = (
+        ["img_align_celeba", "img_align_celeba.zip"],
+        ["list_attr_celeba.txt", "list_attr_celeba.csv"],
+        ["list_eval_partition.txt", "list_eval_partition.csv"],
+    )
+    places = [_first_existing(root, [f"celeba/{name}" for name in names] + names) for names in spellings]
+    missing = [file for file, place in zip(FILES["celeba"], places, strict=True) if place is None]
+    if missing:
+        raise missing_files(dataset, missing, root, "it has to be asked for by hand")
+    images, attributes, partition = (place for place in places if place)
     tree = open_tree(images)
+    header, *rows = _table(attributes, lines_above=1)
+    split_of = dict(_table(partition, lines_above=0)[1 if partition.suffix == ".csv" else 0 :])
     prefix = _wrapper(tree)
-    split_of = dict(partition)
     splits = {}
     for number, split in enumerate(dataset.rows):
         chosen = [row for row in rows if split_of.get(row[0]) == str(number)]
@@ -120,7 +123,7 @@ def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Repor
     *images, devkit = FILES["imagenet"]
     there = all(is_present(file, base) for file in images)
     ensure_files(dataset, tuple(images if there else (*images, devkit)), base, report)
-    train, val = (open_tree(_place(file, base)) for file in images)
+    train, val = (_open(file, base) for file in images)
     names = [name for name in train.sizes if is_image_name(name) and "/" in name]
     wnids = tuple(sorted({name.split("/")[-2] for name in names}))
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
@@ -184,21 +187,32 @@ def _listed(tree: FileTree, names: list[str], labels: "Sequence[int] | np.ndarra
 def _not_whole(path: Path, missing: int, listed: int, example: str) -> MissingDataError:
     return MissingDataError(
         f"{path} is not wholly unpacked: {missing:,} of {listed:,} images are not there (the first: {example})",
-        "unpack it again, and run the same command",
+        f"delete {path}, and run the same command, which unpacks or fetches it, or says where it comes from",
     )
 
 
-def _check_equal_counts(tree: FileTree, labels: list[int]) -> None:
-    """Every class of Tiny ImageNet has as many images as any other, also in a part of it, unless it is half there."""
-    counts = Counter(labels)
-    if len(set(counts.values())) > 1:
-        usual = max(counts.values())
-        raise _not_whole(tree.path, usual * len(counts) - len(labels), usual * len(counts), "in train/")
+def _check_equal_counts(tree: FileTree, *labels_of_splits: list[int]) -> None:
+    """Every class of Tiny ImageNet has as many images as any other, also in a part of it, unless it is half there.
+
+    Raises MissingDataError then.
+    """
+    classes = set().union(*labels_of_splits)
+    for labels in labels_of_splits:
+        counts = Counter(labels)
+        expected = len(classes) * max(counts.values(), default=1)
+        if len(labels) < expected:
+            fewest = min(classes, key=lambda label: counts[label])
+            raise _not_whole(tree.path, expected - len(labels), expected, f"one of class {fewest}")
 
 
-def _place(file: RemoteFile, root: Path) -> Path:
-    """Where a file that is read in place lies: unpacked, else as it came."""
-    return root / file.content if (root / file.content).exists() else root / file.path
+def _open(file: RemoteFile, root: Path) -> FileTree:
+    """A file that is read in place: unpacked, else as it came. Raises InputError, with its source, if it is damaged."""
+    if (root / file.content).exists():
+        return open_tree(root / file.content)
+    try:
+        return open_tree(root / file.path)
+    except InputError as error:
+        raise InputError(error.message, f"delete it; it comes from {file.url} (md5 {file.md5})") from None
 
 
 def _first_existing(root: Path, names: list[str]) -> Path | None:
@@ -218,17 +232,7 @@ def _lines(tree: FileTree, name: str) -> list[str]:
     return tree.read(name).decode().splitlines()
 
 
-def _table_path(folder: Path, name: str) -> Path | None:
-    return _first_existing(folder, [f"{name}.txt", f"{name}.csv"])
-
-
-def _table(folder: Path, name: str, dataset: Dataset, header_of_txt: bool = True) -> list[list[str]]:
-    """The rows of one of CelebA's lists, the first of them a header, in either of its two spellings."""
-    path = _table_path(folder, name)
-    if path is None:
-        wanted = [file for file in FILES["celeba"] if name in file.path]
-        raise missing_files(dataset, wanted, folder.parent, f"{name}.txt is not there")
+def _table(path: Path, lines_above: int) -> list[list[str]]:
+    """The rows of one of CelebA's lists, in either of its two spellings; a .txt has `lines_above` them."""
     rows = [re.split(r"[,\s]+", line.strip()) for line in path.read_text().splitlines() if line.strip()]
-    if path.suffix == ".csv":
-        return rows
-    return rows[1:] if header_of_txt else [[], *rows]
+    return rows if path.suffix == ".csv" else rows[lines_above:]

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vqgpt.config.preprocessing import VIEWS, ZOOM_OF_CROPS, Preprocessing, View
+from vqgpt.config.preprocessing import VIEWS, ZOOM_OF_CROPS, Preprocessing
 from vqgpt.data.decoding import no_decoder_warnings
-from vqgpt.data.images import ImageSplit
+from vqgpt.data.images import ArrayImages, ImageSplit
 from vqgpt.data.threads import ordered_map
 from vqgpt.errors import ResourceError
 from vqgpt.progress import Progress, Report
@@ -31,23 +31,30 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint
     """A grey or RGB image -> (V, C, size, size) uint8."""
     image = image.convert("L" if preprocessing.channels == 1 else "RGB")
     size, fit = preprocessing.size, preprocessing.options.fit
-    views = []
-    for view in (VIEWS[name] for name in preprocessing.views):
-        seen = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, view_box(image.size, view, fit)))
-        views.append(seen[:, ::-1] if view.mirrored else seen)
-    return np.stack(views).reshape(len(views), size, size, -1).transpose(0, 3, 1, 2)
+    views = [VIEWS[name] for name in preprocessing.views]
+    windows = {}
+    for window in dict.fromkeys(view.window for view in views):
+        box = window_box(image.size, window, fit)
+        windows[window] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+    seen = np.stack([windows[view.window][:, ::-1] if view.mirrored else windows[view.window] for view in views])
+    return seen.reshape(len(views), size, size, -1).transpose(0, 3, 1, 2)
 
 
-def view_box(size: tuple[int, int], view: View, fit: str) -> tuple[float, float, float, float]:
-    """The part of an image of (width, height) that a view shows: left, top, right, bottom in its pixels."""
+def window_box(
+    size: tuple[int, int], window: tuple[float, float] | None, fit: str
+) -> tuple[float, float, float, float]:
+    """The part of an image of (width, height) in a view's window: left, top, right, bottom in its pixels.
+
+    The whole begins at a whole pixel, so that an image that needs no resizing stays as it is.
+    """
     width, height = size if fit == "stretch" else (min(size), min(size))
-    left, top = (size[0] - width) / 2, (size[1] - height) / 2
-    if view.window is None:
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    if window is None:
         return left, top, left + width, top + height
     window_width, window_height = width / ZOOM_OF_CROPS, height / ZOOM_OF_CROPS
-    top += view.window[0] * (height - window_height)
-    left += view.window[1] * (width - window_width)
-    return left, top, left + window_width, top + window_height
+    top_of_window = top + window[0] * (height - window_height)
+    left_of_window = left + window[1] * (width - window_width)
+    return left_of_window, top_of_window, left_of_window + window_width, top_of_window + window_height
 
 
 def prepared_batches(
@@ -64,6 +71,8 @@ def prepared_batches(
     def tasks(rows: Sequence[int]) -> list[Sequence[int]]:
         return [rows[start : start + IMAGES_PER_TASK] for start in range(0, len(rows), IMAGES_PER_TASK)]
 
+    if isinstance(split.source, ArrayImages):
+        workers = min(workers, 1)  # nothing to decode: more threads would only wait for Python's lock
     largest = max((len(tasks(rows)) for rows in batches), default=0)
     with no_decoder_warnings():
         every_task = (task for rows in batches for task in tasks(rows))

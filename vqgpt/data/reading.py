@@ -1,8 +1,5 @@
 """`read_dataset`: a dataset by name -> its splits, found or fetched, and checked. Must not import torch."""
 
-import pickle
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,14 +9,26 @@ from vqgpt.config.commands import ImageOptions
 from vqgpt.config.datasets import Dataset
 from vqgpt.data.array_readers import read_digits, read_medmnist, read_torchvision
 from vqgpt.data.checking import check_images
+from vqgpt.data.downloads import existing_files
 from vqgpt.data.folder import read_folder
 from vqgpt.data.images import FileImages, ImageDataset, ImageSplit, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
-from vqgpt.errors import InputError, UsageError
+from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
 from vqgpt.progress import Notice, Report
 
-PARSER_ERRORS = (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError)
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
+
+
+def check_options(dataset: Dataset, options: ImageOptions) -> None:
+    """Raise UsageError or MissingDataError for what is wrong with the options before anything is read or fetched."""
+    if dataset.reader == "folder" and options.data_root is None:
+        raise UsageError("--dataset folder needs a folder", "give it with --data-root DIR")
+    if dataset.reader == "folder" and not options.root.exists():
+        raise MissingDataError(f"there is no {options.root}", "give the folder, zip or tar file of the images")
+    if dataset.reader != "folder" and options.root.is_file():
+        raise UsageError(f"{options.root} is a file", "give a folder, or --dataset folder for a zip of your own")
+    if options.val_split is not None and "val" in dataset.rows:
+        raise UsageError(f"{dataset.name} has a split val of its own", "leave --val-split out")
 
 
 def read_dataset(dataset: Dataset, options: ImageOptions, size: int, report: Report) -> ImageDataset:
@@ -28,13 +37,14 @@ def read_dataset(dataset: Dataset, options: ImageOptions, size: int, report: Rep
     Raises MissingDataError if it can be neither found nor fetched or is half there, InputError if its files are
     damaged, UsageError if the options do not fit it.
     """
+    check_options(dataset, options)
     if not dataset.commercial:
         report(Notice(text=f"licence of {dataset.name}: {dataset.licence}"))
     with _damage_explained(dataset, options.root):
         splits, class_names = _listing(dataset, options, size, report)
     if options.val_split is not None and "val" in splits:
-        raise UsageError(f"{dataset.name} has a split val of its own", "leave --val-split out")
-    _check_counts(dataset, splits, report)
+        raise UsageError(f"{options.root} has a split val of its own", "leave --val-split out")
+    _check_splits(dataset, splits, class_names, report)
     found = ImageDataset(splits=splits, class_names=class_names, channels=dataset.channels, sha256=digest(splits))
     of_files = all(isinstance(split.source, FileImages) for split in splits.values())
     if dataset.reader == "folder" or (of_files and options.on_error == "skip"):
@@ -66,16 +76,24 @@ def _listing(dataset: Dataset, options: ImageOptions, size: int, report: Report)
         case "celeba":
             return read_celeba(dataset, root, background, report)
         case "folder":
-            if options.data_root is None:
-                raise UsageError("--dataset folder needs a folder", "give it with --data-root DIR")
             return read_folder(root, background, report)
 
 
-def _check_counts(dataset: Dataset, splits: dict[str, ImageSplit], report: Report) -> None:
-    """Raise InputError for a split without images, and say so if there are not as many as were published."""
+def _check_splits(
+    dataset: Dataset, splits: dict[str, ImageSplit], class_names: tuple[str, ...], report: Report
+) -> None:
+    """Raise InputError for a split without images or with impossible labels; tell if it is not of its usual size."""
     for name, split in splits.items():
         if not len(split):
             raise InputError(f"split {name} of {dataset.name} has no images", "check the folder given by --data-root")
+        bits = dataset.label_kind == "bits"
+        sound = split.labels.shape[1:] == (len(class_names),) if bits else split.labels.ndim == 1
+        if not sound or split.labels.min() < -1 or split.labels.max() >= (2 if bits else len(class_names)):
+            raise InputError(
+                f"split {name} of {dataset.name} has labels {split.labels.min()} to {split.labels.max()}, "
+                f"and {len(class_names)} {'attributes' if bits else 'classes'}",
+                "the files are damaged: delete them and fetch them again",
+            )
         published = dataset.rows.get(name, len(split))
         if len(split) != published:
             report(Notice(text=f"{dataset.name} {name} has {len(split):,} images here, {published:,} as published"))
@@ -83,16 +101,19 @@ def _check_counts(dataset: Dataset, splits: dict[str, ImageSplit], report: Repor
 
 @contextmanager
 def _damage_explained(dataset: Dataset, root: Path) -> Iterator[None]:
-    """Turn what parsers raise over bad files into an error that says what to do."""
+    """Turn what parsers raise over the files of a published dataset into an error that names them."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, EOFError, *PARSER_ERRORS) as error:
-        if isinstance(error, OSError) and error.errno:  # not the file's content, but the disk or a permission
+    except VQGPTError:
+        raise
+    except Exception as error:
+        if dataset.source not in ("download", "by hand") or (isinstance(error, OSError) and error.errno):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" You can use download=True")[
             0
         ]
+        files = " ".join(map(str, existing_files(dataset, root)))
         raise InputError(
-            f"the files of {dataset.name} in {root} are damaged, or not the published ones ({reason})",
-            "delete them and fetch them again",
+            f"{dataset.name} in {root} is damaged, or not as it was published ({reason})",
+            f"delete {files}, and run the same command, which fetches it again or says where it comes from",
         ) from error

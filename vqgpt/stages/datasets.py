@@ -5,23 +5,27 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.config.dataset_files import FILES
-from vqgpt.config.datasets import DATASETS, MEDMNIST_SIZES, Dataset
+from vqgpt.config.datasets import DATASETS, Dataset
+from vqgpt.data.downloads import existing_files, is_present
 from vqgpt.progress import Notice, Report
+
+LARGE = 10_000  # MB
 
 
 def list_all(root: Path, report: Report) -> dict[str, Any]:
-    """A row of facts for each dataset; sizes in MB, on disk for what lies below `root`, else of the download."""
+    """A row of facts for each dataset; whether it lies below `root`, and its size there and to download."""
     report(Notice(text=f"data root: {root}"))
     return {name: _row(dataset, root) for name, dataset in DATASETS.items()}
 
 
 def _row(dataset: Dataset, root: Path) -> dict[str, Any]:
-    there = _paths_here(dataset, root)
     images = " + ".join(f"{count:,} {split}" for split, count in dataset.rows.items())
     kind = "attributes" if dataset.label_kind == "bits" else "classes"
+    here = _is_here(dataset, root)
     return {
-        "here": "yes" if there else "no" if dataset.source == "download" else dataset.source,
-        "MB": round(sum(map(_bytes_on_disk, there)) / 1e6) if there else dataset.megabytes,
+        "here": "yes" if here else "no" if dataset.source == "download" else dataset.source,
+        "MB_on_disk": _megabytes_on_disk(dataset, root) if here else 0,
+        "MB_to_get": dataset.megabytes,
         "images": images or "yours",
         "labels": f"{dataset.num_classes} {kind}" if dataset.num_classes else "class folders",
         "channels": dataset.channels,
@@ -31,22 +35,19 @@ def _row(dataset: Dataset, root: Path) -> dict[str, Any]:
     }
 
 
-def _paths_here(dataset: Dataset, root: Path) -> list[Path]:
-    """What there is of a dataset, if that is enough to read it."""
+def _is_here(dataset: Dataset, root: Path) -> bool:
+    """True if what the reader needs is there."""
     if dataset.reader == "medmnist":
-        suffixes = ["" if size == MEDMNIST_SIZES[0] else f"_{size}" for size in MEDMNIST_SIZES]
-        return [path for suffix in suffixes if (path := root / f"{dataset.name}{suffix}.npz").exists()]
-    found = []
-    for file in FILES.get(dataset.name, ()):
-        paths = [root / path for path in (file.path, file.content) if path]
-        there = [path for path in paths if path.exists()]
-        if not there:
-            return []
-        found += there
-    return found
+        return bool(existing_files(dataset, root))
+    files = FILES.get(dataset.name, ())[: 2 if dataset.name == "imagenet" else None]  # class folders need no devkit
+    places = [root, root / dataset.name]
+    return bool(files) and any(all(is_present(file, place) for file in files) for place in places)
 
 
-def _bytes_on_disk(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)
+def _megabytes_on_disk(dataset: Dataset, root: Path) -> int:
+    """Of files and folders; for those of millions of files, as published."""
+    if dataset.megabytes > LARGE:
+        return dataset.megabytes
+    paths = existing_files(dataset, root)
+    inside = (Path(folder, name) for path in paths for folder, _, names in os.walk(path) for name in names)
+    return round(sum(path.lstat().st_size for path in (*paths, *inside)) / 1e6)

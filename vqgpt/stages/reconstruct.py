@@ -8,7 +8,7 @@ from vqgpt.config.commands import ReconstructConfig
 from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.data.preparing import load_tensor
-from vqgpt.data.reading import read_dataset
+from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.progress import Report
@@ -25,6 +25,7 @@ def run(config: ReconstructConfig, overwrite: bool, dry_run: bool, report: Repor
     """Reconstruct the held-out images; the result names the picture and the figures over the whole split."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
+    check_options(dataset, config.images)
     path = config.vqgan.path(dataset.name)
     model = load_vqgan(path, dataset.name, device, config.vqgan.remap)
     size = image_size(config.size, model.config, dataset, report)

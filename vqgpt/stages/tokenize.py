@@ -14,7 +14,7 @@ from vqgpt.config.preprocessing import VIEWS, Preprocessing, parse_views
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import ImageDataset
 from vqgpt.data.preparing import prepared_batches, row_batches
-from vqgpt.data.reading import read_dataset
+from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.pixels import to_unit_range
 from vqgpt.progress import Notice, Report
@@ -31,6 +31,7 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     """Encode every split; the result names the cache and its rows."""
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
+    check_options(dataset, config.images)
     path = config.vqgan.path(dataset.name)
     model = load_vqgan(path, dataset.name, device, config.vqgan.remap)
     size = image_size(config.size, model.config, dataset, report)
@@ -79,7 +80,8 @@ def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report:
 def views_for(asked: tuple[str, ...], dataset: Dataset, report: Report) -> tuple[str, ...]:
     """The views to encode; a notice warns of mirrored ones where they change what an image means."""
     views = parse_views(asked) if asked else dataset.default_views
-    if asked and any(VIEWS[name].mirrored for name in views) and not dataset.hflip_keeps_meaning:
+    known_to_mean_something = not dataset.hflip_keeps_meaning and dataset.reader != "folder"
+    if known_to_mean_something and any(VIEWS[name].mirrored for name in views):
         report(
             Notice(text=f"mirrored images are encoded, as asked for; in {dataset.name} they may mean something else")
         )

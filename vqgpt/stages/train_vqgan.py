@@ -13,7 +13,7 @@ from vqgpt.config.preprocessing import Preprocessing
 from vqgpt.config.vqgan import VQGANConfig, VQGANTrainingOptions
 from vqgpt.data.images import ImageDataset
 from vqgpt.data.preparing import load_tensor
-from vqgpt.data.reading import read_dataset
+from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.distributed import main_first, process_group, rank, world_size
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
@@ -42,6 +42,7 @@ def _run(
 ) -> dict[str, Any]:
     precision = resolve_precision(config.run.precision, device)
     dataset = find_dataset(config.images.dataset)
+    check_options(dataset, config.images)
     size = config.size if config.size is not None else dataset.default_size
     images = read_images(config, dataset, size, report) if dataset.reader == "folder" else None
     channels = config.images.preprocessing.image_channels or (images or dataset).channels
