@@ -129,6 +129,7 @@ def description(rows=(100, 30), **changes) -> Description:
         "label_kind": "class",
         "source_sha256": "s" * 64,
         "splits": (Split(name="train", rows=rows[0]), Split(name="test", rows=rows[1])),
+        "limit": None,
         "image_size": (16, 12),
         "image_channels": 1,
         "preprocessing": "none",

@@ -13,7 +13,7 @@ from tests.conftest import description, files_of, rows_of, write_cache
 from vqgpt.code_statistics import code_statistics
 from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, sha256
-from vqgpt.tokens import CacheWriter, Split, TokenCache, find_faults
+from vqgpt.tokens import CacheWriter, TokenCache, find_faults
 from vqgpt.tokens.layout import code_dtype, default_chunk_rows, default_shard_rows
 from vqgpt.tokens.writer import ShardRows
 
@@ -314,8 +314,3 @@ def test_shards_are_whole_chunks_of_bounded_size(row_bytes):
 
 def test_dtypes_are_the_smallest_that_hold_the_codes():
     assert [code_dtype(size) for size in (2, 256, 257, 65536)] == ["uint8", "uint8", "uint16", "uint16"]
-
-
-def test_splits_that_share_a_name_are_refused(tmp_path):
-    with pytest.raises(InputError):
-        description(splits=(Split(name="a", rows=1), Split(name="a", rows=2))).check("here")

@@ -1,5 +1,6 @@
 """Stage one, `vqgpt tokenize`: images of a dataset -> a token cache, through the VQ-GAN's encoder, once."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,35 +13,46 @@ from vqgpt.config.commands import TokenizeConfig
 from vqgpt.config.datasets import Dataset, find_dataset
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import PREPROCESSING, ImageDataset, load_images
-from vqgpt.interrupt import stop_on_signals
-from vqgpt.pixels import to_unit_range
+from vqgpt.distributed import main_first, process_group
+from vqgpt.pixels import images_per_pass, to_unit_range
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import autocast, select_device
-from vqgpt.stages.shards import write_missing_shards
-from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
+from vqgpt.stages.shards import fill_cache
+from vqgpt.tokens import Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
-from vqgpt.versions import library_versions
 from vqgpt.vqgan.checkpoint import load_vqgan_for, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
 
 def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
     """Encode every split; the result names the cache and its rows."""
-    device = select_device(config.vqgan.device)
+    with process_group(select_device(config.vqgan.device)) as device:
+        return _run(config, overwrite, dry_run, report, device)
+
+
+def _run(
+    config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report, device: torch.device
+) -> dict[str, Any]:
     dataset = find_dataset(config.images.dataset)
     model = load_vqgan_for(dataset, config.vqgan.path(dataset.name), device, config.vqgan.remap)
     size = image_size(config.size, model.config, dataset, report)
     grid = model.config.grid(size)
-    plan = {
+    plan: dict[str, Any] = {
         "cache": config.result,
         "grid": grid,
         "codebook_size": model.config.codebook_size,
         "bytes_per_image": _row_bytes(model.config, grid),
     }
+    if dry_run and dataset.download_megabytes:
+        return {**plan, "rows": "known once the images are here", **speed(model, size, config, device)}
+    with main_first():  # which downloads what is missing
+        images = load_images(dataset, config.images.root, size, report)
+    description = describe(dataset, images, model, size, config.vqgan.precision, config.limit)
+    rows = sum(split.rows for split in description.splits)
     if dry_run:
-        return plan
-    images = load_images(dataset, config.images.root, size, report)
-    description = describe(dataset, images, model, size, config.vqgan.precision)
+        figures = speed(model, size, config, device)
+        seconds = rows / figures["images_per_second"]
+        return {**plan, "rows": rows, "bytes": rows * plan["bytes_per_image"], **figures, "seconds": seconds}
     codebook = model.quantize.vectors().detach().cpu().numpy()
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
@@ -51,11 +63,8 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
         split = images.splits[shard.split]
         return split.labels[shard.start : shard.stop], split.source_index[shard.start : shard.stop]
 
-    with stop_on_signals() as stop:
-        writer = CacheWriter.create_or_resume(config.result, description, codebook, library_versions(), overwrite)
-        write_missing_shards(writer, "tokenize", codes_of, labels_of, report, stop)
-    rows = sum(split.rows for split in description.splits)
-    return {**plan, "rows": rows, "digest": writer.manifest.digest}
+    manifest = fill_cache(config.result, description, codebook, overwrite, "tokenize", codes_of, labels_of, report)
+    return {**plan, "rows": rows, "digest": manifest.digest}
 
 
 def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report: Report) -> int:
@@ -68,7 +77,9 @@ def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report:
     return size
 
 
-def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, precision: str) -> Description:
+def describe(
+    dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, precision: str, limit: int | None
+) -> Description:
     """What the cache will hold."""
     grid = model.config.grid(size)
     return Description(
@@ -77,7 +88,8 @@ def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, pr
         class_names=images.class_names,
         label_kind=dataset.label_kind,
         source_sha256=images.sha256,
-        splits=tuple(Split(name=name, rows=len(split.images)) for name, split in images.splits.items()),
+        splits=tuple(Split(name=name, rows=len(split.images[:limit])) for name, split in images.splits.items()),
+        limit=limit,
         image_size=(size, size),
         image_channels=dataset.channels,
         preprocessing=PREPROCESSING,
@@ -91,6 +103,16 @@ def describe(dataset: Dataset, images: ImageDataset, model: VQGAN, size: int, pr
         sampling={},
         shard_rows=default_shard_rows(_row_bytes(model.config, grid)),
     )
+
+
+def speed(model: VQGAN, size: int, config: TokenizeConfig, device: torch.device) -> dict[str, float]:
+    """How many images per second the encoder makes here, from its second pass over a few made-up ones."""
+    count = min(config.batch_size, images_per_pass(size, size))
+    images = torch.zeros(count, model.config.image_channels, size, size, dtype=torch.uint8)
+    encode_batch(model, images, config.vqgan.precision, device)
+    start = time.perf_counter()
+    encode_batch(model, images, config.vqgan.precision, device)
+    return {"images_per_second": count / (time.perf_counter() - start)}
 
 
 def _row_bytes(config: VQGANConfig, grid: tuple[int, int]) -> int:
