@@ -1,0 +1,281 @@
+"""A token cache survives: kills at every disk operation and at random instants, full disks, signals, power cuts.
+
+KILLS=200 runs so many random kills instead of 20.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import description, files_of, run_here, write_cache
+from tests.disk_operations import before_each_operation, named
+from vqgpt.tokens import find_faults, read_manifest
+from vqgpt.tokens.document import from_document
+from vqgpt.tokens.stored_files import all_files
+from vqgpt.tokens.verify import UNFINISHED
+
+KILLS = int(os.environ.get("KILLS", "20"))
+ROOT = Path(__file__).parent.parent
+TOKENIZE = ["tokenize", "--dataset", "digits", "--batch-size", "64", "--cache"]
+
+
+class Commands:
+    """The program `forked_commands`, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.calls = folder / "calls.log"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked_commands"],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, **request) -> dict:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def shards_begun(self) -> int:
+        """Since the last call."""
+        count = self.calls.stat().st_size if self.calls.exists() else 0
+        self.calls.unlink(missing_ok=True)
+        return count
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture
+def commands(here):
+    program = Commands(here)
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def pipeline_commands(pipeline):
+    program = Commands(pipeline)
+    yield program
+    program.close()
+
+
+def assert_committed_is_whole(path: Path) -> int:
+    """Everything that the manifest names is on disk as it was written; returns the number of shards."""
+    if not (path / "zarr.json").exists():
+        return 0
+    faults = [fault for fault in find_faults(path) if "does not belong" not in fault and fault != UNFINISHED]
+    assert faults == []
+    return sum(map(len, read_manifest(path).shards.values()))
+
+
+def test_a_kill_before_any_disk_operation_loses_at_most_the_shard_in_hand(commands):
+    assert commands.run(kill_before=-1, cache="whole.zarr")["code"] == 0
+    whole, shards = files_of(Path("whole.zarr")), commands.shards_begun()
+    operations = []
+    while True:
+        answer = commands.run(kill_before=len(operations), cache="killed.zarr")
+        if answer["code"] == 0:
+            break
+        operation = answer["operation"]
+        operations.append(operation)
+        assert answer["code"] == -signal.SIGKILL
+        assert_committed_is_whole(Path("killed.zarr"))
+        assert commands.run(kill_before=-1, cache="killed.zarr")["code"] == 0, operation
+        assert files_of(Path("killed.zarr")) == whole, operation
+        assert commands.shards_begun() <= shards + 1, operation
+        shutil.rmtree("killed.zarr")
+    kinds = {operation.split()[0] for operation in operations}
+    assert kinds == {"mkdir", "open", "write", "fsync", "replace", "unlink"}
+    for point in ("write train/codes/c/1/0/0/.0.partial", "fsync .zarr.json.partial", "replace .zarr.json.partial"):
+        assert point in operations
+    assert not list(Path().glob(".*.lock"))
+
+
+def test_random_kills_of_the_command_end_in_the_same_bytes(pipeline_commands):
+    whole = pipeline_commands.run(arguments=[*TOKENIZE, "whole.zarr"])
+    assert whole["code"] == 0, whole["err"]
+    expected, shards = files_of(Path("whole.zarr")), pipeline_commands.shards_begun()
+    assert shards > 20
+    generator = np.random.default_rng(5)
+    path, kills, committed, finished = Path("killed.zarr"), 0, 0, 0
+    for _ in range(KILLS):
+        after = float(generator.uniform(0, whole["seconds"]))
+        answer = pipeline_commands.run(arguments=[*TOKENIZE, str(path)], signal=signal.SIGKILL, after=after)
+        assert answer["code"] in (0, -signal.SIGKILL), answer["err"]
+        kills += 1
+        now_committed = assert_committed_is_whole(path)
+        assert now_committed >= committed
+        committed = now_committed
+        if answer["code"] == 0:  # it was done before its kill: once more from the start
+            assert files_of(path) == expected
+            assert pipeline_commands.shards_begun() <= shards + kills
+            shutil.rmtree(path)
+            committed, kills, finished = 0, 0, finished + 1
+    assert pipeline_commands.run(arguments=[*TOKENIZE, str(path)])["code"] == 0
+    assert files_of(path) == expected
+    assert pipeline_commands.shards_begun() <= shards + kills
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_drops_the_shard_in_hand_and_the_command_continues(pipeline_commands, number, code):
+    whole = pipeline_commands.run(arguments=[*TOKENIZE, "whole.zarr"])
+    expected = files_of(Path("whole.zarr"))
+    for part in (0.5, 0.7, 0.9):
+        after = part * whole["seconds"]
+        answer = pipeline_commands.run(arguments=[*TOKENIZE, "s.zarr"], signal=number, after=after)
+        assert answer["code"] in (code, -number, 0), answer["err"]  # -number: before it began to write
+        if answer["code"] == code and "interrupted" in answer["err"]:
+            assert "run the same command again" in answer["err"]
+        assert not list(Path("s.zarr").rglob("*.partial"))
+        assert_committed_is_whole(Path("s.zarr"))
+    assert pipeline_commands.run(arguments=[*TOKENIZE, "s.zarr"])["code"] == 0
+    assert files_of(Path("s.zarr")) == expected
+
+
+def test_work_that_does_not_look_up_is_cut_short():
+    code = (
+        "import time\nfrom vqgpt.interrupt import stop_on_signals\n"
+        "with stop_on_signals(0.1, 'all is saved'):\n    print('ready', flush=True)\n    while True: time.sleep(0.01)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "InterruptedRun: interrupted by SIGTERM; all is saved" in err
+
+
+def test_a_full_disk_at_any_operation_leaves_what_was_committed_and_can_be_continued(tmp_path):
+    what = description((70, 10))
+    whole = files_of(write_cache(tmp_path / "whole.zarr", what))
+    path, fail_at, failed = tmp_path / "c.zarr", 0, True
+    while failed:
+        count = 0
+
+        def act(operation):
+            nonlocal count
+            if operation[0] in ("mkdir", "open", "write", "fsync", "replace"):
+                count += 1
+                if count == fail_at + 1:  # noqa: B023
+                    raise OSError(errno.ENOSPC, "No space left on device", named(operation, path))
+
+        failed = False
+        try:
+            with before_each_operation(act):
+                write_cache(path, what)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            failed = True
+        assert not list(path.rglob("*.partial"))
+        assert_committed_is_whole(path)
+        write_cache(path, what)
+        assert files_of(path) == whole, fail_at
+        shutil.rmtree(path)
+        fail_at += 1
+    assert fail_at > 100
+
+
+def test_a_limit_on_file_sizes_is_exit_code_5_and_keeps_what_was_committed(pipeline_commands):
+    assert pipeline_commands.run(arguments=[*TOKENIZE, "whole.zarr"])["code"] == 0
+    limit = len(Path("whole.zarr/zarr.json").read_bytes()) // 2  # the manifest outgrows it half-way
+    answer = pipeline_commands.run(arguments=[*TOKENIZE, "x.zarr"], file_limit=limit)
+    assert answer["code"] == 5, answer["err"]
+    assert "no space left" in answer["err"]
+    assert "Traceback" not in answer["err"]
+    assert assert_committed_is_whole(Path("x.zarr")) > 5
+    assert not list(Path("x.zarr").rglob("*.partial"))
+    assert pipeline_commands.run(arguments=[*TOKENIZE, "x.zarr"])["code"] == 0
+    assert files_of(Path("x.zarr")) == files_of(Path("whole.zarr"))
+
+
+class DiskModel:
+    """What would be left after a power cut: only what was flushed, in an order that we do not choose."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.flushed_data: set[Path] = set()
+        self.flushed_names: set[Path] = set()
+        self.names_in_memory: set[Path] = set()
+        self.manifests = 0
+        self.root_is_flushed = False
+        for path in folder.parent.rglob("*"):  # a process that was killed may have left names that nobody flushed
+            self.names_in_memory.add(path)
+            self.flushed_data |= {path} if path.is_file() else set()
+
+    def happens(self, operation) -> None:
+        what, path, target = operation
+        if what in ("mkdir", "open"):
+            self.names_in_memory.add(path)
+        elif what == "write":
+            self.flushed_data.discard(path)
+        elif what == "fsync":
+            self.flushed_data.add(path)
+            self.flushed_names |= {name for name in self.names_in_memory if name.parent == path}
+            self.root_is_flushed |= path == self.folder
+        elif what == "replace":
+            if target == self.folder / "zarr.json":
+                self.check_commit(path)
+            self.names_in_memory.add(target)
+            self.flushed_names.discard(target)
+            self.flushed_data = (
+                self.flushed_data | {target} if path in self.flushed_data else self.flushed_data - {target}
+            )
+
+    def check_commit(self, document: Path) -> None:
+        assert document in self.flushed_data
+        self.manifests += 1
+        self.root_is_flushed = False
+        for key in all_files(from_document(document.read_bytes(), "trace")):
+            file = self.folder / key
+            assert file in self.flushed_data, f"{key} is named and its bytes may be lost"
+            for name in (file, *file.parents):
+                if name == self.folder.parent:
+                    break
+                assert name in self.flushed_names, f"{key} is named and the name {name} may be lost"
+
+
+@pytest.mark.parametrize("done_before", [0, 2])
+def test_the_manifest_names_only_what_a_power_cut_would_leave(tmp_path, done_before):
+    what, path = description(), tmp_path / "new" / "c.zarr"
+    if done_before:
+        write_cache(path, what, only_first=done_before)
+    disk = DiskModel(path)
+    with before_each_operation(disk.happens):
+        write_cache(path, what)
+    assert disk.manifests == (5 - done_before if done_before else 1 + 5)
+    assert disk.root_is_flushed
+
+
+def test_the_model_of_a_power_cut_notices_a_missing_fsync(tmp_path, monkeypatch):
+    disk = DiskModel(tmp_path / "c.zarr")
+    with before_each_operation(lambda operation: None if operation[0] == "fsync" else disk.happens(operation)):
+        with pytest.raises(AssertionError):
+            write_cache(tmp_path / "c.zarr", description())
+
+
+def test_a_second_run_stops_at_once_and_names_the_first(pipeline):
+    import fcntl
+
+    lock = Path("cache/.digits.zarr.lock")
+    before = files_of(pipeline)
+    with open(lock, "w") as held:  # as another process would: a lock belongs to the open file
+        held.write("process 123 on elsewhere")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        outcome = run_here("tokenize", "--dataset", "digits")
+        assert outcome.code == 3
+        assert "cache/digits.zarr is being written by process 123 on elsewhere" in outcome.err
+    assert run_here("tokenize", "--dataset", "digits").code == 0  # what a killed run leaves is no obstacle
+    assert files_of(pipeline) == before
