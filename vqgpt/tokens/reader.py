@@ -68,6 +68,11 @@ class TokenCache:
         """The splits, in order."""
         return tuple(split.name for split in self.description.splits)
 
+    def rows(self, split: str) -> int:
+        """Rows of a split. Raises InputError if there is no such split."""
+        self._check_split(split)
+        return next(item.rows for item in self.description.splits if item.name == split)
+
     def codebook(self) -> NDArray[np.float32]:
         """(K, D) float32."""
         layout = self.description.codebook_layout()
@@ -81,8 +86,7 @@ class TokenCache:
 
         Raises InputError that names the first file that is not as it was written.
         """
-        if split not in self.split_names:
-            raise InputError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.split_names)}")
+        self._check_split(split)
         layouts = self.description.layouts(split)
         wanted = range(layouts["codes"].num_shards) if shards is None else shards
         self._check_size(split, layouts, wanted)
@@ -101,6 +105,10 @@ class TokenCache:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(read, range(len(wanted))))
         return SplitTokens(**arrays)
+
+    def _check_split(self, split: str) -> None:
+        if split not in self.split_names:
+            raise InputError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.split_names)}")
 
     def _check_size(self, split: str, layouts: dict[str, ArrayLayout], wanted: Sequence[int]) -> None:
         """Raise InputError, before anything is allocated, if files are missing, or claim to hold absurdly many rows."""
