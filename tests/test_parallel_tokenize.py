@@ -1,5 +1,6 @@
 """Several processes fill one cache, and two runs do not."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -70,6 +71,8 @@ def test_a_second_run_stops_at_once_and_says_who_holds_the_cache(pipeline):
 def test_the_processes_of_one_run_share_the_lock_and_nobody_else_gets_it(tmp_path):
     path = tmp_path / "new" / "c.zarr"
     main, helper, other = WriteLock(path), WriteLock(path), WriteLock(path)
+    with pytest.raises(InputError, match="has ended"):
+        helper.join()
     main.take()
     with pytest.raises(InputError, match=f"process {os.getpid()} on "):
         helper.join()
@@ -96,3 +99,20 @@ def test_a_lock_dies_with_its_holder(tmp_path):
     with WriteLock(tmp_path / "c.zarr") as lock:
         lock.take()
     assert not (tmp_path / ".c.zarr.lock").exists()
+
+
+def test_a_file_system_without_locks_is_an_error_that_says_so(tmp_path, monkeypatch):
+    def flock(descriptor, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(InputError, match="has no locks"):
+        WriteLock(tmp_path / "c.zarr").take()
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / ".c.zarr.lock").symlink_to("thesis.tex")
+    with pytest.raises(OSError, match="c.zarr.lock"):
+        WriteLock(tmp_path / "c.zarr").take()
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"

@@ -38,7 +38,9 @@ class WriteLock:
         fcntl.flock(self.descriptor, fcntl.LOCK_SH)
 
     def join(self) -> None:
-        """Hold the lock together with the main process of this run. Raises InputError if another run has it."""
+        """Hold the lock together with the main process of this run. Raises InputError if that has left."""
+        if not self.file.exists():
+            raise InputError(f"the main process that writes {self.path} has ended", "see its message")
         self._lock(fcntl.LOCK_SH)
 
     def release(self) -> None:
@@ -60,7 +62,7 @@ class WriteLock:
     def _lock(self, kind: int) -> None:
         make_folder(self.path.parent)
         while self.descriptor is None:
-            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -69,6 +71,11 @@ class WriteLock:
                 raise InputError(
                     f"{self.path} is being written by {holder}",
                     "wait until it is done, or stop it; or give another path",
+                ) from None
+            except OSError as error:
+                os.close(descriptor)
+                raise InputError(
+                    f"the file system of {self.path} has no locks ({error.strerror})", "write the cache on a local disk"
                 ) from None
             if self._is_current(descriptor):
                 self.descriptor = descriptor
