@@ -28,9 +28,9 @@ DESCRIPTIONS = {
     ),
 }
 DIGESTS = {
-    "v1-classes": "ef753cd2bfaf48c680109c5398fd5f40cf3b2c705b4eca8485ab946dcfece381",
-    "v1-bits": "9ef3ed7841c4f772036102fa2dd78ed9b0e681e0a9ce6348d1d6b1a2ebdfb898",
-    "v1-sampled": "8a1a16f29811997de92dcc3e789fc2c98290b43a033dced89ec6072dab833c16",
+    "v1-classes": "6eb34ea39c71423c3ff08ec9b50d9dec8ec40ebda5bd513c7891ffcaffd64ca0",
+    "v1-bits": "eb59005526b87c424b6353567f0eeff7c893519d91c71d94ea41dd3a13ab6b3d",
+    "v1-sampled": "7246073f7aced0fc657b7da4520483e60d6c5680e3723bb52cfe67d8fe9f9dea",
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -206,18 +207,24 @@ def shard_of_frame(frame: bytes, chunks: int = 1) -> bytes:
     return frame + bytes(4) + index + bytes(4)
 
 
-ZSTD_TERABYTE = b"\x28\xb5\x2f\xfd\xe0" + (2**40).to_bytes(8, "little") + b"\x01\x00\x00"
-ZSTD_OF_UNKNOWN_SIZE = b"\x28\xb5\x2f\xfd\x00\x58" + b"\x02\xff\xff\x00" * 1000 + b"\x03\xff\xff\x00"
+def blosc_header(content: int, length: int) -> bytes:
+    return bytes([2, 1, 0x24, 1]) + struct.pack("<III", content, 2**18, length)
+
+
+BOMB = blosc_header(2**32 - 1, 60) + bytes(44)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        shard_of_frame(ZSTD_TERABYTE),
-        shard_of_frame(ZSTD_OF_UNKNOWN_SIZE),
+        shard_of_frame(BOMB),
+        shard_of_frame(BOMB[:20]),
+        shard_of_frame(blosc_header(32 * 12, 2**31) + bytes(44)),
+        shard_of_frame(blosc_header(32 * 12, 60) + bytes(44)),
+        shard_of_frame(blosc_header(32 * 12, 16)),
+        shard_of_frame(blosc_header(32 * 12, 60).replace(b"\x24", b"\x84") + bytes(44)),
         shard_of_frame(b"no frame at all"),
         shard_of_frame(b""),
-        shard_of_frame(ZSTD_TERABYTE[:7]),
         np.array([[2**63, 2**63]], "<u8").tobytes() + bytes(4),
         np.array([[2**64 - 1, 2**64 - 1]], "<u8").tobytes() + bytes(4),
         np.array([[0, 10**12]], "<u8").tobytes() + bytes(4),
@@ -228,14 +235,6 @@ ZSTD_OF_UNKNOWN_SIZE = b"\x28\xb5\x2f\xfd\x00\x58" + b"\x02\xff\xff\x00" * 1000 
 def test_decompression_bombs_and_rubbish_in_a_shard(cache, data):
     replace_file(cache, SHARD, data)
     assert_refused_cheaply(cache, f"{SHARD} does not decode")
-
-
-def test_a_blosc_frame_that_claims_four_gigabytes(tmp_path):
-    cache = write_cache(tmp_path / "c.zarr", description((40, 5), codebook_size=1024))
-    good = (cache / SHARD).read_bytes()
-    for position, claim in ((4, 2**32 - 1), (12, 2**31)):
-        replace_file(cache, SHARD, good[:position] + claim.to_bytes(4, "little") + good[position + 4 :])
-        assert_refused_cheaply(cache, f"{SHARD} does not decode")
 
 
 @pytest.mark.parametrize("codebook_size", [16, 1024])
@@ -255,13 +254,14 @@ def test_any_bytes_in_a_shard_are_an_error_with_a_message(tmp_path, codebook_siz
 
 def test_a_split_that_is_all_compression_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "SMALL_SPLIT", 2**20)
+    monkeypatch.setattr(reader, "LARGEST_RATIO", 10)
     what = description((4096, 1), grid=(64, 64), shard_rows=4096)
     writer = CacheWriter.create_or_resume(tmp_path / "c.zarr", what, np.zeros((16, 2), np.float32), {})
     for shard in writer.missing():
         rows = shard.stop - shard.start
         writer.write(shard, np.zeros((rows, 1, 64, 64), np.uint8), np.zeros(rows, np.int64), np.zeros(rows, np.int64))
     assert_refused_cheaply(tmp_path / "c.zarr", "train claims .* bytes of rows in")
-    monkeypatch.setattr(reader, "LARGEST_RATIO", 10**6)
+    monkeypatch.undo()
     assert TokenCache(tmp_path / "c.zarr").read_split("train").codes.shape == (4096, 1, 64, 64)
 
 
@@ -286,7 +286,7 @@ def test_statistics_that_are_not_those_of_the_codes(cache):
 
 
 def test_the_commands_refuse_with_one_line(cache):
-    replace_file(cache, SHARD, shard_of_frame(ZSTD_TERABYTE))
+    replace_file(cache, SHARD, shard_of_frame(BOMB))
     for command in (
         ["cache", "verify", str(cache)],
         ["train", "--cache", str(cache), "--out", str(cache.parent / "x.pt")],

@@ -9,7 +9,7 @@ from typing import Any
 
 from vqgpt.tokens.layout import ArrayLayout
 
-KNOWN_CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed", "zstd"}
+KNOWN_CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed"}
 
 
 def metadata_fault(layout: ArrayLayout, data: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 CHUNK_BYTES = 256 * 1024
@@ -105,10 +105,7 @@ def encode_shard(layout: ArrayLayout, rows: NDArray[np.generic]) -> bytes:
 
 
 def _create(store: MutableMapping[str, Any], layout: ArrayLayout) -> "zarr.Array[Any]":
-    two_byte_codes = layout.dtype == "uint16"
-    codec = (
-        BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2) if two_byte_codes else ZstdCodec(level=3)
-    )
+    codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=np.dtype(layout.dtype).itemsize)
     return zarr.create_array(
         MemoryStore(store),
         shape=layout.shape,

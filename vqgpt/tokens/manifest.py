@@ -57,25 +57,23 @@ class Description:
     def layouts(self, split: str) -> dict[str, ArrayLayout]:
         """The arrays of a split, by name."""
         rows = next(item.rows for item in self.splits if item.name == split)
-        dtype = code_dtype(self.codebook_size)
-        row_bytes = math.prod((len(self.views), *self.grid)) * np.dtype(dtype).itemsize
-        partition = {"chunk_rows": default_chunk_rows(row_bytes, self.shard_rows), "shard_rows": self.shard_rows}
         bits = (len(self.class_names),) if self.label_kind == "bits" else ()
+        codes = (rows, len(self.views), *self.grid)
         return {
-            "codes": ArrayLayout(
-                shape=(rows, len(self.views), *self.grid),
-                dtype=dtype,
-                dimension_names=("row", "view", "h", "w"),
-                **partition,
-            ),
-            "labels": ArrayLayout(
-                shape=(rows, *bits),
-                dtype="uint8" if bits else "int64",
-                dimension_names=("row", "bit")[: 1 + len(bits)],
-                **partition,
-            ),
-            "source_index": ArrayLayout(shape=(rows,), dtype="int64", dimension_names=("row",), **partition),
+            "codes": self._layout(codes, code_dtype(self.codebook_size), ("row", "view", "h", "w")),
+            "labels": self._layout((rows, *bits), "uint8" if bits else "int64", ("row", "bit")[: 1 + len(bits)]),
+            "source_index": self._layout((rows,), "int64", ("row",)),
         }
+
+    def _layout(self, shape: tuple[int, ...], dtype: str, dimension_names: tuple[str, ...]) -> ArrayLayout:
+        row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+        return ArrayLayout(
+            shape=shape,
+            dtype=dtype,
+            chunk_rows=default_chunk_rows(row_bytes, self.shard_rows),
+            shard_rows=self.shard_rows,
+            dimension_names=dimension_names,
+        )
 
     def all_layouts(self) -> dict[str, ArrayLayout]:
         """Every array of the cache, by its folder."""
