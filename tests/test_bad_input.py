@@ -53,8 +53,8 @@ def test_a_damaged_shard(pipeline, damage):
         shard.write_bytes(data[:50] if damage == "truncate" else data[:50] + bytes([data[50] ^ 4]) + data[51:])
     for command in (["train", "--out", "x.pt"], ["cache", "verify", "cache/digits.zarr"]):
         outcome = run_here(*command)
-        assert_refused(outcome, 3, "train/codes/c/0/0/0/0", "vqgpt tokenize --dataset digits --cache cache/digits.zarr")
-    assert run_here("tokenize", "--dataset", "digits", "--cache", "cache/digits.zarr").code == 0
+        assert_refused(outcome, 3, "train/codes/c/0/0/0/0", "vqgpt cache verify --repair cache/digits.zarr")
+    assert run_here("cache", "verify", "--repair", "cache/digits.zarr").code == 0
     assert shard.read_bytes() == data
     assert run_here("cache", "verify", "cache/digits.zarr").code == 0
 

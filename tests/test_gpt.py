@@ -13,7 +13,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.gpt.sampling import draw, keep_top_k, sample_codes, uniform_numbers
 from vqgpt.gpt.training import Sequences, learning_rate, new_optimizer
-from vqgpt.schedule import Schedule
+from vqgpt.schedule import Schedule, Step
 
 
 def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) -> GPT:
@@ -190,7 +190,7 @@ def test_batches_draw_views_and_hide_labels():
     data = Sequences(codes=codes, classes=torch.tensor([5, 6]))
     rows = torch.tensor([0, 1]).repeat(500)
     torch.manual_seed(0)
-    batch, classes = data.batch(rows, label_dropout=0.25)
+    batch, classes = data.batch(Step(index=0, epoch=0, rows=rows, ends_epoch=False), label_dropout=0.25)
     assert batch.dtype == torch.int64
     assert {int(row[0]) for row in batch[::2]} == {0, 4, 8}
     assert 0.2 < (classes == -1).float().mean() < 0.3

@@ -136,7 +136,7 @@ def test_views_and_preprocessing_are_in_the_cache(here):
     assert "may mean something else" in outcome.err
     cache = TokenCache(here / "cache/digits.zarr")
     assert cache.description.views == ("identity", "hflip")
-    assert "16 x 16" in cache.description.preprocessing
+    assert "16 x 16" in cache.description.preprocessing["rule"]
     codes = cache.read_split("train").codes
     assert codes.shape[1] == 2
     assert (codes[:, 0] != codes[:, 1]).any()
@@ -146,7 +146,7 @@ def test_views_and_preprocessing_are_in_the_cache(here):
     assert alone.code == 0
     flipped = TokenCache(here / "flipped.zarr").read_split("train").codes
     assert (flipped[:, 0] == codes[:, 1]).mean() > 0.999  # rounding differs by batch
-    assert_refused(run_here("tokenize", "--dataset", "digits"), 3, "views", "preprocessing")
+    assert_refused(run_here("tokenize", "--dataset", "digits"), 3, "views", "fit: stretch there, crop here")
 
 
 @pytest.mark.parametrize(

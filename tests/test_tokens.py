@@ -13,7 +13,7 @@ from tests.conftest import description, files_of, rows_of, write_cache
 from vqgpt.code_statistics import code_statistics
 from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, sha256
-from vqgpt.tokens import CacheWriter, Split, TokenCache, find_faults
+from vqgpt.tokens import CacheWriter, TokenCache, find_faults
 from vqgpt.tokens.layout import code_dtype, default_chunk_rows, default_shard_rows
 from vqgpt.tokens.writer import ShardRows
 
@@ -127,22 +127,24 @@ def test_swapped_and_foreign_shards_are_noticed(tmp_path):
     assert find_faults(path) == ["train/codes/c/9/stranger does not belong to this cache"]
 
 
-def test_every_flipped_bit_of_every_file_is_noticed(tmp_path):
-    path = write_cache(tmp_path / "c.zarr", description())
+def test_every_flipped_bit_of_every_file_is_noticed_by_reading_and_by_verifying(tmp_path):
+    path = write_cache(tmp_path / "c.zarr", description((40, 5)))
     files = [file for file in path.rglob("*") if file.is_file()]
     generator = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(1000):
         file = files[generator.integers(len(files))]
-        data = bytearray(file.read_bytes())
-        byte = int(generator.integers(len(data)))
-        data[byte] ^= 1 << int(generator.integers(8))
-        original, _ = file.read_bytes(), file.write_bytes(bytes(data))
+        original = file.read_bytes()
+        byte, bit = int(generator.integers(len(original))), int(generator.integers(8))
+        file.write_bytes(original[:byte] + bytes([original[byte] ^ 1 << bit]) + original[byte + 1 :])
+        with pytest.raises(InputError):
+            read_everything(path)
         try:
             noticed = bool(find_faults(path))
         except InputError:
             noticed = True
-        assert noticed, f"{file} byte {byte}"
+        assert noticed, f"{file} byte {byte} bit {bit}"
         file.write_bytes(original)
+    read_everything(path)
     assert find_faults(path) == []
 
 
@@ -243,28 +245,6 @@ def signed(document: dict) -> bytes:
     )
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("splits", [{"name": "train", "rows": 10**15}]),
-        ("splits", [{"name": "../../etc", "rows": 1}]),
-        ("grid", [10**9, 10**9]),
-        ("grid", [0, 3]),
-        ("codebook_size", 10**12),
-        ("code_dimension", 10**12),
-        ("shard_rows", -1),
-        ("image_size", "16"),
-    ],
-)
-def test_a_hostile_manifest_is_refused_before_anything_is_allocated(tmp_path, field, value):
-    path = write_cache(tmp_path / "c.zarr", description())
-    document = json.loads((path / "zarr.json").read_text())
-    document["attributes"]["vqgpt"]["description"][field] = value
-    (path / "zarr.json").write_bytes(signed(document))
-    with pytest.raises(InputError):
-        TokenCache(path)
-
-
 def test_a_newer_format_is_refused_by_its_number(tmp_path):
     path = write_cache(tmp_path / "c.zarr", description())
     document = json.loads((path / "zarr.json").read_text())
@@ -314,8 +294,3 @@ def test_shards_are_whole_chunks_of_bounded_size(row_bytes):
 
 def test_dtypes_are_the_smallest_that_hold_the_codes():
     assert [code_dtype(size) for size in (2, 256, 257, 65536)] == ["uint8", "uint8", "uint16", "uint16"]
-
-
-def test_splits_that_share_a_name_are_refused(tmp_path):
-    with pytest.raises(InputError):
-        description(splits=(Split(name="a", rows=1), Split(name="a", rows=2))).check("here")

@@ -1,12 +1,14 @@
-"""Several processes that train one model, started by torchrun. In a single process all of this does nothing.
+"""Several processes that do one work, started by torchrun. In a single process all of this does nothing.
 
-A batch is cut among the ranks; sums over ranks make every rank take the same step. Knows neither images nor tokens.
+A batch of training is cut among the ranks; sums over ranks make every rank take the same step. Knows neither images
+nor tokens.
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +93,15 @@ def from_main(tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous().clone()
         dist.broadcast(tensor, src=0)
     return tensor
+
+
+def gather_to_main(value: Any) -> list[Any]:
+    """The values of all ranks, in order, on the main process; elsewhere an empty list."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.gather_object(value, gathered if rank() == 0 else None)
+    return gathered if rank() == 0 else []
 
 
 def largest_over_ranks(value: int) -> int:

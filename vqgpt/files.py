@@ -17,7 +17,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises OSError (disk full, not writable); then `path` is as it was and the temporary file is gone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
@@ -39,6 +39,14 @@ def check_writable(folder: Path) -> None:
     trial.unlink()
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents, and flush their names to disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
+
+
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, which makes a rename in it durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -48,10 +56,13 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Delete the temporary files that a killed process left anywhere below `folder`."""
+def tidy_after_a_kill(folder: Path) -> None:
+    """Delete the temporary files of a killed process below `folder`, and flush the folders it made there to disk."""
     for leftover in folder.rglob(f".*{PARTIAL_SUFFIX}"):
         leftover.unlink(missing_ok=True)
+    for inner in (folder.parent, folder, *folder.rglob("*/")):
+        if inner.is_dir():
+            fsync_folder(inner)
 
 
 def sha256(data: bytes) -> str:

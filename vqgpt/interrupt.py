@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the first asks the work to save and leave, the second ends it at once. Must not import torch."""
+"""Ctrl-C and SIGTERM: the first asks the work to save and leave, the second ends it at once. Must not import torch.
+
+Work that loses nothing by being cut short anywhere (filling a token cache) is cut short if it has not left in time.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -36,8 +39,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within this block, SIGINT and SIGTERM only set the request; a second signal acts as it would have without us."""
+def stop_on_signals(cut_after: float | None = None, saved: str = "") -> Iterator[StopRequest]:
+    """Within this block, SIGINT and SIGTERM only set the request; a second signal acts as it would have without us.
+
+    With `cut_after`, InterruptedRun (which says what is `saved`) is raised wherever the block is so many seconds later.
+    """
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -48,10 +54,18 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)
         restore()
+        if cut_after is not None:
+            previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, cut)
+            signal.setitimer(signal.ITIMER_REAL, cut_after)
+
+    def cut(number: int, frame: FrameType | None) -> None:
+        raise request.as_error(saved)
 
     for number in previous:
         signal.signal(number, handle)
     try:
         yield request
     finally:
+        if signal.SIGALRM in previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         restore()

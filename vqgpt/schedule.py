@@ -10,6 +10,7 @@ from torch import Tensor
 from vqgpt.distributed import rank
 from vqgpt.errors import NonFiniteError
 from vqgpt.runtime import derived_seed, epoch_order
+from vqgpt.stream_order import StreamOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +25,16 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """`n_epochs` passes over `num_rows` rows in shuffled batches; the last batch of an epoch may be short."""
+    """`n_epochs` passes over `num_rows` rows in shuffled batches; the last batch of an epoch may be short.
+
+    Rows that do not fit in memory come in the order of `stream`.
+    """
 
     seed: int
     num_rows: int
     batch_size: int
     n_epochs: int
+    stream: StreamOrder | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -46,7 +51,7 @@ class Schedule:
         for index in range(first, self.num_steps):
             epoch, batch = divmod(index, self.steps_per_epoch)
             if batch == 0 or index == first:
-                order = epoch_order(self.seed, epoch, self.num_rows)
+                order = self.stream.rows(epoch) if self.stream else epoch_order(self.seed, epoch, self.num_rows)
             torch.manual_seed(derived_seed(self.seed, "step", index, *([rank()] if rank() else [])))
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=batch == self.steps_per_epoch - 1)

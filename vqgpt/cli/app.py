@@ -21,6 +21,7 @@ from vqgpt.config.commands import (
     SampleConfig,
     TokenizeConfig,
     TrainConfig,
+    VerifyConfig,
     VQGANInfoConfig,
     VQGANTrainConfig,
     vqgan_path,
@@ -149,10 +150,14 @@ def _cache_info(config: CacheConfig, flags: Flags, report: Report) -> Mapping[st
     return caches.info(config.cache)
 
 
-def _cache_verify(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """Check every file of a cache."""
+def _cache_verify(config: VerifyConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Check every file of a cache; with --repair, make again what is damaged."""
     from vqgpt.stages import caches
 
+    if config.repair:
+        from vqgpt.stages import repair
+
+        repair.run(config, report)
     return caches.verify(config.cache)
 
 
@@ -170,7 +175,7 @@ def _doctor(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]
     return doctor.run()
 
 
-add_command(app, "tokenize", TokenizeConfig, _tokenize)
+add_command(app, "tokenize", TokenizeConfig, _tokenize, several_processes=True)
 add_command(app, "train", TrainConfig, _train)
 add_command(app, "sample", SampleConfig, _sample)
 add_command(app, "render", RenderConfig, _render)
@@ -182,7 +187,7 @@ add_command(vqgan_app, "vqgan import", ImportConfig, _import_vqgan)
 add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=False)
 add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
-add_command(cache_app, "cache verify", CacheConfig, _cache_verify, takes_recipe=False)
+add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

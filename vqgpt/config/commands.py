@@ -13,6 +13,7 @@ from vqgpt.config.vqgan import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
 
 DATA = "Data and files"
 RUN = "Run"
+REPAIR = "Repair"
 CACHE_FOLDER = Path("cache")
 RUNS_FOLDER = Path("runs")
 
@@ -234,12 +235,16 @@ class TokenizeConfig:
         "(default: identity, and hflip where a mirrored image means the same).",
         group=IMAGES,
     )
+    limit: int | None = option(
+        None, "Take so many images of each split, evenly spaced, to try things out (default: all).", group=DATA
+    )
     vqgan: EncoderOptions
     batch_size: int = option(256, "Images per pass of the encoder.", group=RUN)
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
         check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
+        check(self.limit is None or self.limit > 0, "limit", self.limit, "positive")
         check(self.cache is None or self.cache.suffix == ".zarr", "cache", self.cache, "a path that ends in .zarr")
         if self.views:
             parse_views(self.views)
@@ -321,9 +326,30 @@ class RenderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """`vqgpt cache info` and `vqgpt cache verify`."""
+    """`vqgpt cache info`."""
 
     cache: Path = argument("A token cache.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """`vqgpt cache verify`."""
+
+    cache: Path = argument("A token cache.")
+    repair: bool = option(False, "Make what is damaged or missing again, and nothing else.", group=REPAIR)
+    data_root: Path | None = option(None, "Folder of the images, as for `vqgpt tokenize`.", group=REPAIR)
+    checkpoint_vae: Path | None = option(
+        None, "The VQ-GAN that encoded the cache (default: runs/DATASET/vqgan.pt).", group=REPAIR
+    )
+    remap: Path | None = option(None, REMAP_HELP, group=REPAIR)
+    checkpoint_gpt: Path | None = option(
+        None, "The GPT that sampled the cache (default: runs/DATASET/gpt.pt).", group=REPAIR
+    )
+    batch_size: int = option(256, "Images per pass of the encoder.", group=REPAIR)
+    device: str = option("auto", DEVICE_HELP, group=REPAIR)
+
+    def __post_init__(self) -> None:
+        check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)

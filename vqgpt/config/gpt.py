@@ -81,10 +81,20 @@ class GPTTrainingOptions:
     label_dropout: float = option(
         0.1, "Share of the images shown without their class, so that the GPT also samples without one.", group=TRAINING
     )
+    stream: bool = option(
+        False,
+        "Read the training tokens while training, instead of loading them first; for sets larger than memory.",
+        group=TRAINING,
+    )
+    shuffle_buffer: int = option(
+        262_144,
+        "With --stream, rows that are in memory and shuffled together; as many again are read ahead.",
+        group=TRAINING,
+    )
     sample_and_save_freq: int = option(20, "Validate and save every that many epochs.", group=TRAINING)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq"):
+        for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq", "shuffle_buffer"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
         check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vqgpt.config.options import check, nearest_hint, option
 from vqgpt.errors import UsageError
@@ -83,8 +83,13 @@ class Preprocessing:
     views: tuple[str, ...] = ("identity",)
 
     @property
-    def description(self) -> str:
-        """The rule in words, as token caches record it."""
+    def record(self) -> dict[str, Any]:
+        """What token caches record: the options, and the rule that follows from them."""
+        return {"rule": self.rule, "fit": self.options.fit, "background": self.options.background}
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
         fit = {
             "crop": f"shorter side resized to {self.size} pixels, centre crop",
             "stretch": f"resized to {self.size} x {self.size} pixels",

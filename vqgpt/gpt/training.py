@@ -1,4 +1,4 @@
-"""Training of the GPT, from token grids in memory.
+"""Training of the GPT, from token grids.
 
     codes (N, V, h, w) uint8 or int32, on the device -> a trained model in place, and its held-out loss
 
@@ -7,7 +7,7 @@ A batch is one gather on the device. Knows nothing of images, the VQ-GAN and fil
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,20 +39,47 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def batch(self, rows: Tensor, label_dropout: float) -> tuple[Tensor, Tensor]:
-        """Rows (B,), a random view of each -> codes (B, T) int64, classes (B,) with a share of them hidden."""
-        views = torch.randint(self.codes.shape[1], (len(rows),), device=rows.device)
-        hidden = torch.rand(len(rows), device=rows.device) < label_dropout
-        return self.codes[rows, views].long(), self.classes[rows].masked_fill(hidden, -1)
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens are."""
+        return self.codes.device
+
+    def batch(self, step: Step, label_dropout: float) -> tuple[Tensor, Tensor]:
+        """A random view of each row of a step -> codes (B, T) int64, classes (B,) with a share of them hidden."""
+        views, hidden = random_views(len(step.rows), self.codes.shape[1], label_dropout, self.device)
+        codes, classes = self.take(step.rows.to(self.device), views)
+        return codes, classes.masked_fill(hidden, -1)
+
+    def take(self, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B,) and the view of each (B,) -> codes (B, T) int64, classes (B,)."""
+        return self.codes[rows, views].long(), self.classes[rows]
+
+
+def random_views(rows: int, views: int, label_dropout: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which view is taken of each row, (B,) int64, and whether its class is hidden, (B,) bool."""
+    return torch.randint(views, (rows,), device=device), torch.rand(rows, device=device) < label_dropout
+
+
+class TrainingRows(Protocol):
+    """Where the batches come from: tokens in memory, or a stream of them."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        ...
+
+    def batch(self, step: Step, label_dropout: float) -> tuple[Tensor, Tensor]:
+        """Codes (B, T) int64 and classes (B,) int64, -1 for none, of the rows of a step, on the device."""
+        ...
 
 
 class GPTTraining:
-    """A GPT in training; the model and both sets are on one device."""
+    """A GPT in training; the model, the batches and the held-out set are on one device."""
 
     def __init__(
         self,
         model: GPT,
-        train: Sequences,
+        train: TrainingRows,
         held_out: Sequences,
         options: GPTTrainingOptions,
         schedule: Schedule,
@@ -72,9 +99,8 @@ class GPTTraining:
         rate = learning_rate(step.index, self.schedule, self.options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        rows = step.rows.to(self.train.codes.device)
-        codes, classes = self.train.batch(rows, self.options.label_dropout)
-        with autocast(rows.device, self.precision):
+        codes, classes = self.train.batch(step, self.options.label_dropout)
+        with autocast(codes.device, self.precision):
             loss = self.model.loss(codes, classes)
         check_finite(loss.item(), "loss", step)
         self.optimizer.zero_grad()

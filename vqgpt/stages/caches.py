@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from vqgpt.code_statistics import code_statistics
+import numpy as np
+
+from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.config.commands import CACHE_FOLDER
 from vqgpt.errors import InputError
 from vqgpt.progress import Notice, Report
 from vqgpt.stages.find import list_caches
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
-from vqgpt.tokens.reader import repair_hint
-from vqgpt.tokens.verify import STRANGER
+from vqgpt.tokens.reader import continue_hint, repair_hint
+from vqgpt.tokens.verify import STRANGER, UNFINISHED
 
 
 def list_all(report: Report) -> dict[str, Any]:
@@ -37,7 +39,10 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def info(path: Path) -> dict[str, Any]:
-    """What a cache holds, and per split its rows, used codes, perplexity and unigram entropy in bits per token."""
+    """What a cache holds, and per split its rows, used codes, perplexity and unigram entropy in bits per token.
+
+    Reads the manifest alone. Raises InputError if it is damaged or not finished.
+    """
     cache = TokenCache(path)
     description = cache.description
     result: dict[str, Any] = {
@@ -55,16 +60,18 @@ def info(path: Path) -> dict[str, Any]:
         "precision": description.precision,
         "digest": cache.digest,
     }
+    if description.limit is not None:
+        result["limit"] = description.limit
     if description.sampling:
         result |= {f"sampling_{name}": value for name, value in description.sampling.items()}
-    for name in cache.split_names:
-        statistics = code_statistics(cache.read_split(name).codes, description.codebook_size)
-        rows = next(split.rows for split in description.splits if split.name == name)
+    for split in description.splits:
+        statistics = cache.manifest.statistics[split.name]
+        entropy = statistics_of_counts(np.array(statistics.histogram)).entropy_bits_per_token
         result |= {
-            f"{name}_rows": rows,
-            f"{name}_used_codes": statistics.used_codes,
-            f"{name}_perplexity": statistics.perplexity,
-            f"{name}_entropy_bits_per_token": statistics.entropy_bits_per_token,
+            f"{split.name}_rows": split.rows,
+            f"{split.name}_used_codes": statistics.used_codes,
+            f"{split.name}_perplexity": statistics.perplexity,
+            f"{split.name}_entropy_bits_per_token": entropy,
         }
     return result
 
@@ -72,9 +79,12 @@ def info(path: Path) -> dict[str, Any]:
 def verify(path: Path) -> dict[str, Any]:
     """Check every file. Raises InputError that lists all faults, if there are any."""
     faults = find_faults(path)
-    description = read_manifest(path).description
     if faults:
-        only_strangers = all(fault.endswith(STRANGER) for fault in faults)
-        remedy = "delete what does not belong to it" if only_strangers else repair_hint(path, description)
+        if all(fault.endswith(STRANGER) for fault in faults):
+            remedy = "delete what does not belong to it"
+        elif UNFINISHED in faults:
+            remedy = continue_hint(path, read_manifest(path).description)
+        else:
+            remedy = repair_hint(path)
         raise InputError(f"{path}: {'; '.join(faults)}", remedy)
     return {"cache": path, "status": "every file is as it was written"}

@@ -18,14 +18,12 @@ from vqgpt.config.options import from_json, nearest_hint, to_json
 from vqgpt.errors import UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.sampling import sample_codes
-from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.find import check_dataset, find_gpt
-from vqgpt.stages.shards import write_missing_shards
-from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
+from vqgpt.stages.shards import fill_cache
+from vqgpt.tokens import Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
-from vqgpt.versions import library_versions
 
 SPLIT = "samples"
 
@@ -69,6 +67,7 @@ def plan(config: SampleConfig) -> SamplePlan:
         label_kind="class" if known_classes else "none",
         source_sha256=weights_sha256(gpt.model, to_json(gpt.model.config)),
         splits=(Split(name=SPLIT, rows=num_samples),),
+        limit=None,
         views=("identity",),
         precision=resolve_precision(config.run.precision, device),
         sampling={**to_json(config.sampling), "classes": turn, "seed": config.run.seed},
@@ -96,10 +95,8 @@ def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report)
         return plan.classes[shard.start : shard.stop], np.arange(shard.start, shard.stop)
 
     codebook = plan.gpt.codebook.numpy()
-    with stop_on_signals() as stop:
-        writer = CacheWriter.create_or_resume(plan.cache, plan.description, codebook, library_versions(), overwrite)
-        write_missing_shards(writer, "sample", codes_of, labels_of, report, stop)
-    return {**plan.summary, "digest": writer.manifest.digest}
+    manifest = fill_cache(plan.cache, plan.description, codebook, overwrite, "sample", codes_of, labels_of, report)
+    return {**plan.summary, "digest": manifest.digest}
 
 
 def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[int]:

@@ -1,45 +1,116 @@
-"""Filling a token cache shard by shard, the same way for encoded and for sampled codes. Must not import torch."""
+"""Filling a token cache shard by shard, the same way for encoded and for sampled codes, on one or several processes."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.interrupt import StopRequest
+from vqgpt.distributed import gather_to_main, main_first, rank, world_size
+from vqgpt.errors import VQGPTError
+from vqgpt.interrupt import StopRequest, stop_on_signals
 from vqgpt.progress import Notice, Progress, Report
-from vqgpt.tokens import CacheWriter, ShardRows
+from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, WriteLock
+from vqgpt.versions import library_versions
+
+SECONDS_TO_LEAVE = 4.0  # after a signal
+FEW_CODES = 0.1  # share of the codebook below which a tokenizer gets a warning
 
 Codes = NDArray[np.integer[Any]]
+Labels = tuple[NDArray[Any], NDArray[np.int64]]
 
 
-def write_missing_shards(
+def fill_cache(
+    path: Path,
+    description: Description,
+    codebook: NDArray[np.float32],
+    overwrite: bool,
+    task: str,
+    codes_of: Callable[[ShardRows], Iterator[Codes]],
+    labels_of: Callable[[ShardRows], Labels],
+    report: Report,
+) -> Manifest:
+    """Create or continue the cache at `path`, make and commit what is missing; returns its manifest.
+
+    `codes_of` yields a shard's codes (n, V, h, w) in batches, `labels_of` gives its labels and source indices. Of
+    several processes, each makes its share. Raises what `WriteLock` and `CacheWriter` raise, and InterruptedRun when a
+    signal asks to stop; the shard in hand is dropped then.
+    """
+    saved = f"the shards that are done are saved in {path}"
+    with WriteLock(path) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
+        with main_first():
+            if rank() == 0:
+                lock.take()
+                writer = CacheWriter.create_or_resume(path, description, codebook, library_versions(), overwrite)
+                lock.share()
+            else:
+                lock.join()
+                writer = CacheWriter.join(path, description)
+        _write_missing(writer, task, codes_of, labels_of, report, stop, saved)
+        _warn_of_unused_codes(writer.manifest, report)
+        return writer.manifest
+
+
+def _write_missing(
     writer: CacheWriter,
     task: str,
     codes_of: Callable[[ShardRows], Iterator[Codes]],
-    labels_of: Callable[[ShardRows], tuple[NDArray[Any], NDArray[np.int64]]],
+    labels_of: Callable[[ShardRows], Labels],
     report: Report,
     stop: StopRequest,
+    saved: str,
 ) -> None:
-    """Make and commit what is missing.
-
-    `codes_of` yields a shard's codes (n, V, h, w) in batches, `labels_of` gives its labels and source indices. Raises
-    InterruptedRun when a signal asks to stop; the shard in hand is dropped then.
-    """
+    """In each round, every process stores one shard, and the main process commits them."""
     missing = list(writer.missing())
     if not missing:
         report(Notice(text=f"{writer.path} is complete and intact; nothing to do"))
     total = sum(shard.stop - shard.start for shard in missing)
-    done = 0
     used = np.zeros(writer.manifest.description.codebook_size, dtype=bool)
-    for shard in missing:
-        batches = []
-        for codes in codes_of(shard):
-            batches.append(codes)
-            used[codes] = True
-            done += len(codes)
-            values = {"used_codes": int(used.sum())}
-            report(Progress(task=task, done=done, total=total, unit="images", values=values))
-            if stop:
-                raise stop.as_error(f"the shards that are done are saved in {writer.path}")
-        writer.write(shard, np.concatenate(batches), *labels_of(shard))
+    done = 0
+    for first in range(0, len(missing), world_size()):
+        together = missing[first : first + world_size()]
+        stored = None
+        if rank() < len(together):
+            shard, batches = together[rank()], []
+            for codes in codes_of(shard):
+                batches.append(codes)
+                used[codes] = True
+                in_hand = len(together) * sum(map(len, batches))
+                values = {"shards": first, "of": len(missing), "used_codes": int(used.sum())}
+                report(Progress(task=task, done=min(done + in_hand, total), total=total, unit="images", values=values))
+                if stop:
+                    raise stop.as_error(saved)
+            stored = writer.store(shard, np.concatenate(batches), *labels_of(shard))
+        gathered = _gather((stored, used), stop, saved)
+        if gathered:  # we are the main process
+            entries = [entry for entry, _ in gathered[: len(together)]]
+            writer.commit({(shard.split, shard.index): entry for shard, entry in zip(together, entries, strict=True)})
+            used = np.logical_or.reduce([of_one for _, of_one in gathered])
+        done += sum(shard.stop - shard.start for shard in together)
+
+
+def _gather(value: Any, stop: StopRequest, saved: str) -> list[Any]:
+    """`gather_to_main`. Raises InterruptedRun or VQGPTError if another process of this run has left."""
+    try:
+        return gather_to_main(value)
+    except RuntimeError as error:
+        if stop:
+            raise stop.as_error(saved) from None
+        raise VQGPTError(
+            f"another process of this run has ended; {saved}", "see its message; the same command continues"
+        ) from error
+
+
+def _warn_of_unused_codes(manifest: Manifest, report: Report) -> None:
+    """Tell of a tokenizer that uses few of its codes; a tenth of 16,384 codes cannot be told from a hundred tokens."""
+    size = manifest.description.codebook_size
+    histogram = np.sum([statistics.histogram for statistics in manifest.statistics.values()], axis=0)
+    used = int((histogram > 0).sum())
+    if manifest.description.origin == "encoded" and histogram.sum() >= size and used < FEW_CODES * size:
+        report(
+            Notice(
+                text=f"warning: only {used} of {size} codes occur in these tokens; "
+                "the VQ-GAN's codebook has collapsed, or it is not made for these images"
+            )
+        )

@@ -1,6 +1,8 @@
 """Stage one, `vqgpt tokenize`: images of a dataset -> a token cache, through the VQ-GAN's encoder, once."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,26 @@ from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.data.images import ImageDataset
 from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.reading import check_options, read_dataset
-from vqgpt.interrupt import stop_on_signals
-from vqgpt.pixels import to_unit_range
+from vqgpt.distributed import main_first, process_group
+from vqgpt.pixels import images_per_pass, to_unit_range
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import autocast, select_device
-from vqgpt.stages.shards import write_missing_shards
-from vqgpt.tokens import CacheWriter, Description, ShardRows, Split
+from vqgpt.stages.shards import fill_cache
+from vqgpt.tokens import Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
-from vqgpt.versions import library_versions
 from vqgpt.vqgan.checkpoint import check_channels, load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
 
 def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
     """Encode every split; the result names the cache and its rows."""
-    device = select_device(config.vqgan.device)
+    with process_group(select_device(config.vqgan.device)) as device:
+        return _run(config, overwrite, dry_run, report, device)
+
+
+def _run(
+    config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report, device: torch.device
+) -> dict[str, Any]:
     dataset = find_dataset(config.images.dataset)
     check_options(dataset, config.images)
     path = config.vqgan.path(dataset.name)
@@ -38,7 +45,7 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
     views = views_for(config.views, dataset, report)
     preprocessing = preprocessing_for(config.images, dataset, model.config, path, size, views)
     grid = model.config.grid(size)
-    plan = {
+    plan: dict[str, Any] = {
         "cache": config.result,
         "grid": grid,
         "codebook_size": model.config.codebook_size,
@@ -46,9 +53,14 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
         "bytes_per_image": row_bytes(model.config, grid, views),
     }
     if dry_run:
-        return plan
-    images = read_dataset(dataset, config.images, size, report)
-    description = describe(dataset, images, model, preprocessing, config.vqgan.precision)
+        return {**plan, **expected_work(config, dataset, plan["bytes_per_image"], model, preprocessing, device)}
+    with main_first():  # which downloads what is missing
+        images = read_dataset(dataset, config.images, size, report)
+    if config.limit is not None:
+        some = {name: split.evenly_spaced(config.limit) for name, split in images.splits.items()}
+        images = replace(images, splits=some)
+    description = describe(config, dataset, images, model, preprocessing)
+    rows = sum(split.rows for split in description.splits)
     codebook = model.quantize.vectors().detach().cpu().numpy()
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
@@ -60,11 +72,8 @@ def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) 
         split = images.splits[shard.split]
         return split.labels[shard.start : shard.stop], split.source_index[shard.start : shard.stop]
 
-    with stop_on_signals() as stop:
-        writer = CacheWriter.create_or_resume(config.result, description, codebook, library_versions(), overwrite)
-        write_missing_shards(writer, "tokenize", codes_of, labels_of, report, stop)
-    rows = sum(split.rows for split in description.splits)
-    return {**plan, "rows": rows, "digest": writer.manifest.digest}
+    manifest = fill_cache(config.result, description, codebook, overwrite, "tokenize", codes_of, labels_of, report)
+    return {**plan, "rows": rows, "digest": manifest.digest}
 
 
 def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report: Report) -> int:
@@ -107,7 +116,7 @@ def preprocessing_for(
 
 
 def describe(
-    dataset: Dataset, images: ImageDataset, model: VQGAN, preprocessing: Preprocessing, precision: str
+    config: TokenizeConfig, dataset: Dataset, images: ImageDataset, model: VQGAN, preprocessing: Preprocessing
 ) -> Description:
     """What the cache will hold."""
     size, grid = preprocessing.size, model.config.grid(preprocessing.size)
@@ -118,16 +127,18 @@ def describe(
         label_kind=dataset.label_kind,
         source_sha256=images.sha256,
         splits=tuple(Split(name=name, rows=len(split)) for name, split in images.splits.items()),
+        limit=config.limit,
+        val_split=config.images.val_split,
         image_size=(size, size),
         image_channels=preprocessing.channels,
-        preprocessing=preprocessing.description,
+        preprocessing=preprocessing.record,
         skipped=images.skipped,
         views=preprocessing.views,
         grid=grid,
         codebook_size=model.config.codebook_size,
         code_dimension=model.config.embed_dim,
         tokenizer_sha256=tokenizer_sha256(model),
-        precision=precision,
+        precision=config.vqgan.precision,
         sampling={},
         shard_rows=default_shard_rows(row_bytes(model.config, grid, preprocessing.views)),
     )
@@ -136,6 +147,36 @@ def describe(
 def row_bytes(config: VQGANConfig, grid: tuple[int, int], views: tuple[str, ...]) -> int:
     """Bytes of the codes of one image."""
     return len(views) * grid[0] * grid[1] * np.dtype(code_dtype(config.codebook_size)).itemsize
+
+
+def expected_work(
+    config: TokenizeConfig,
+    dataset: Dataset,
+    bytes_per_image: int,
+    model: VQGAN,
+    preprocessing: Preprocessing,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Rows, bytes before compression, and seconds, by the rows as published and the encoder's speed here.
+
+    What is in one's own folder is not known without reading it.
+    """
+    count = min(config.batch_size, images_per_pass(preprocessing.size, preprocessing.size))
+    shape = (count, 1, preprocessing.channels, preprocessing.size, preprocessing.size)
+    images = np.zeros(shape, dtype=np.uint8)
+    encode_batch(model, images, config.vqgan.precision, device)  # to warm up
+    start = time.perf_counter()
+    encode_batch(model, images, config.vqgan.precision, device)
+    images_per_second = count / len(preprocessing.views) / (time.perf_counter() - start)
+    if not dataset.rows:
+        return {"rows": "known once the folder is read", "images_per_second": images_per_second}
+    rows = sum(min(rows, config.limit or rows) for rows in dataset.rows.values())
+    return {
+        "rows": rows,
+        "bytes": rows * bytes_per_image,
+        "images_per_second": images_per_second,
+        "seconds": rows / images_per_second,
+    }
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 Reads the cache and nothing else: must not import the VQ-GAN, image data, torchvision or PIL.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from vqgpt.config.options import differences, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.training import GPTTraining, Sequences
+from vqgpt.gpt.streaming import StreamedSequences
+from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
 from vqgpt.schedule import Schedule
 from vqgpt.stages.find import check_dataset, find_cache
+from vqgpt.stream_order import StreamOrder
 from vqgpt.tokens import TokenCache
 from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun, check_result
@@ -50,7 +53,7 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     }
     if dry_run:
         return plan
-    train = load_sequences(cache, "train", architecture, device)
+    train, stream = training_rows(config, cache, architecture, device)
     held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
     identity = {
         "architecture": to_json(architecture),
@@ -63,9 +66,10 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     training_run = TrainingRun(result, KIND, identity, overwrite, report)
     schedule = Schedule(
         seed=config.run.seed,
-        num_rows=len(train),
+        num_rows=cache.rows("train"),
         batch_size=config.training.batch_size,
         n_epochs=config.training.n_epochs,
+        stream=stream,
     )
     training = GPTTraining(model.to(device), train, held_out, config.training, schedule, precision)
     codebook = torch.from_numpy(cache.codebook())
@@ -118,13 +122,48 @@ def load_start(path: Path, architecture: GPTConfig) -> GPT:
     return model
 
 
-def load_sequences(cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device) -> Sequences:
-    """A split on the device, its codes in uint8 or int32. Raises InputError if it is empty or damaged."""
-    tokens = cache.read_split(split)
+def training_rows(
+    config: TrainConfig, cache: TokenCache, architecture: GPTConfig, device: torch.device
+) -> tuple[TrainingRows, StreamOrder | None]:
+    """The training split, in memory or as a stream in the order given. Raises InputError if it is empty or damaged."""
+    if not config.training.stream:
+        return load_sequences(cache, "train", architecture, device), None
+    if not cache.rows("train"):
+        raise _empty(cache, "train")
+    order = StreamOrder(
+        seed=config.run.seed,
+        num_rows=cache.rows("train"),
+        shard_rows=cache.description.shard_rows,
+        buffer_rows=config.training.shuffle_buffer,
+    )
+
+    def load(shards: Sequence[int]) -> Sequences:
+        return load_sequences(cache, "train", architecture, device, shards)
+
+    views = len(cache.description.views)
+    return StreamedSequences(order, config.training.n_epochs, load, views, device), order
+
+
+def load_sequences(
+    cache: TokenCache,
+    split: str,
+    architecture: GPTConfig,
+    device: torch.device,
+    shards: Sequence[int] | None = None,
+) -> Sequences:
+    """A split, or some of its shards, on the device, its codes in uint8 or int32.
+
+    Raises InputError if it is empty or damaged.
+    """
+    tokens = cache.read_split(split, shards)
     if not len(tokens.codes):
-        raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")
+        raise _empty(cache, split)
     narrow = tokens.codes.dtype.itemsize == 1
     codes = tokens.codes if narrow else tokens.codes.astype(np.int32)  # torch cannot gather uint16
     return Sequences.from_grids(
         torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
     )
+
+
+def _empty(cache: TokenCache, split: str) -> InputError:
+    return InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")

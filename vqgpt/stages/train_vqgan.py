@@ -79,7 +79,7 @@ def _run(
         "training": to_json(config.training),
         "images": images.sha256,
         "rows": [len(train), len(held_out)],
-        "preprocessing": preprocessing.description,
+        "preprocessing": preprocessing.rule,
         "seed": config.run.seed,
         "precision": precision,
         "processes": world_size(),

@@ -3,6 +3,7 @@
 The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torch.
 """
 
+from vqgpt.tokens.lock import WriteLock
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
 from vqgpt.tokens.reader import SplitTokens, TokenCache, read_manifest
 from vqgpt.tokens.verify import find_faults
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "SplitTokens",
     "TokenCache",
+    "WriteLock",
     "find_faults",
     "read_manifest",
     "remove_cache",

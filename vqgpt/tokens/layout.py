@@ -1,21 +1,20 @@
 """How rows become bytes: the Zarr v3 arrays of a token cache, shard by shard.
 
-    rows (n, ...) ndarray  --encode_shard-->  bytes of one shard file  --decode_shards-->  rows
+    rows (n, ...) ndarray  --encode_shard-->  bytes of one shard file
 
-The bytes are made and read by zarr itself in memory, so that files can be hashed, flushed and renamed by us, and no
-byte reaches zarr before its digest was checked. Imports numpy and zarr only.
+zarr itself makes the bytes, in memory, so that files can be hashed, flushed and renamed by us. `shard_file` takes them
+apart again. Imports numpy and zarr only.
 """
 
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.buffer.cpu import Buffer
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 CHUNK_BYTES = 256 * 1024
@@ -38,6 +37,16 @@ class ArrayLayout:
         """Shard files of the array; the last one may hold fewer rows."""
         return math.ceil(self.shape[0] / self.shard_rows)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, decoded. Exact for any size: an untrusted manifest may claim more than 64 bits hold."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunks_per_shard(self) -> int:
+        """Inner chunks of a full shard."""
+        return self.shard_rows // self.chunk_rows
+
     def shard_key(self, index: int) -> str:
         """Path of a shard's file below the array's folder."""
         return "/".join(["c", str(index), *["0"] * (len(self.shape) - 1)])
@@ -45,6 +54,11 @@ class ArrayLayout:
     def shard_slice(self, index: int) -> slice:
         """The rows that a shard holds."""
         return slice(index * self.shard_rows, min((index + 1) * self.shard_rows, self.shape[0]))
+
+    def rows_in(self, index: int) -> int:
+        """How many rows a shard holds."""
+        rows = self.shard_slice(index)
+        return rows.stop - rows.start
 
 
 def code_dtype(codebook_size: int) -> str:
@@ -90,20 +104,8 @@ def encode_shard(layout: ArrayLayout, rows: NDArray[np.generic]) -> bytes:
     return bytes(store[layout.shard_key(0)].to_bytes())
 
 
-def decode_shards(layout: ArrayLayout, shards: Sequence[bytes]) -> NDArray[np.generic]:
-    """All rows of an array from its shard files, in order. Raises ValueError or RuntimeError if one does not decode."""
-    store: MutableMapping[str, Any] = {}
-    array = _create(store, layout)
-    for index, data in enumerate(shards):
-        store[layout.shard_key(index)] = Buffer.from_bytes(data)
-    return np.asarray(array[...])
-
-
 def _create(store: MutableMapping[str, Any], layout: ArrayLayout) -> "zarr.Array[Any]":
-    two_byte_codes = layout.dtype == "uint16"
-    codec = (
-        BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=2) if two_byte_codes else ZstdCodec(level=3)
-    )
+    codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=np.dtype(layout.dtype).itemsize)
     return zarr.create_array(
         MemoryStore(store),
         shape=layout.shape,

@@ -5,21 +5,32 @@
 Imports numpy and zarr only.
 """
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.tokens.layout import ArrayLayout, decode_shards
-from vqgpt.tokens.manifest import Description, Manifest, StoredFile, from_document
-from vqgpt.tokens.stored_files import ROOT, array_files, read_checked
+from vqgpt.tokens.document import from_document
+from vqgpt.tokens.layout import ArrayLayout
+from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, Shard, StoredFile
+from vqgpt.tokens.shard_file import decode_shard
+from vqgpt.tokens.stored_files import ROOT, metadata_faults, read_checked
+
+THREADS = min(8, os.cpu_count() or 1)  # hashing and decompressing leave Python to the others
+LARGEST_ROOT = 2**28  # bytes
+SMALL_SPLIT = 2**30  # bytes in memory that are allowed in any case
+LARGEST_RATIO = 1000  # of a larger split's bytes in memory to those on disk; beyond it, it is a decompression bomb
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTokens:
-    """One split in memory: codes (N, V, h, w), labels (N,) int64 (-1 for none) or (N, L) uint8, source_index (N,)."""
+    """Rows in memory: codes (N, V, h, w), labels (N,) int64 (-1 for none) or (N, L) uint8, source_index (N,) int64."""
 
     codes: NDArray[np.unsignedinteger]
     labels: NDArray[np.integer]
@@ -35,9 +46,12 @@ class TokenCache:
         self.manifest = read_manifest(path)
         if not self.manifest.complete:
             raise InputError(
-                f"{path} is not finished: a run of `vqgpt tokenize` is still writing it, or was interrupted",
-                repair_hint(path, self.description),
+                f"{path} is not finished: a run of `vqgpt {_command(self.description)[0]}` is still writing it, "
+                "or was interrupted",
+                continue_hint(path, self.description),
             )
+        for key, fault in metadata_faults(path, self.manifest).items():
+            raise self._damaged(key, fault)
 
     @property
     def description(self) -> Description:
@@ -54,43 +68,92 @@ class TokenCache:
         """The splits, in order."""
         return tuple(split.name for split in self.description.splits)
 
+    def rows(self, split: str) -> int:
+        """Rows of a split. Raises InputError if there is no such split."""
+        self._check_split(split)
+        return next(item.rows for item in self.description.splits if item.name == split)
+
     def codebook(self) -> NDArray[np.float32]:
         """(K, D) float32."""
         layout = self.description.codebook_layout()
         key = f"codebook/{layout.shard_key(0)}"
-        return self._decode(layout, {key: self.manifest.files[key]}).astype(np.float32, copy=False)
+        codebook = _empty(layout, layout.shape[0])
+        self._read_into(codebook, layout, key, self.manifest.files[key])
+        return codebook
 
-    def read_split(self, split: str) -> SplitTokens:
-        """A whole split. Raises InputError that names the first file that is not as it was written."""
+    def read_split(self, split: str, shards: Sequence[int] | None = None) -> SplitTokens:
+        """A whole split, or the rows of some of its shards, in the order given.
+
+        Raises InputError that names the first file that is not as it was written.
+        """
+        self._check_split(split)
+        layouts = self.description.layouts(split)
+        wanted = range(layouts["codes"].num_shards) if shards is None else shards
+        self._check_size(split, layouts, wanted)
+        ends = np.cumsum([0, *(layouts["codes"].rows_in(index) for index in wanted)]).tolist()
+        arrays = {name: _empty(layout, ends[-1]) for name, layout in layouts.items()}
+
+        def read(position: int) -> None:
+            index, rows = wanted[position], slice(ends[position], ends[position + 1])
+            shard = self.manifest.shards[split][index]
+            for name, layout in layouts.items():
+                key = f"{split}/{name}/{layout.shard_key(index)}"
+                self._read_into(arrays[name][rows], layout, key, getattr(shard, name))
+            self._check_values(f"{split}/codes/{layouts['codes'].shard_key(index)}", arrays["codes"][rows], shard)
+            self._check_labels(f"{split}/labels/{layouts['labels'].shard_key(index)}", arrays["labels"][rows])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(read, range(len(wanted))))
+        return SplitTokens(**arrays)
+
+    def _check_split(self, split: str) -> None:
         if split not in self.split_names:
             raise InputError(f"{self.path} has no split {split!r}", f"it has: {', '.join(self.split_names)}")
-        arrays = {
-            name: self._decode(layout, array_files(self.manifest, split, name))
-            for name, layout in self.description.layouts(split).items()
-        }
-        if arrays["codes"].size and int(arrays["codes"].max()) >= self.description.codebook_size:
-            raise self._damaged(f"{split}/codes", "holds codes beyond the codebook")
-        if self.description.label_kind == "class" and arrays["labels"].size:
-            classes = len(self.description.class_names)
-            if not -1 <= int(arrays["labels"].min()) <= int(arrays["labels"].max()) < classes:
-                raise self._damaged(f"{split}/labels", f"holds labels outside the {classes} classes")
-        return SplitTokens(**arrays)  # type: ignore[arg-type]
 
-    def _decode(self, layout: ArrayLayout, files: dict[str, StoredFile]) -> NDArray[np.generic]:
-        data = [self._read(key, file) for key, file in files.items()]
-        try:
-            return decode_shards(layout, data)
-        except (ValueError, RuntimeError):
-            raise self._damaged(" or ".join(files), "does not decode") from None
+    def _check_size(self, split: str, layouts: dict[str, ArrayLayout], wanted: Sequence[int]) -> None:
+        """Raise InputError, before anything is allocated, if files are missing, or claim to hold absurdly many rows."""
+        stored = 0
+        for index in wanted:
+            for name in ARRAYS:
+                key = f"{split}/{name}/{layouts[name].shard_key(index)}"
+                try:
+                    stored += (self.path / key).stat().st_size
+                except (FileNotFoundError, NotADirectoryError):
+                    raise self._damaged(key, "is missing") from None
+        rows = sum(layouts["codes"].rows_in(index) for index in wanted)
+        needed = rows * sum(layout.row_bytes for layout in layouts.values())
+        if needed > max(SMALL_SPLIT, LARGEST_RATIO * stored):
+            raise self._damaged(split, f"claims {needed} bytes of rows in {stored} bytes of files")
 
-    def _read(self, key: str, file: StoredFile) -> bytes:
+    def _read_into(self, out: NDArray[Any], layout: ArrayLayout, key: str, file: StoredFile) -> None:
         fault, data = read_checked(self.path / key, file)
         if fault:
             raise self._damaged(key, fault)
-        return data
+        try:
+            decode_shard(layout, data, out)
+        except ValueError as error:
+            raise self._damaged(key, f"does not decode: {error}") from None
+
+    def _check_values(self, key: str, codes: NDArray[Any], shard: Shard) -> None:
+        largest = int(codes.max())
+        if largest != shard.max_code:
+            raise self._damaged(key, f"holds codes up to {largest}, the manifest says {shard.max_code}")
+
+    def _check_labels(self, key: str, labels: NDArray[Any]) -> None:
+        if self.description.label_kind == "none" or not labels.size:
+            return
+        lowest, highest = (
+            (-1, len(self.description.class_names) - 1) if self.description.label_kind == "class" else (0, 1)
+        )
+        if not lowest <= int(labels.min()) <= int(labels.max()) <= highest:
+            raise self._damaged(key, f"holds labels outside {lowest}..{highest}")
 
     def _damaged(self, key: str, fault: str) -> InputError:
-        return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path, self.description))
+        return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path))
+
+
+def _empty(layout: ArrayLayout, rows: int) -> NDArray[Any]:
+    return np.empty((rows, *layout.shape[1:]), np.dtype(layout.dtype).newbyteorder("<"))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -102,11 +165,22 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(
             f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache"
         )
+    if root.stat().st_size > LARGEST_ROOT:
+        raise InputError(f"{path} is not a token cache (its {ROOT} is too large)", "give another path")
     return from_document(root.read_bytes(), str(path))
 
 
-def repair_hint(path: Path, description: Description) -> str:
+def repair_hint(path: Path) -> str:
     """What to do about a cache with missing or damaged files."""
-    command, flag = ("tokenize", "--cache") if description.origin == "encoded" else ("sample", "--out")
+    return f"make just what is damaged again: vqgpt cache verify --repair {path}"
+
+
+def continue_hint(path: Path, description: Description) -> str:
+    """What to do about a cache that is not finished."""
+    command, flag = _command(description)
     same_command = f"vqgpt {command} --dataset {description.dataset} {flag} {path}"
     return f"run the command that made it again, with its flags; it makes just what is missing: {same_command}"
+
+
+def _command(description: Description) -> tuple[str, str]:
+    return ("tokenize", "--cache") if description.origin == "encoded" else ("sample", "--out")

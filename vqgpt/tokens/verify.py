@@ -5,12 +5,15 @@ Imports numpy and zarr only.
 
 from pathlib import Path
 
+import numpy as np
+
 from vqgpt.errors import InputError
-from vqgpt.tokens.manifest import ARRAYS, Manifest, StoredFile
 from vqgpt.tokens.reader import TokenCache, read_manifest
-from vqgpt.tokens.stored_files import ROOT, array_files, read_checked
+from vqgpt.tokens.statistics import count_codes, split_statistics
+from vqgpt.tokens.stored_files import ROOT, all_files, metadata_faults, read_checked
 
 STRANGER = "does not belong to this cache"
+UNFINISHED = "the cache is not finished"
 
 
 def find_faults(path: Path) -> list[str]:
@@ -19,32 +22,37 @@ def find_faults(path: Path) -> list[str]:
     Raises InputError if it is not a cache at all, or its manifest is damaged.
     """
     manifest = read_manifest(path)
-    faults = [] if manifest.complete else ["the cache is not finished"]
-    expected = _expected_files(manifest)
+    faults = [] if manifest.complete else [UNFINISHED]
+    bad = {}
+    expected = all_files(manifest)
     for key, file in expected.items():
         fault, _ = read_checked(path / key, file)
         if fault:
-            faults.append(f"{key} {fault}")
-    present = {str(file.relative_to(path).as_posix()) for file in path.rglob("*") if file.is_file()}
+            bad[key] = fault
+    bad = metadata_faults(path, manifest) | bad
+    faults += [f"{key} {fault}" for key, fault in bad.items()]
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
     faults += [f"{key} {STRANGER}" for key in sorted(present - set(expected) - {ROOT})]
-    if not faults:
-        faults = _content_faults(TokenCache(path))
+    if manifest.complete and not bad:
+        faults += _content_faults(TokenCache(path))
     return faults
 
 
-def _expected_files(manifest: Manifest) -> dict[str, StoredFile]:
-    files = dict(manifest.files)
-    for split in manifest.shards:
-        for array in ARRAYS:
-            files |= array_files(manifest, split, array)
-    return files
-
-
 def _content_faults(cache: TokenCache) -> list[str]:
+    """What a cache whose files are as they were written says wrongly about itself."""
     faults = []
-    for name in cache.split_names:
+    for split in cache.split_names:
         try:
-            cache.read_split(name)
+            histogram = np.zeros(cache.description.codebook_size, np.int64)
+            for index in sorted(cache.manifest.shards[split]):
+                histogram += count_codes(cache.read_split(split, [index]).codes, len(histogram))
         except InputError as error:
             faults.append(error.message)
+            continue
+        if split_statistics(histogram) != cache.manifest.statistics[split]:
+            faults.append(f"the statistics of {split} are not those of its codes")
+    try:
+        cache.codebook()
+    except InputError as error:
+        faults.append(error.message)
     return faults

@@ -2,14 +2,15 @@
 
 For each shard: files to temporary names, fsync, rename; then the manifest the same way. The manifest is the commit.
 Opening a cache that exists continues it: listed shards whose files hold their digests are kept, all others are
-missing. Imports numpy and zarr only.
+missing. Several processes may store shards of one cache; one of them commits. The caller holds the cache's `WriteLock`.
+Imports numpy and zarr only.
 """
 
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,14 @@ from numpy.typing import NDArray
 
 from vqgpt.config.options import differences, to_json
 from vqgpt.errors import InputError
-from vqgpt.files import PARTIAL_SUFFIX, canonical_json, remove_partial_files, sha256, write_atomically
+from vqgpt.files import PARTIAL_SUFFIX, canonical_json, sha256, tidy_after_a_kill, write_atomically
+from vqgpt.tokens.document import DamagedManifestError, from_document, to_document
 from vqgpt.tokens.layout import array_metadata, encode_shard
-from vqgpt.tokens.manifest import (
-    DamagedManifestError,
-    Description,
-    Manifest,
-    Shard,
-    StoredFile,
-    from_document,
-    to_document,
-)
-from vqgpt.tokens.stored_files import ROOT, holds, shard_files
+from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
+from vqgpt.tokens.reader import read_manifest
+from vqgpt.tokens.shard_file import decode_shard
+from vqgpt.tokens.statistics import count_codes, split_statistics
+from vqgpt.tokens.stored_files import ROOT, holds, read_checked, shard_files
 
 USUAL_SPLITS = ("train", "val", "test", "samples")
 GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
@@ -45,7 +42,10 @@ class ShardRows:
 
 
 class CacheWriter:
-    """The one writer of a cache. Make it with `create_or_resume`; write `missing()` shards in any order."""
+    """A writer of a cache. Make it with `create_or_resume`; write `missing()` shards in any order.
+
+    Further processes of the same run make theirs with `join`, and hand what they `store` to the first to `commit`.
+    """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -73,9 +73,9 @@ class CacheWriter:
         else:
             _remove_uncommitted_files(path, description)
             shards: dict[str, dict[int, Shard]] = {split.name: {} for split in description.splits}
-            manifest = Manifest(description=description, versions=versions, files={}, shards=shards)
+            manifest = Manifest(description=description, versions=versions, files={}, shards=shards, statistics={})
         if path.exists():
-            remove_partial_files(path)
+            tidy_after_a_kill(path)
         lost = {
             (split, index)
             for split, shards in manifest.shards.items()
@@ -86,24 +86,26 @@ class CacheWriter:
         writer._write_fixed_files(codebook)
         return writer
 
+    @classmethod
+    def join(cls, path: Path, description: Description) -> "CacheWriter":
+        """A second writer of a cache that another process of this run has just set up. Raises InputError."""
+        manifest = read_manifest(path)
+        _check_same_work(path, description, manifest.description)
+        return cls(path, manifest)
+
     def _write_fixed_files(self, codebook: NDArray[np.float32]) -> None:
         """Everything that does not depend on the images: metadata of groups and arrays, and the codebook."""
         description = self.manifest.description
-        layout = description.codebook_layout()
-        contents = {"codebook/zarr.json": array_metadata(layout)}
-        contents[f"codebook/{layout.shard_key(0)}"] = encode_shard(layout, codebook)
-        for split in description.splits:
-            contents[f"{split.name}/zarr.json"] = GROUP_DOCUMENT
-            for name, array in description.layouts(split.name).items():
-                contents[f"{split.name}/{name}/zarr.json"] = array_metadata(array)
+        layouts = description.all_layouts()
+        contents = {f"{split.name}/zarr.json": GROUP_DOCUMENT for split in description.splits}
+        contents |= {f"{folder}/zarr.json": array_metadata(layout) for folder, layout in layouts.items()}
+        contents[f"codebook/{layouts['codebook'].shard_key(0)}"] = encode_shard(layouts["codebook"], codebook)
         kept = self.manifest.files
         files = {key: kept.get(key, StoredFile(bytes=len(data), sha256=sha256(data))) for key, data in contents.items()}
         for key, data in contents.items():
             if not holds(self.path / key, files[key]):
                 files[key] = self._store(key, data)
-        self._commit(
-            Manifest(description=description, versions=self.manifest.versions, files=files, shards=self.manifest.shards)
-        )
+        self._commit(replace(self.manifest, files=files))
 
     def missing(self) -> Iterator[ShardRows]:
         """The shards that are not committed yet, in order."""
@@ -121,9 +123,20 @@ class CacheWriter:
         labels: NDArray[np.integer],
         source_index: NDArray[np.integer],
     ) -> None:
-        """Write and commit one shard of n rows: codes (n, V, h, w), labels (n,) or (n, L), source_index (n,).
+        """Store and commit one shard."""
+        self.commit({(shard.split, shard.index): self.store(shard, codes, labels, source_index)})
 
-        Codes out of 0..K-1 are a bug of the caller (zarr would wrap them silently), and raise ValueError.
+    def store(
+        self,
+        shard: ShardRows,
+        codes: NDArray[np.integer],
+        labels: NDArray[np.integer],
+        source_index: NDArray[np.integer],
+    ) -> Shard:
+        """Bring one shard of n rows to disk: codes (n, V, h, w), labels (n,) or (n, L), source_index (n,).
+
+        It is not part of the cache before it is committed. Codes out of 0..K-1 are a bug of the caller (zarr would wrap
+        them silently), and raise ValueError.
         """
         description = self.manifest.description
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < description.codebook_size:
@@ -134,19 +147,41 @@ class CacheWriter:
             assert len(rows[name]) == shard.stop - shard.start
             data = encode_shard(layout, rows[name].astype(layout.dtype))
             files[name] = self._store(f"{shard.split}/{name}/{layout.shard_key(shard.index)}", data)
-        entry = Shard(rows=len(codes), max_code=int(codes.max()), **files)
-        self._commit(self.manifest.with_shard(shard.split, shard.index, entry))
+        return Shard(rows=len(codes), max_code=int(codes.max()), **files)
+
+    def commit(self, shards: Mapping[tuple[str, int], Shard]) -> None:
+        """Make stored shards, by (split, index), part of the cache; with the last of them it is complete."""
+        self._commit(self.manifest.with_shards(shards))
 
     def _store(self, key: str, data: bytes) -> StoredFile:
         write_atomically(self.path / key, data)
         return StoredFile(bytes=len(data), sha256=sha256(data))
 
     def _commit(self, manifest: Manifest) -> None:
+        if manifest.has_all_shards and not manifest.complete:
+            manifest = replace(manifest, statistics=self._read_back(manifest))
         document = to_document(manifest)
         root = self.path / ROOT
         if not root.exists() or root.read_bytes() != document:
             write_atomically(root, document)
         self.manifest = manifest
+
+    def _read_back(self, manifest: Manifest) -> dict[str, SplitStatistics]:
+        """The statistics of all splits, from what is on disk. Raises InputError if that is not what was written."""
+        statistics = {}
+        for split, shards in manifest.shards.items():
+            layout = manifest.description.layouts(split)["codes"]
+            histogram = np.zeros(manifest.description.codebook_size, np.int64)
+            for index, shard in shards.items():
+                key = f"{split}/codes/{layout.shard_key(index)}"
+                fault, data = read_checked(self.path / key, shard.codes)
+                if fault:
+                    raise InputError(f"{self.path}: {key} {fault}", "check the disk, and run the same command again")
+                codes = np.empty((shard.rows, *layout.shape[1:]), layout.dtype)
+                decode_shard(layout, data, codes)
+                histogram += count_codes(codes, len(histogram))
+            statistics[split] = split_statistics(histogram)
+        return statistics
 
 
 def remove_cache(path: Path) -> None:

@@ -1,0 +1,144 @@
+"""How fast a split of a token cache becomes one array in memory, beside simpler ways that check nothing.
+
+Writes made-up codes (zipf-distributed) as a token cache, as one .npy, as one .npy per image and raw, and reads each
+into one array; the page cache is warm. Then how much of the start of a `vqgpt train` on this cache the checks take.
+Prints medians of interleaved rounds, and their ratio to the copy of an array.
+
+    python benchmarks/token_reading.py --rows 100000 --grid 16 --codebook-size 1024
+"""
+
+import argparse
+import hashlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vqgpt.tokens import CacheWriter, Description, Split, TokenCache
+from vqgpt.tokens.layout import code_dtype, default_shard_rows
+
+FILES = 20_000  # of one image each; their time is scaled up to all rows
+CODES_MADE = 2**22
+
+
+def make_cache(path: Path, rows: int, grid: int, codebook_size: int) -> None:
+    """A token cache with one split."""
+    row_bytes = grid * grid * np.dtype(code_dtype(codebook_size)).itemsize
+    description = Description(
+        origin="encoded",
+        dataset="benchmark",
+        class_names=("a",),
+        label_kind="class",
+        source_sha256="0" * 64,
+        splits=(Split(name="train", rows=rows), Split(name="test", rows=1)),
+        limit=None,
+        image_size=(16 * grid, 16 * grid),
+        image_channels=3,
+        preprocessing="none",
+        skipped=(),
+        views=("identity",),
+        grid=(grid, grid),
+        codebook_size=codebook_size,
+        code_dimension=8,
+        tokenizer_sha256="0" * 64,
+        precision="fp32",
+        sampling={},
+        shard_rows=default_shard_rows(row_bytes),
+    )
+    codes = np.random.default_rng(0).zipf(1.2, CODES_MADE) % codebook_size
+    writer = CacheWriter.create_or_resume(path, description, np.zeros((codebook_size, 8), np.float32), {})
+    for shard in writer.missing():
+        index = np.arange(shard.start, shard.stop)
+        shifted = np.roll(codes, 7919 * shard.index)
+        writer.write(shard, np.resize(shifted, (len(index), 1, grid, grid)), np.zeros(len(index), np.int64), index)
+
+
+def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each way, the rounds interleaved."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            result = way()
+            seconds[name].append(time.perf_counter() - start)
+            del result
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def training_start(cache: Path) -> tuple[float, float]:
+    """Seconds from the start of `vqgpt train` to its first step, and those of the checks alone, on one core."""
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from vqgpt.cli.app import main; from vqgpt.gpt.training import GPTTraining\n"
+        "GPTTraining.take_step = lambda *_: (print('seconds', time.perf_counter() - start, flush=True), sys.exit(0))\n"
+        "main(sys.argv[1:])"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", code, "train", "--cache", str(cache), "--out", f"{folder}/gpt.pt", "-q"]
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    start = float(output.split("seconds")[1])
+    tokens = TokenCache(cache)
+    began = time.perf_counter()
+    for split, shards in tokens.manifest.shards.items():
+        layouts = tokens.description.layouts(split)
+        for index in shards:
+            for name, layout in layouts.items():
+                hashlib.sha256((cache / split / name / layout.shard_key(index)).read_bytes()).hexdigest()
+    hashing = time.perf_counter() - began
+    codes = tokens.read_split("train").codes
+    began = time.perf_counter()
+    codes.max()
+    return start, hashing + time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--grid", type=int, default=16)
+    parser.add_argument("--codebook-size", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_cache(root / "c.zarr", options.rows, options.grid, options.codebook_size)
+        cache = TokenCache(root / "c.zarr")
+        codes = cache.read_split("train").codes
+        np.save(root / "codes.npy", codes)
+        codes.tofile(root / "codes.raw")
+        single = min(FILES, len(codes))
+        (root / "files").mkdir()
+        for row in range(single):
+            np.save(root / "files" / f"{row}.npy", codes[row])
+
+        def one_file_per_image() -> None:
+            np.stack([np.load(root / "files" / f"{row}.npy") for row in range(single)])
+
+        seconds = medians(
+            {
+                "copy of the array": codes.copy,
+                "token cache, checked": lambda: cache.read_split("train").codes,
+                "np.load": lambda: np.load(root / "codes.npy"),
+                "raw memmap, copied": lambda: np.array(np.memmap(root / "codes.raw", codes.dtype, shape=codes.shape)),
+                "one .npy per image": one_file_per_image,
+            },
+            options.rounds,
+        )
+        seconds["one .npy per image"] *= len(codes) / single
+        stored = sum(file.stat().st_size for file in (root / "c.zarr/train/codes").rglob("*") if file.is_file())
+        print(f"{len(codes)} x {options.grid} x {options.grid} {codes.dtype}: {codes.nbytes / 1e6:.1f} MB,", end=" ")
+        print(f"{stored / 1e6:.1f} MB in the cache")
+        for name, value in seconds.items():
+            ratio = value / seconds["copy of the array"]
+            print(f"{name:<22} {value * 1e3:9.1f} ms {codes.nbytes / value / 1e6:8.0f} MB/s  {ratio:6.1f} x the copy")
+        start, checks = training_start(root / "c.zarr")
+        print(f"start of vqgpt train   {start:9.2f} s, of which checks {checks:.3f} s: {checks / start:.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""`vqgpt cache verify --repair`: the command that made a cache, read off its manifest, run again for what is damaged.
+
+A cache knows what made it, not where that lies: the VQ-GAN, images or GPT are those of the dataset, or given. Whether
+they are the right ones is checked before anything is written.
+"""
+
+from vqgpt.config.commands import SampleConfig, TokenizeConfig, VerifyConfig
+from vqgpt.config.options import resolve
+from vqgpt.errors import InputError
+from vqgpt.progress import Report
+from vqgpt.tokens import Description, read_manifest
+from vqgpt.tokens.reader import continue_hint
+
+
+def run(config: VerifyConfig, report: Report) -> None:
+    """Make the shards again of which a file is not as it was written; the others stay as they are.
+
+    Raises InputError if the VQ-GAN, images or GPT at hand are not those that made the cache.
+    """
+    description = read_manifest(config.cache).description
+    try:
+        if description.origin == "encoded":
+            from vqgpt.stages import tokenize
+
+            tokenize.run(tokenize_config(config, description), overwrite=False, dry_run=False, report=report)
+        else:
+            from vqgpt.stages import sample
+
+            again = sample_config(config, description)
+            sample.run(sample.plan(again), again, overwrite=False, report=report)
+    except InputError as error:
+        raise InputError(error.message, f"{error.hint}; or {continue_hint(config.cache, description)}") from None
+
+
+def tokenize_config(config: VerifyConfig, description: Description) -> TokenizeConfig:
+    """The `vqgpt tokenize` that makes the cache which `description` describes."""
+    return resolve(
+        TokenizeConfig,
+        {
+            "dataset": description.dataset,
+            "data_root": config.data_root,
+            "size": description.image_size[0],
+            "cache": config.cache,
+            "limit": description.limit,
+            "val_split": description.val_split,
+            "views": description.views,
+            "image_channels": description.image_channels,
+            "fit": description.preprocessing["fit"],
+            "background": description.preprocessing["background"],
+            "on_error": "skip" if description.skipped else "stop",
+            "checkpoint_vae": config.checkpoint_vae,
+            "remap": config.remap,
+            "device": config.device,
+            "precision": description.precision,
+            "batch_size": config.batch_size,
+        },
+    )
+
+
+def sample_config(config: VerifyConfig, description: Description) -> SampleConfig:
+    """The `vqgpt sample` that makes the cache which `description` describes."""
+    return resolve(
+        SampleConfig,
+        {
+            **description.sampling,
+            "dataset": description.dataset,
+            "checkpoint_gpt": config.checkpoint_gpt,
+            "out": config.cache,
+            "classes": ["none" if number < 0 else str(number) for number in description.sampling["classes"]],
+            "device": config.device,
+            "precision": description.precision,
+        },
+    )

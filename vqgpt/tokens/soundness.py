@@ -1,0 +1,79 @@
+"""Whether a manifest can be true: checked before anything that it claims is allocated, read, or used as a path.
+
+A manifest is untrusted even if its digest holds: whoever made the cache made the digest. Imports numpy and zarr only.
+"""
+
+import math
+import re
+
+from vqgpt.tokens.layout import ArrayLayout
+from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, StoredFile
+
+LARGEST_ARRAY = 2**40  # elements
+LARGEST_SHARD = 2**30  # bytes, decoded
+LARGEST_METADATA = 2**20  # bytes
+DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def description_fault(description: Description) -> str:
+    """What in a description cannot be, or ""."""
+    sizes = (
+        *description.image_size,
+        description.image_channels,
+        *description.grid,
+        description.codebook_size,
+        description.code_dimension,
+        description.shard_rows,
+        1 if description.limit is None else description.limit,
+    )
+    names = [split.name for split in description.splits]
+    if min(sizes) <= 0 or description.codebook_size > 2**16 or any(split.rows < 0 for split in description.splits):
+        return "impossible sizes"
+    if not description.views or len(set(names)) < len(names):
+        return "no views, or two splits of one name"
+    if not all(name.isascii() and name.isidentifier() and name != "codebook" for name in names):
+        return "names of splits that cannot be"
+    for layout in description.all_layouts().values():
+        rows = max(layout.shape[0], layout.shard_rows)
+        if rows * math.prod(layout.shape[1:]) > LARGEST_ARRAY:
+            return "impossible sizes"
+        if layout.shard_rows * layout.row_bytes > LARGEST_SHARD:
+            return "shards of impossible sizes"
+    return ""
+
+
+def manifest_fault(manifest: Manifest) -> str:
+    """What in a manifest, whose description is sound, cannot be, or ""."""
+    description = manifest.description
+    names = [split.name for split in description.splits]
+    if set(manifest.shards) != set(names) or not set(manifest.statistics) <= set(names):
+        return "other splits than it describes"
+    layouts = description.all_layouts()
+    codebook = f"codebook/{layouts['codebook'].shard_key(0)}"
+    metadata = {f"{folder}/zarr.json" for folder in (*names, *layouts)}
+    if set(manifest.files) != {codebook, *metadata}:
+        return "paths of files that are not of this format"
+    limits = {**dict.fromkeys(metadata, LARGEST_METADATA), codebook: _largest_file(layouts["codebook"])}
+    if not all(_can_be(file, limits[key]) for key, file in manifest.files.items()):
+        return "impossible files"
+    for split, shards in manifest.shards.items():
+        for index, shard in shards.items():
+            codes = layouts[f"{split}/codes"]
+            within = 0 <= index < codes.num_shards and 0 <= shard.max_code < description.codebook_size
+            if not within or shard.rows != codes.rows_in(index):
+                return f"impossible shard {split}/{index}"
+            if not all(_can_be(getattr(shard, name), _largest_file(layouts[f"{split}/{name}"])) for name in ARRAYS):
+                return f"impossible files of shard {split}/{index}"
+    for split, statistics in manifest.statistics.items():
+        if len(statistics.histogram) != description.codebook_size:
+            return f"a histogram of {split} that cannot be"
+    return ""
+
+
+def _largest_file(layout: ArrayLayout) -> int:
+    """More bytes than the file of a shard can have, by far."""
+    return 2 * layout.shard_rows * layout.row_bytes + 64 * layout.chunks_per_shard + LARGEST_METADATA
+
+
+def _can_be(file: StoredFile, most: int) -> bool:
+    return 0 <= file.bytes <= most and DIGEST.fullmatch(file.sha256) is not None
