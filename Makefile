@@ -75,9 +75,10 @@ format: $(READY) ## Format the code, and make docs/reference.md
 	$(BIN)/ruff check --fix .
 	$(BIN)/python -m vqgpt.cli.reference > docs/reference.md
 
-bench: $(READY) ## Print the figures of the digits pipeline, of the VQ-GAN step, of memory and layout settings
+bench: $(READY) ## Print the figures of the digits pipeline, of the VQ-GAN step, of reading tokens, of memory settings
 	$(BIN)/python benchmarks/digits_quality.py
 	$(BIN)/python benchmarks/vqgan_step.py
+	$(BIN)/python benchmarks/token_reading.py
 	$(BIN)/python benchmarks/encoder_memory.py
 
 constraints: ## Resolve constraints.txt anew (needs uv)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numcodecs import blosc
 
 from tests.conftest import assert_refused, description, run_here, write_cache
 from vqgpt.errors import InputError
@@ -223,6 +224,7 @@ BOMB = blosc_header(2**32 - 1, 60) + bytes(44)
         shard_of_frame(blosc_header(32 * 12, 60) + bytes(44)),
         shard_of_frame(blosc_header(32 * 12, 16)),
         shard_of_frame(blosc_header(32 * 12, 60).replace(b"\x24", b"\x84") + bytes(44)),
+        shard_of_frame(blosc.compress(bytes(10), b"lz4", 5, blosc.BITSHUFFLE)),  # sound, and too short
         shard_of_frame(b"no frame at all"),
         shard_of_frame(b""),
         np.array([[2**63, 2**63]], "<u8").tobytes() + bytes(4),
