@@ -357,6 +357,7 @@ def test_skipping_leaves_broken_images_out_and_lists_them(here):
     cache = TokenCache(here / "cache/folder.zarr")
     assert cache.description.skipped == ("dog/bad0.jpg",)
     assert cache.description.class_names == ("cat", "dog")
+    assert run_here("cache", "info", "cache/folder.zarr", "--json").json["skipped"] == ["dog/bad0.jpg"]
     rows = [cache.read_split(split).source_index for split in ("train", "val")]
     assert sorted(np.concatenate(rows)) == list(range(120))
     write_tree(folder, {"dog/bad1.jpg": b""})

@@ -53,6 +53,7 @@ def info(path: Path) -> dict[str, Any]:
         "labels": description.label_kind,
         "image_size": description.image_size,
         "image_channels": description.image_channels,
+        "preprocessing": description.preprocessing.get("rule", ""),
         "views": description.views,
         "grid": description.grid,
         "codebook_size": description.codebook_size,
@@ -62,6 +63,8 @@ def info(path: Path) -> dict[str, Any]:
     }
     if description.limit is not None:
         result["limit"] = description.limit
+    if description.skipped:
+        result["skipped"] = description.skipped
     if description.sampling:
         result |= {f"sampling_{name}": value for name, value in description.sampling.items()}
     for split in description.splits:
