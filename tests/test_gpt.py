@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.gpt.sampling import draw, keep_top_k, sample_codes, uniform_numbers
-from vqgpt.gpt.training import Sequences, learning_rate, new_optimizer
+from vqgpt.gpt.training import Draws, Sequences, learning_rate
 from vqgpt.schedule import Schedule, Step
 
 
@@ -34,7 +35,7 @@ def test_the_s_pattern_turns_every_other_row_round():
     assert scan_order("raster", (2, 3)).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@given(grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), order=st.sampled_from(["s-pattern", "raster"]))
+@given(grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), order=st.sampled_from(["s-pattern", "raster", "hilbert"]))
 def test_orders_visit_every_code_once_and_have_an_inverse(grid, order):
     scan = scan_order(order, grid)
     assert sorted(scan.tolist()) == list(range(grid[0] * grid[1]))
@@ -70,14 +71,14 @@ def test_logits_are_for_codes_only():
 
 def test_start_tokens_are_bos_or_the_class():
     model = tiny_gpt()
-    assert model.start_tokens(torch.tensor([-1, 0, 2])).tolist() == [[16], [17], [19]]
+    assert model.start(torch.tensor([-1, 0, 2]))[0].tolist() == [[16], [17], [19]]
     assert model.config.vocabulary_size == 20
 
 
 def test_the_loss_is_the_cross_entropy_of_each_token_given_those_before_it():
     model = tiny_gpt()
     codes, classes = torch.randint(16, (2, 12)), torch.tensor([-1, 2])
-    inputs = torch.cat([model.start_tokens(classes), codes], dim=1)[:, :12]
+    inputs = torch.cat([model.start(classes)[0], codes], dim=1)[:, :12]
     log_probabilities = model(inputs).log_softmax(-1).gather(-1, codes[..., None])
     torch.testing.assert_close(model.loss(codes, classes), -log_probabilities.mean())
 
@@ -93,7 +94,7 @@ def test_it_learns_a_handful_of_grids_by_heart():
         )
     )
     codes, classes = torch.randint(8, (4, 9)), torch.arange(4)
-    optimizer = new_optimizer(model, GPTTrainingOptions(lr=1e-2, weight_decay=0.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(150):
         loss = model.loss(codes, classes)
         optimizer.zero_grad()
@@ -185,20 +186,24 @@ def test_the_schedule_sees_every_row_once_per_epoch_and_can_start_anywhere():
     assert [step.ends_epoch for step in steps[:3]] == [False, False, True]
 
 
-def test_batches_draw_views_and_hide_labels():
+def test_batches_draw_views_and_hide_labels_and_tokens():
     codes = torch.arange(2 * 3 * 4).view(2, 3, 4).to(torch.uint8)
-    data = Sequences(codes=codes, classes=torch.tensor([5, 6]))
-    rows = torch.tensor([0, 1]).repeat(500)
-    torch.manual_seed(0)
-    batch, classes = data.batch(Step(index=0, epoch=0, rows=rows, ends_epoch=False), label_dropout=0.25)
+    data = Sequences(codes=codes, labels=torch.tensor([5, 6]))
+    step = Step(index=7, epoch=0, rows=torch.tensor([0, 1]).repeat(500), ends_epoch=False)
+    options = GPTTrainingOptions(label_dropout=0.25, token_dropout=0.1)
+    draws = Draws.of(step, 0, data.num_views, 4, options)
+    batch, labels = data.batch(step.epoch, step.rows, draws.views)
     assert batch.dtype == torch.int64
     assert {int(row[0]) for row in batch[::2]} == {0, 4, 8}
-    assert 0.2 < (classes == -1).float().mean() < 0.3
-    assert set(classes[::2].tolist()) == {5, -1}
+    assert labels[:4].tolist() == [5, 6, 5, 6]
+    assert 0.2 < draws.untold.float().mean() < 0.3
+    assert 0.08 < draws.hidden.float().mean() < 0.12
+    assert torch.equal(draws.views, Draws.of(step, 0, data.num_views, 4, options).views)
+    assert not torch.equal(draws.views, Draws.of(step, 1, data.num_views, 4, options).views)
 
 
 def test_weight_decay_is_on_matrices_only():
-    groups = new_optimizer(tiny_gpt(bias=True), GPTTrainingOptions()).param_groups
+    groups = Optimizer(tiny_gpt(bias=True), GPTTrainingOptions()).adamw.param_groups
     assert all(parameter.ndim >= 2 for parameter in groups[0]["params"])
     assert groups[0]["weight_decay"] == 0.1
     assert all(parameter.ndim == 1 for parameter in groups[1]["params"])

@@ -29,7 +29,8 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def without_rates(records: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if not name.endswith("_per_second")} for record in records]
+    timed = ("_per_second", "_seconds")
+    return [{name: value for name, value in record.items() if not name.endswith(timed)} for record in records]
 
 
 def assert_same_training(one: Path, other: Path, name: str) -> None:

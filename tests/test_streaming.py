@@ -54,21 +54,20 @@ def test_batches_are_those_of_the_loaded_tokens_from_any_step_on(
 ):
     order = StreamOrder(num_rows=num_rows, shard_rows=shard_rows, buffer_rows=buffer_rows, seed=seed)
     codes = torch.arange(num_rows * 2 * 3).view(num_rows, 2, 3).to(torch.int32)
-    loaded = Sequences(codes=codes, classes=torch.arange(num_rows))
+    loaded = Sequences(codes=codes, labels=torch.arange(num_rows))
 
     def load(shards):
         rows = torch.cat([torch.arange(num_rows)[shard * shard_rows : (shard + 1) * shard_rows] for shard in shards])
         assert len(rows) <= max(buffer_rows, shard_rows)
-        return Sequences(codes=codes[rows], classes=rows)
+        return Sequences(codes=codes[rows], labels=rows)
 
     streamed = StreamedSequences(order, 3, load, 2, CPU)
     schedule = Schedule(seed=seed, num_rows=num_rows, batch_size=batch_size, n_epochs=3, stream=order)
     start = int(first * (schedule.num_steps - 1))
     for step, again in zip(schedule.steps(start), schedule.steps(start), strict=True):
-        torch.manual_seed(step.index)
-        ours = streamed.batch(step, 0.3)
-        torch.manual_seed(step.index)
-        theirs = loaded.batch(again, 0.3)
+        views = step.rows % 2
+        ours = streamed.batch(step.epoch, step.rows, views)
+        theirs = loaded.batch(again.epoch, again.rows, views)
         assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
         shards_of_step = set((step.rows // shard_rows).tolist())
         windows = [shards for shards in order.windows(step.epoch) if shards_of_step & set(shards)]
@@ -81,11 +80,11 @@ def test_a_shard_is_read_once_where_the_buffer_covers_the_set():
 
     def load(shards):
         loads.append(tuple(shards))
-        return Sequences(codes=torch.zeros(20, 1, 3, dtype=torch.uint8), classes=torch.zeros(20, dtype=torch.int64))
+        return Sequences(codes=torch.zeros(20, 1, 3, dtype=torch.uint8), labels=torch.zeros(20, dtype=torch.int64))
 
     streamed = StreamedSequences(order, 2, load, 1, CPU)
     for step in Schedule(seed=0, num_rows=20, batch_size=6, n_epochs=2, stream=order).steps(0):
-        streamed.batch(step, 0.0)
+        streamed.batch(step.epoch, step.rows, torch.zeros_like(step.rows))
     assert loads == [(0, 1, 2, 3, 4)]
 
 

@@ -15,7 +15,10 @@ from vqgpt.stream_order import StreamOrder
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step: `index` counts from 0 over all epochs; `rows` (B,) int64 are the dataset rows of its batch."""
+    """One step: `index` counts from 0 over all epochs; `rows` (B,) int64 are the dataset rows of its batch.
+
+    The last step ends its epoch, even where that is cut short.
+    """
 
     index: int
     epoch: int
@@ -27,13 +30,15 @@ class Step:
 class Schedule:
     """`n_epochs` passes over `num_rows` rows in shuffled batches; the last batch of an epoch may be short.
 
-    Rows that do not fit in memory come in the order of `stream`.
+    With `max_steps` it ends after so many steps, if that is sooner. Rows that do not fit in memory come in the order of
+    `stream`.
     """
 
     seed: int
     num_rows: int
     batch_size: int
     n_epochs: int
+    max_steps: int | None = None
     stream: StreamOrder | None = None
 
     @property
@@ -44,7 +49,8 @@ class Schedule:
     @property
     def num_steps(self) -> int:
         """Optimiser steps in all."""
-        return self.n_epochs * self.steps_per_epoch
+        steps = self.n_epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def steps(self, first: int) -> Iterator[Step]:
         """The steps from `first` on; torch's random numbers restart at each, from (seed, step, rank)."""
@@ -54,18 +60,26 @@ class Schedule:
                 order = self.stream.rows(epoch) if self.stream else epoch_order(self.seed, epoch, self.num_rows)
             torch.manual_seed(derived_seed(self.seed, "step", index, *([rank()] if rank() else [])))
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=batch == self.steps_per_epoch - 1)
+            yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=self._ends_epoch(index))
+
+    def _ends_epoch(self, index: int) -> bool:
+        return (index + 1) % self.steps_per_epoch == 0 or index == self.num_steps - 1
+
+    def images_after(self, step: Step) -> int:
+        """Images seen when a step is done."""
+        batches = step.index + 1 - step.epoch * self.steps_per_epoch
+        return step.epoch * self.num_rows + min(batches * self.batch_size, self.num_rows)
 
     def is_checkpoint(self, step: Step, every_epochs: int) -> bool:
         """True at the end of every `every_epochs`th epoch, and of the last one."""
-        return step.ends_epoch and ((step.epoch + 1) % every_epochs == 0 or step.epoch == self.n_epochs - 1)
+        return step.ends_epoch and ((step.epoch + 1) % every_epochs == 0 or step.index == self.num_steps - 1)
 
 
 def check_finite(value: float, name: str, step: Step) -> None:
-    """Raise NonFiniteError, before the optimiser acts, if a loss or gradient norm is not finite."""
+    """Raise NonFiniteError if a loss or gradient norm, with which no weight was moved, is not finite."""
     if not math.isfinite(value):
-        rows = ", ".join(str(row) for row in step.rows[:8].tolist())
+        rows = ", ".join(map(str, step.rows.tolist()))
         raise NonFiniteError(
-            f"the {name} is {value} at step {step.index} (epoch {step.epoch}, rows {rows}, ...)",
+            f"the {name} is {value} at step {step.index} (epoch {step.epoch}; rows {rows})",
             "lower --lr, or use --precision fp32; the last saved state is intact",
         )

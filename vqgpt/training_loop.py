@@ -5,21 +5,33 @@ What a step is, and what is validated, belongs to the network: see `Training`.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from vqgpt.distributed import largest_over_ranks
+from torch import Tensor
+
+from vqgpt.distributed import largest_over_ranks, world_size
 from vqgpt.interrupt import StopRequest
 from vqgpt.progress import Notice, Progress, Report
-from vqgpt.schedule import Schedule, Step
+from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.training_run import TrainingRun
+
+CHECKED = {"loss": "loss", "gradient_norm": "norm of the gradient"}
 
 
 class Training(Protocol):
-    """A network in training. `state_dict` holds all that the next step depends on, but for the step's own number."""
+    """A network in training. `state_dict` holds all that the next step depends on, but for the step's own number.
 
-    def take_step(self, step: Step) -> dict[str, float]:
-        """Learn from the rows of a step; returns its `loss` and other figures. Raises NonFiniteError."""
+    `read_every`: steps after which the figures are read from the device, which may work ahead until then.
+    """
+
+    read_every: int
+
+    def take_step(self, step: Step) -> Mapping[str, float | Tensor]:
+        """Learn from the rows of a step; returns its `loss`, its `gradient_norm` and other figures.
+
+        Where one of the two is not finite, no weight moves, neither now nor later.
+        """
         ...
 
     def epoch_figures(self) -> dict[str, float]:
@@ -48,38 +60,50 @@ def run_training(
     score: Callable[[dict[str, float]], float],
     report: Report,
     stop: StopRequest,
+    patience: int = 0,
+    show: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Train to the end of the schedule, from where `run` was interrupted; validate and save every `every_epochs`.
+
+    With a `patience` it ends after so many validations without a better score. `show` is called at each validation.
 
     `content(figures)` is the finished checkpoint as the training stands; the one of the highest `score(figures)` is
     kept beside the last one. Returns the figures of the last validation. Raises NonFiniteError, and InterruptedRun once
     the state is saved.
     """
-    first_step, best = 0, -math.inf
+    first_step, best, worse = 0, -math.inf, 0
     losses: list[float] = []  # of the epoch in progress
     if run.state:
-        first_step, losses, best = run.state["step"], run.state["losses"], run.state["best"]
+        first_step, losses = run.state["step"], run.state["losses"]
+        best, worse = run.state["best"], run.state.get("worse", 0)  # validations since the best one
         training.load_state_dict(run.state["training"])
         report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
 
     def save(step: Step) -> None:
-        run.save({"step": step.index + 1, "losses": losses, "best": best, "training": training.state_dict()})
+        state = {"step": step.index + 1, "losses": losses, "best": best, "worse": worse}
+        run.save({**state, "training": training.state_dict()})
 
     held_out: dict[str, float] = {}
+    unread: list[tuple[Step, Mapping[str, float | Tensor]]] = []
     rows, start = 0, time.monotonic()
-    for step in schedule.steps(first_step):
-        figures = training.take_step(step)
-        losses.append(figures["loss"])
+    for step in () if patience and worse >= patience else schedule.steps(first_step):
+        unread.append((step, training.take_step(step)))
         rows += len(step.rows)
+        leaving = stop and world_size() == 1  # several ranks agree on it when all of them read
+        if not (step.ends_epoch or leaving or len(unread) >= training.read_every):
+            continue
+        figures = read_figures(unread)
+        losses += figures["loss"]
+        last = {name: values[-1] for name, values in figures.items()}
+        unread = []
         done, total = step.index + 1, schedule.num_steps
-        values = {"loss": figures["loss"], **held_out}
-        report(Progress(task=run.kind, done=done, total=total, unit="steps", values=values))
+        report(Progress(task=run.kind, done=done, total=total, unit="steps", values={"loss": last["loss"], **held_out}))
         if step.ends_epoch:
             record = {
                 "step": done,
                 "epoch": step.epoch + 1,
-                "images": (step.epoch + 1) * schedule.num_rows,
-                **figures,
+                "images": schedule.images_after(step),
+                **last,
                 **training.epoch_figures(),
                 "loss": sum(losses) / len(losses),
                 "images_per_second": rows / (time.monotonic() - start),
@@ -88,10 +112,15 @@ def run_training(
             if schedule.is_checkpoint(step, every_epochs):
                 held_out = training.validate()
                 run.log(record | held_out)
+                worse += 1
                 if score(held_out) > best:
-                    best = score(held_out)
+                    best, worse = score(held_out), 0
                     run.keep_best(content(held_out))
+                show()
                 save(step)
+                if patience and worse >= patience and done < total:
+                    report(Notice(text=f"stopped after step {done}: no better validation in the last {worse}"))
+                    break
             else:
                 run.log(record)
             rows, start = 0, time.monotonic()
@@ -102,3 +131,14 @@ def run_training(
     held_out = held_out or training.validate()
     run.finish(content(held_out))
     return held_out
+
+
+def read_figures(unread: list[tuple[Step, Mapping[str, float | Tensor]]]) -> dict[str, list[float]]:
+    """The figures of some steps, read from the device. Raises NonFiniteError for the first that is not finite."""
+    figures: dict[str, list[float]] = {}
+    for step, values in unread:
+        for name, value in values.items():
+            figures.setdefault(name, []).append(float(value))
+        for name, meaning in CHECKED.items():
+            check_finite(figures[name][-1], meaning, step)
+    return figures

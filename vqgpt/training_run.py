@@ -1,11 +1,13 @@
 """The files of one training: the unfinished checkpoints, the best, the last, and the metrics. Both trainings use it.
 
 While a training runs, `NAME.unfinished.pt` beside the result holds all that is needed to continue, and
-`NAME.unfinished.previous.pt` what it held before, in case the newest turns out damaged. `NAME.best.pt` is the finished
-form of the best validation so far. The result itself, of the last epoch, appears when the training is done. The same
-command continues, and nothing is replaced unless `overwrite` asks for it. Of several ranks, the main one writes.
+`NAME.unfinished.previous.pt`, `.previous.2.pt` and so on what it held before, in case the newest turns out damaged.
+`NAME.best.pt` is the finished form of the best validation so far. The result itself, of the last epoch, appears when
+the training is done. The same command continues, and nothing is replaced unless `overwrite` asks for it. Of several
+ranks, the main one writes.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -31,14 +33,21 @@ def check_result(result: Path, overwrite: bool) -> None:
 class TrainingRun:
     """`identity` is what must be equal for a training to be continued: its options, its seed, and its data's digest."""
 
-    def __init__(self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool, report: Report) -> None:
-        """Raises UsageError if the result exists already, InputError if another training is unfinished there."""
+    def __init__(
+        self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool, report: Report, keep_last: int = 2
+    ) -> None:
+        """`keep_last` states are kept while it runs, from the newest back.
+
+        Raises UsageError if the result exists already, InputError if another training is unfinished there.
+        """
         check_result(result, overwrite)
         self.result = result
         self.kind = kind
         self.identity = identity
         self.unfinished = result.with_suffix(".unfinished.pt")
-        self.previous = result.with_suffix(".unfinished.previous.pt")
+        names = [".unfinished.pt", ".unfinished.previous.pt"]
+        names += [f".unfinished.previous.{number}.pt" for number in range(2, keep_last)]
+        self.states = [result.with_suffix(name) for name in names[:keep_last]]  # from the newest back
         self.best = result.with_suffix(".best.pt")
         self.metrics = result.with_name("metrics.jsonl")
         self.writes = rank() == 0
@@ -50,8 +59,7 @@ class TrainingRun:
             if self.writes:
                 check_writable(result.parent)
                 if not self.state:  # then what lies there is to be replaced
-                    self.unfinished.unlink(missing_ok=True)
-                    self.previous.unlink(missing_ok=True)
+                    self._forget_states()
                 self._keep_metrics_up_to(self.state["step"] if self.state else 0)
 
     @property
@@ -66,7 +74,7 @@ class TrainingRun:
     def _load_state(self, overwrite: bool, report: Report) -> dict[str, Any] | None:
         """The newest state that can be read and belongs to this training, None if there is none to continue."""
         damage = None
-        for path in (self.unfinished, self.previous):
+        for path in self.states:
             if not path.exists():
                 continue
             try:
@@ -96,16 +104,21 @@ class TrainingRun:
         """Keep all that is needed to continue; `state["step"]` counts the steps that are done."""
         if not self.writes:
             return
-        if self.unfinished.exists():
-            os.replace(self.unfinished, self.previous)
+        for newer, older in reversed(list(itertools.pairwise(self.states))):
+            if newer.exists():
+                os.replace(newer, older)
         save_checkpoint(self.unfinished, self._unfinished_kind, {"identity": self.identity, "state": state})
 
     def finish(self, content: dict[str, Any]) -> None:
         """Write the result, and forget the unfinished states."""
         if self.writes:
             save_checkpoint(self.result, self.kind, content)
-            self.previous.unlink(missing_ok=True)
-            self.unfinished.unlink(missing_ok=True)
+            self._forget_states()
+
+    def _forget_states(self) -> None:
+        """Delete the unfinished states, the oldest first, so that what is left can always be continued."""
+        for path in reversed(self.states):
+            path.unlink(missing_ok=True)
 
     def keep_best(self, content: dict[str, Any]) -> None:
         """Write the finished form of the best validation so far."""

@@ -104,7 +104,16 @@ def _train(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, An
     """Stage two: train a GPT on a token cache."""
     from vqgpt.stages import train_gpt
 
-    return train_gpt.run(config, flags.overwrite, flags.dry_run, report)
+    def render(codes: Any, description: Any) -> bytes | None:
+        if not vqgan_path(description.dataset).exists():
+            return None
+        try:
+            from vqgpt.stages.render import sheet_of
+        except ImportError:  # stage two runs without the VQ-GAN's code too
+            return None
+        return sheet_of(codes, description, vqgan_path(description.dataset))
+
+    return train_gpt.run(config, flags.overwrite, flags.dry_run, report, render)
 
 
 def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -176,7 +185,7 @@ def _doctor(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]
 
 
 add_command(app, "tokenize", TokenizeConfig, _tokenize, several_processes=True)
-add_command(app, "train", TrainConfig, _train)
+add_command(app, "train", TrainConfig, _train, several_processes=True)
 add_command(app, "sample", SampleConfig, _sample)
 add_command(app, "render", RenderConfig, _render)
 add_command(app, "datasets", DatasetsConfig, _datasets, takes_recipe=False)

@@ -108,7 +108,7 @@ class RunOptions:
     """Where and how a training or sampling runs."""
 
     device: str = option("auto", DEVICE_HELP, group=RUN)
-    precision: Literal["auto", "fp32", "bf16"] = option(
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "auto takes bf16 on a CUDA device that has it, else fp32.", group=RUN
     )
     seed: int = option(0, "Seed of all random numbers.", group=RUN)
@@ -122,6 +122,9 @@ class LoggingOptions:
     """Where a training's metrics go, beside metrics.jsonl."""
 
     wandb: bool = option(False, "Log to Weights & Biases too (package of the extra 'wandb').", group=RUN)
+    tensorboard: bool = option(
+        False, "Log for TensorBoard too, beside the result (package of the extra 'tensorboard').", group=RUN
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +145,7 @@ class VQGANTrainConfig:
     def __post_init__(self) -> None:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
         check(self.limit is None or self.limit > 0, "limit", self.limit, "positive")
+        check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for a VQ-GAN")
 
     @property
     def result(self) -> Path:
@@ -262,12 +266,17 @@ class TrainConfig:
     dataset: str | None = option(None, "Train on cache/DATASET.zarr (default: the only cache there is).", group=DATA)
     cache: Path | None = option(None, "The token cache to train on.", group=DATA)
     out: Path | None = option(None, "The checkpoint to write (default: runs/DATASET/gpt.pt).", group=DATA)
-    checkpoint_gpt: Path | None = option(None, "GPT to start from, of the same architecture.", group=DATA)
+    checkpoint_gpt: Path | None = option(
+        None, "GPT to start from, of the same architecture, ours or of GenerativeZoo.", group=DATA
+    )
     block_size: int | None = option(
         None, "Tokens per image. The cache knows it (grid height x width); another value is refused.", group=DATA
     )
     model: GPTOptions
     training: GPTTrainingOptions
+    deterministic: bool = option(
+        False, "Use deterministic operations alone: on a GPU, for a result that repeats bit for bit.", group=RUN
+    )
     run: RunOptions
     logging: LoggingOptions
 
@@ -277,7 +286,16 @@ class SampleConfig:
     """`vqgpt sample`."""
 
     dataset: str | None = option(None, "Sample from runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
-    checkpoint_gpt: Path | None = option(None, "GPT checkpoint.", group=DATA)
+    checkpoint_gpt: Path | None = option(None, "GPT checkpoint, ours or of GenerativeZoo.", group=DATA)
+    cache: Path | None = option(
+        None,
+        "For a GPT of GenerativeZoo: a token cache of the tokenizer that it was trained with (default: "
+        "cache/DATASET.zarr, or the only one there is).",
+        group=DATA,
+    )
+    n_head: int = option(
+        8, "For a GPT of GenerativeZoo: its attention heads, which the file does not tell.", group=DATA
+    )
     checkpoint_vae: Path | None = option(
         None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
     )
@@ -288,7 +306,7 @@ class SampleConfig:
     classes: tuple[str, ...] = option(
         (),
         "Classes to generate, by name or number, in turn; 'all' or 'none' "
-        "(default: all, for a GPT that knows classes).",
+        "(default: all, for a GPT that knows classes). Of a GPT that knows bits, those that are set, with + between.",
         group="Sampling",
         flag="class",
     )
@@ -297,6 +315,8 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         check(self.out is None or self.out.suffix == ".zarr", "out", self.out, "a path that ends in .zarr")
+        check(self.n_head > 0, "n_head", self.n_head, "positive")
+        check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for sampling")
 
 
 @dataclass(frozen=True, kw_only=True)

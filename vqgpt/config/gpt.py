@@ -9,13 +9,20 @@ MODEL = "GPT"
 TRAINING = "Training"
 SAMPLING = "Sampling"
 
-Order = Literal["s-pattern", "raster"]
+Order = Literal["s-pattern", "raster", "hilbert"]
+Condition = Literal["none", "class", "bits"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTOptions:
     """What the user chooses about the network; codebook size, grid and classes come from the token cache."""
 
+    arch: Literal["gpt2", "llama"] = option(
+        "gpt2",
+        "Architecture: 'gpt2', or 'llama' (RMSNorm, SwiGLU, rotary positions from the grid, normalised queries and "
+        "keys).",
+        group=MODEL,
+    )
     n_layer: int = option(6, "Transformer layers.", group=MODEL)
     n_head: int = option(8, "Attention heads per layer.", group=MODEL)
     embed_dim_t: int = option(64, "Transformer width.", group=MODEL)
@@ -23,10 +30,13 @@ class GPTOptions:
     dropout_t: float = option(0.1, "Dropout rate in the transformer.", group=MODEL)
     order: Order = option(
         "s-pattern",
-        "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not.",
+        "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not, 'hilbert' keeps "
+        "neighbours together.",
         group=MODEL,
     )
-    condition: Literal["none", "class"] = option("none", "What the GPT is conditioned on.", group=MODEL)
+    condition: Condition = option(
+        "none", "What the GPT is conditioned on: nothing, the class, or the bits of a multi-label set.", group=MODEL
+    )
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "embed_dim_t"):
@@ -38,6 +48,10 @@ class GPTOptions:
             f"a multiple of n_head = {self.n_head}",
         )
         check(0 <= self.dropout_t < 1, "dropout_t", self.dropout_t, "in [0, 1)")
+        if self.arch == "llama":
+            check(not self.bias, "bias", self.bias, "left out with --arch llama, which has no biases")
+            head = self.embed_dim_t // self.n_head
+            check(head % 4 == 0, "embed_dim_t", self.embed_dim_t, f"a multiple of 4 x n_head = {4 * self.n_head}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +70,12 @@ class GPTConfig:
 
     @property
     def bos(self) -> int:
-        """The start token of an image without a class. It is the first id after the codes and is never sampled."""
+        """The start token of an image without a class, and of one with bits. It is the first id after the codes and is never sampled."""
         return self.codebook_size
 
     @property
     def vocabulary_size(self) -> int:
-        """Codes, BOS, and one start token per class."""
+        """Codes, BOS, and one token per class or bit."""
         return self.codebook_size + 1 + self.num_classes
 
 
@@ -69,17 +83,42 @@ class GPTConfig:
 class GPTTrainingOptions:
     """How the GPT is trained."""
 
-    batch_size: int = option(256, "Images per optimiser step.", group=TRAINING)
+    batch_size: int = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
     n_epochs: int = option(100, "Passes over the training tokens, in epochs.", group=TRAINING)
-    lr: float = option(
-        1e-4, "Peak learning rate of AdamW, reached after the warm-up; a cosine leads back down.", group=TRAINING
+    max_steps: int | None = option(
+        None, "Stop after so many optimiser steps, if the epochs are longer.", group=TRAINING
     )
+    patience: int = option(
+        0, "Stop after so many validations without a lower held-out loss; 0 for never.", group=TRAINING
+    )
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw", "What moves the weights: adamw, or muon for the matrices of the blocks and adamw for the rest.", group=TRAINING
+    )
+    lr: float = option(1e-4, "Peak learning rate, reached after the warm-up; a cosine leads back down.", group=TRAINING)
     warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)
     betas: tuple[float, float] = option((0.9, 0.95), "Betas of AdamW.", group=TRAINING)
     weight_decay: float = option(0.1, "Weight decay of AdamW, on tensors of two or more dimensions.", group=TRAINING)
     grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
+    grad_accum: int = option(
+        1, "Passes in which a step's batch is computed: more need less memory, and give the same.", group=TRAINING
+    )
+    ema: float = option(
+        0.0,
+        "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.",
+        group=TRAINING,
+    )
+    token_dropout: float = option(0.0, "Share of the tokens hidden from those that follow them.", group=TRAINING)
     label_dropout: float = option(
-        0.1, "Share of the images shown without their class, so that the GPT also samples without one.", group=TRAINING
+        0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
+    )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "Compile the network (needs a C++ compiler on a CPU); auto does on a CUDA device.", group=TRAINING
+    )
+    sample_and_save_freq: int = option(20, "Validate, sample and save every that many epochs.", group=TRAINING)
+    keep_last: int = option(
+        2,
+        "How many of the last saved states to keep while the training runs; the newest sound one wins.",
+        group=TRAINING,
     )
     stream: bool = option(
         False,
@@ -91,11 +130,15 @@ class GPTTrainingOptions:
         "With --stream, rows that are in memory and shuffled together; as many again are read ahead.",
         group=TRAINING,
     )
-    sample_and_save_freq: int = option(20, "Validate and save every that many epochs.", group=TRAINING)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq", "shuffle_buffer"):
+        positive = ("batch_size", "n_epochs", "lr", "grad_accum", "sample_and_save_freq", "keep_last", "shuffle_buffer")
+        for name in positive:
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(self.max_steps is None or self.max_steps > 0, "max_steps", self.max_steps, "positive")
+        check(self.patience >= 0, "patience", self.patience, "0 or more")
+        for name in ("ema", "token_dropout"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")

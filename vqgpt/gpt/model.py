@@ -1,10 +1,12 @@
-"""An autoregressive transformer over codebook indices: GPT-2 blocks (Radford et al. 2019).
+"""An autoregressive transformer over codebook indices, in two architectures.
 
     tokens (B, T) int64 -> logits (B, T, K) float32, for the code that follows each token
 
-A sequence is [start, t_0, ..., t_(T-2)] and predicts [t_0, ..., t_(T-1)]; start is BOS or the token of a class.
-Logits exist for the K codes only, so that BOS and classes cannot be sampled.
-Letters: B batch, T tokens per image, K codebook size, D width, A heads.
+`gpt2` (Radford et al. 2019): layer normalisation, GELU, learned positions. `llama` (Touvron et al. 2023), as image
+models have it: root-mean-square normalisation, SwiGLU, rotary positions from the grid, normalised queries and keys.
+A sequence is [start, t_0, ..., t_(T-2)] and predicts [t_0, ..., t_(T-1)]; start is BOS, the token of a class, or BOS
+plus the embeddings of bits. Logits exist for the K codes only, so that BOS and classes cannot be sampled.
+Letters: B batch, S tokens of a call, T tokens per image, K codebook size, D width, A heads, L bits.
 Knows nothing of images, the VQ-GAN and token caches, and must not import them.
 """
 
@@ -16,6 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.config.gpt import GPTConfig, GPTOptions
+from vqgpt.gpt.dropout import DroppedAttention, Masks
+from vqgpt.gpt.order import scan_order
+
+ROTARY_BASE = 100.0  # grids are short: text has 10,000
 
 
 class LayerNorm(nn.Module):
@@ -29,6 +35,17 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> the same shape."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+
+
+def new_norm(options: GPTOptions) -> nn.Module:
+    """The normalisation of the residual stream."""
+    width = options.embed_dim_t
+    return nn.RMSNorm(width, eps=1e-5) if options.arch == "llama" else LayerNorm(width, options.bias)
+
+
+def dropout(x: Tensor, rate: float, masks: Masks | None, training: bool) -> Tensor:
+    """Dropout of x (B, S, D): by the masks where there are some, else torch's own."""
+    return masks.drop(x) if masks else F.dropout(x, rate, training)
 
 
 class KVCache:
@@ -47,104 +64,187 @@ class KVCache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
+class Rotary(nn.Module):
+    """Rotary positions in two dimensions (Su et al. 2021): half of each head turns with the row, half with the column.
+
+    A query turns by the cell that it is to predict, a key by the cell whose code it holds (the start token: by none),
+    so that their product sees the offset on the grid, whatever the order.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        head = config.options.embed_dim_t // config.options.n_head
+        cells = scan_order(config.options.order, config.grid)
+        rates = ROTARY_BASE ** -(torch.arange(head // 4) / (head // 4))
+        rows, columns = cells // config.grid[1], cells % config.grid[1]
+        angles = torch.cat([rows[:, None] * rates, columns[:, None] * rates], dim=1)  # (T, D/A/2)
+        of_keys = torch.cat([torch.zeros(1, head // 2), angles[:-1]])
+        for name, turned in (("query", angles), ("key", of_keys)):
+            self.register_buffer(f"{name}_cos", turned.cos(), persistent=False)
+            self.register_buffer(f"{name}_sin", turned.sin(), persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, A, S, D/A), the first at `position` -> the same, turned."""
+        here = slice(position, position + q.shape[2])
+        return (
+            _turned(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
+            _turned(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
+        )
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
-    def __init__(self, options: GPTOptions) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        options = config.options
         self.n_head = options.n_head
         self.dropout = options.dropout_t
         self.c_attn = nn.Linear(options.embed_dim_t, 3 * options.embed_dim_t, bias=options.bias)
         self.c_proj = nn.Linear(options.embed_dim_t, options.embed_dim_t, bias=options.bias)
+        self.rotary = None
+        if options.arch == "llama":
+            self.rotary = Rotary(config)
+            self.q_norm = nn.RMSNorm(options.embed_dim_t // options.n_head, eps=1e-5)
+            self.k_norm = nn.RMSNorm(options.embed_dim_t // options.n_head, eps=1e-5)
 
-    def forward(self, x: Tensor, position: int, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, position: int, cache: KVCache | None, masks: Masks | None) -> Tensor:
         """(B, S, D) -> (B, S, D); with a cache, S must be 1 unless the cache is empty."""
-        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # each (B, A, S, D/A)
+        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        if self.rotary:  # q, k, v: (B, A, S, D/A) each
+            q, k = self.rotary(self.q_norm(q), self.k_norm(k), position)
         if cache is not None:
             k, v = cache.append(position, k, v)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=q.shape[2] > 1)
-        return F.dropout(self.c_proj(y.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        if masks:
+            keep = masks.keep(self.n_head, q.shape[2], q.shape[2]).flatten(0, 1)
+            heads = [part.flatten(0, 1).float() for part in (q, k, v)]
+            with torch.autocast(x.device.type, enabled=False):
+                y = DroppedAttention.apply(*heads, keep, masks.scale).view(q.shape).to(v.dtype)  # type: ignore[no-untyped-call]
+        else:
+            rate = self.dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=q.shape[2] > 1)
+        return dropout(self.c_proj(y.transpose(1, 2).flatten(2)), self.dropout, masks, self.training)
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them, four times as wide inside."""
+    """gpt2: a GELU between two linear layers, four times as wide inside. llama: SwiGLU with as many parameters."""
 
     def __init__(self, options: GPTOptions) -> None:
         super().__init__()
         self.dropout = options.dropout_t
-        self.c_fc = nn.Linear(options.embed_dim_t, 4 * options.embed_dim_t, bias=options.bias)
-        self.c_proj = nn.Linear(4 * options.embed_dim_t, options.embed_dim_t, bias=options.bias)
+        self.gated = options.arch == "llama"
+        inside = round(8 * options.embed_dim_t / 3 / 8) * 8 if self.gated else 4 * options.embed_dim_t
+        self.c_fc = nn.Linear(options.embed_dim_t, 2 * inside if self.gated else inside, bias=options.bias)
+        self.c_proj = nn.Linear(inside, options.embed_dim_t, bias=options.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> the same shape."""
-        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+    def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
+        """(B, S, D) -> the same shape."""
+        x = self.c_fc(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        else:
+            x = F.gelu(x)
+        return dropout(self.c_proj(x), self.dropout, masks, self.training)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, options: GPTOptions) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(options.embed_dim_t, options.bias)
-        self.attn = Attention(options)
-        self.ln_2 = LayerNorm(options.embed_dim_t, options.bias)
-        self.mlp = MLP(options)
+        self.ln_1 = new_norm(config.options)
+        self.attn = Attention(config)
+        self.ln_2 = new_norm(config.options)
+        self.mlp = MLP(config.options)
 
-    def forward(self, x: Tensor, position: int, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, position: int, cache: KVCache | None, masks: Masks | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        x = x + self.attn(self.ln_1(x), position, cache)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attn(self.ln_1(x), position, cache, masks)
+        return x + self.mlp(self.ln_2(x), masks)
 
 
 class GPT(nn.Module):
-    """Token and learned position embeddings, blocks, and an output head tied to the token embedding."""
+    """Embeddings of tokens and, in gpt2, of positions; blocks; an output head tied to the token embedding."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         options = config.options
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocabulary_size, options.embed_dim_t),
-                "wpe": nn.Embedding(config.block_size, options.embed_dim_t),
-                "h": nn.ModuleList(Block(options) for _ in range(options.n_layer)),
-                "ln_f": LayerNorm(options.embed_dim_t, options.bias),
-            }
-        )
+        parts: dict[str, nn.Module] = {"wte": nn.Embedding(config.vocabulary_size, options.embed_dim_t)}
+        if options.arch == "gpt2":
+            parts["wpe"] = nn.Embedding(config.block_size, options.embed_dim_t)
+        parts["h"] = nn.ModuleList(Block(config) for _ in range(options.n_layer))
+        parts["ln_f"] = new_norm(options)
+        self.transformer = nn.ModuleDict(parts)
         self.apply(_initialise)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # residual projections: GPT-2's scaling by depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * options.n_layer))
 
-    def forward(self, tokens: Tensor, position: int = 0, caches: list[KVCache] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        position: int = 0,
+        caches: list[KVCache] | None = None,
+        bits: Tensor | None = None,
+        masks: Masks | None = None,
+    ) -> Tensor:
         """Tokens (B, S) int64, the first at `position` -> logits (B, S, K) float32.
 
         With `caches` (one per layer), the positions before `position` are read from them, and S must be 1 after the
-        first call.
+        first call. `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for not told. `masks`, where
+        given, are the dropout.
         """
-        positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
         wte = cast(nn.Embedding, self.transformer["wte"])
-        x = wte(tokens) + self.transformer["wpe"](positions)
-        x = F.dropout(x, self.config.options.dropout_t, self.training)
+        x = wte(tokens)
+        if "wpe" in self.transformer:
+            positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
+            x = x + self.transformer["wpe"](positions)
+        if bits is not None:
+            start = bits.to(x.dtype) @ wte.weight[self.config.bos + 1 :]
+            x = torch.cat([x[:, :1] + start[:, None], x[:, 1:]], dim=1)
+        x = dropout(x, self.config.options.dropout_t, masks, self.training)
         for layer, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
-            x = block(x, position, caches[layer] if caches else None)
+            x = block(x, position, caches[layer] if caches else None, masks)
         codes_only = wte.weight[: self.config.codebook_size]
         return F.linear(self.transformer["ln_f"](x), codes_only).float()
+
+    @property
+    def masks_per_image(self) -> int:
+        """How many activations of an image dropout decides on: `Masks` must have as many."""
+        options, positions = self.config.options, self.config.block_size
+        stream = positions * options.embed_dim_t
+        return stream + options.n_layer * (options.n_head * positions**2 + 2 * stream)
 
     def new_caches(self, batch: int) -> list[KVCache]:
         """Empty key-value caches for sampling `batch` images, one per layer."""
         like = next(self.parameters())
         return [KVCache(batch, self.config, like) for _ in range(self.config.options.n_layer)]
 
-    def start_tokens(self, classes: Tensor) -> Tensor:
-        """Class ids (B,) int64, -1 for none -> start tokens (B, 1): BOS or the token of the class."""
-        return torch.where(classes < 0, self.config.bos, self.config.bos + 1 + classes)[:, None]
+    def start(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Labels of B images -> their start tokens (B, 1), and their bits for `forward` if they are bits.
 
-    def loss(self, codes: Tensor, classes: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token of code sequences (B, T) given classes (B,), -1 for none."""
-        inputs = torch.cat([self.start_tokens(classes), codes[:, :-1]], dim=1)
-        return F.cross_entropy(self(inputs).flatten(0, 1), codes.flatten())
+        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for not told.
+        """
+        if labels.ndim == 2:
+            return labels.new_full((len(labels), 1), self.config.bos, dtype=torch.int64), labels
+        return torch.where(labels < 0, self.config.bos, self.config.bos + 1 + labels)[:, None], None
+
+    def loss(self, codes: Tensor, labels: Tensor, hidden: Tensor | None = None, masks: Masks | None = None) -> Tensor:
+        """Mean cross-entropy in nats per token of code sequences (B, T), given labels as `start` takes them.
+
+        Tokens that are `hidden` (B, T) bool are not shown as input (BOS stands for them), but predicted.
+        """
+        start, bits = self.start(labels)
+        shown = codes if hidden is None else codes.masked_fill(hidden, self.config.bos)
+        inputs = torch.cat([start, shown[:, :-1]], dim=1)
+        return F.cross_entropy(self(inputs, bits=bits, masks=masks).flatten(0, 1), codes.flatten())
 
 
 def _initialise(module: nn.Module) -> None:

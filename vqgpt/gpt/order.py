@@ -3,6 +3,8 @@
 Grids are stored in raster order always; this is applied when tokens are loaded, and undone when they are sampled.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,46 @@ from vqgpt.config.gpt import Order
 
 def scan_order(order: Order, grid: tuple[int, int]) -> Tensor:
     """(T,) int64: position t of the sequence holds the code at raster index `scan_order(...)[t]`."""
-    positions = torch.arange(grid[0] * grid[1]).view(grid)
+    height, width = grid
+    positions = torch.arange(height * width).view(grid)
     if order == "s-pattern":  # boustrophedon: odd rows are read right to left
         positions[1::2] = positions[1::2].flip(1)
+    if order == "hilbert":
+        along, across = ((width, 0), (0, height)) if width >= height else ((0, height), (width, 0))
+        return torch.tensor([row * width + column for column, row in _hilbert((0, 0), along, across)])
     return positions.flatten()
+
+
+def _hilbert(start: tuple[int, int], along: tuple[int, int], across: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The cells (column, row) of a rectangle, each beside or diagonal to the one before it, nearby ones kept together.
+
+    The generalised Hilbert curve of Cerveny (2018): the rectangle spanned by two vectors is cut into two or three,
+    until they are lines. On a square whose side is a power of 2 it is Hilbert's own.
+    """
+    (x, y), (ax, ay), (bx, by) = start, along, across
+    length, breadth = abs(ax + ay), abs(bx + by)
+    step_a, step_b = (_sign(ax), _sign(ay)), (_sign(bx), _sign(by))
+    if breadth == 1 or length == 1:
+        (dx, dy), count = (step_a, length) if breadth == 1 else (step_b, breadth)
+        yield from ((x + i * dx, y + i * dy) for i in range(count))
+        return
+    half_a, half_b = (ax // 2, ay // 2), (bx // 2, by // 2)
+    if 2 * length > 3 * breadth:  # long: two parts, one after the other
+        if sum(half_a) % 2 and length > 2:
+            half_a = (half_a[0] + step_a[0], half_a[1] + step_a[1])
+        yield from _hilbert(start, half_a, across)
+        yield from _hilbert((x + half_a[0], y + half_a[1]), (ax - half_a[0], ay - half_a[1]), across)
+        return
+    if sum(half_b) % 2 and breadth > 2:
+        half_b = (half_b[0] + step_b[0], half_b[1] + step_b[1])
+    end = (x + ax - step_a[0] + half_b[0] - step_b[0], y + ay - step_a[1] + half_b[1] - step_b[1])
+    yield from _hilbert(start, half_b, half_a)
+    yield from _hilbert((x + half_b[0], y + half_b[1]), along, (bx - half_b[0], by - half_b[1]))
+    yield from _hilbert(end, (-half_b[0], -half_b[1]), (half_a[0] - ax, half_a[1] - ay))
+
+
+def _sign(number: int) -> int:
+    return (number > 0) - (number < 0)
 
 
 def grid_to_sequence(codes: Tensor, scan: Tensor) -> Tensor:

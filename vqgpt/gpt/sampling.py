@@ -1,6 +1,6 @@
 """Sampling from the GPT with a key-value cache.
 
-    classes (N,) int64, seed -> codes (N, h, w) int64
+    labels (N,) or (N, L), seed -> codes (N, h, w) int64
 
 Image i is a function of (seed, i): each token is drawn by inverting its cumulative distribution at a uniform number
 that depends on (seed, i, position) alone, and passes always hold the same number of rows, so that not even rounding
@@ -23,35 +23,35 @@ BELOW_ONE = 1 - 2**-22  # keeps rounding from reaching the end of the CDF, beyon
 
 
 def sample_codes(
-    model: GPT, classes: Tensor, first_image: int, seed: int, options: SamplingOptions, precision: str
+    model: GPT, labels: Tensor, first_image: int, seed: int, options: SamplingOptions, precision: str
 ) -> Iterator[Tensor]:
-    """Draw image `first_image + i` for `classes[i]` (-1 for none).
+    """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them.
 
     Yields codes (n, h, w) int64 on the CPU, pass by pass, in order; `first_image` is a multiple of IMAGES_PER_PASS.
     """
     assert first_image % IMAGES_PER_PASS == 0
     config = model.config
     scan = scan_order(config.options.order, config.grid)
-    for first in range(0, len(classes), IMAGES_PER_PASS):
-        wanted = classes[first : first + IMAGES_PER_PASS]
-        padding = wanted.new_full((IMAGES_PER_PASS - len(wanted),), -1)
+    for first in range(0, len(labels), IMAGES_PER_PASS):
+        wanted = labels[first : first + IMAGES_PER_PASS]
+        padding = wanted.new_full((IMAGES_PER_PASS - len(wanted), *wanted.shape[1:]), 0 if wanted.ndim == 2 else -1)
         uniforms = uniform_numbers(seed, first_image + first, IMAGES_PER_PASS, config.block_size)
         tokens = sample_pass(model, torch.cat([wanted, padding]), uniforms, options, precision)
         yield sequence_to_grid(tokens[: len(wanted)].cpu(), scan, config.grid)
 
 
 @torch.no_grad()
-def sample_pass(model: GPT, classes: Tensor, uniforms: Tensor, options: SamplingOptions, precision: str) -> Tensor:
-    """Classes (B,), uniforms (B, T) -> tokens (B, T) int64, one position after the other."""
+def sample_pass(model: GPT, labels: Tensor, uniforms: Tensor, options: SamplingOptions, precision: str) -> Tensor:
+    """Labels (B, ...), uniforms (B, T) -> tokens (B, T) int64, one position after the other."""
     device = next(model.parameters()).device
     model.eval()
     uniforms = uniforms.to(device)
-    caches = model.new_caches(len(classes))
-    token = model.start_tokens(classes.to(device))
+    caches = model.new_caches(len(labels))
+    token, bits = model.start(labels.to(device))
     tokens = []
     for position in range(model.config.block_size):
         with autocast(device, precision):
-            logits = model(token, position, caches)[:, -1]
+            logits = model(token, position, caches, bits if position == 0 else None)[:, -1]
         token = draw(logits, uniforms[:, position], options)[:, None]
         tokens.append(token)
     return torch.cat(tokens, dim=1)

@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.training import Sequences, random_views
-from vqgpt.schedule import Step
+from vqgpt.gpt.training import Sequences
 from vqgpt.stream_order import StreamOrder
 
 
@@ -36,24 +35,23 @@ class StreamedSequences:
         self.held: dict[tuple[int, ...], Future[Sequences]] = {}
         self.epoch = -1
 
-    def batch(self, step: Step, label_dropout: float) -> tuple[Tensor, Tensor]:
+    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """The same as `Sequences.batch`. Raises what `load` raises."""
-        if step.epoch != self.epoch:
-            self._begin(step.epoch)
-        views, hidden = random_views(len(step.rows), self.num_views, label_dropout, self.device)
-        shards = step.rows // self.order.shard_rows
+        if epoch != self.epoch:
+            self._begin(epoch)
+        shards = rows // self.order.shard_rows
         window_of_row = self.window_of[shards]
         needed = window_of_row.unique().tolist()
         self._hold(needed)
-        rows_in_window = (self.start_of[shards] + step.rows % self.order.shard_rows).to(self.device)
-        parts = [(window_of_row == window).nonzero()[:, 0].to(self.device) for window in needed]
+        rows_in_window = self.start_of[shards] + rows % self.order.shard_rows
+        parts = [(window_of_row == window).nonzero()[:, 0] for window in needed]
         found = [
-            self.held[self.windows[window]].result().take(rows_in_window[part], views[part])
+            self.held[self.windows[window]].result().batch(epoch, rows_in_window[part], views[part])
             for window, part in zip(needed, parts, strict=True)
         ]
-        back = torch.argsort(torch.cat(parts))
-        codes, classes = (torch.cat(values)[back] for values in zip(*found, strict=True))
-        return codes, classes.masked_fill(hidden, -1)
+        back = torch.argsort(torch.cat(parts)).to(self.device)
+        codes, labels = (torch.cat(values)[back] for values in zip(*found, strict=True))
+        return codes, labels
 
     def _begin(self, epoch: int) -> None:
         """For each shard, which window of the epoch it is in, and at which of its rows it starts there."""

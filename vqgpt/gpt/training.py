@@ -5,7 +5,9 @@
 A batch is one gather on the device. Knows nothing of images, the VQ-GAN and files of token caches.
 """
 
+import copy
 import math
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,28 +15,37 @@ import torch
 from torch import Tensor
 
 from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
+from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
+from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.runtime import autocast
-from vqgpt.schedule import Schedule, Step, check_finite
+from vqgpt.moving_average import move_average
+from vqgpt.runtime import autocast, derived_seed
+from vqgpt.schedule import Schedule, Step
 
 LOWEST_LR = 1e-6
-IMAGES_PER_PASS = 256
+IMAGES_PER_PASS = 256  # in validation
+TOKENS_PER_CPU_PASS = 1024  # in training: their activations stay in a core's cache
+STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Tokens in the order in which the GPT reads them: codes (N, V, T); classes (N,) int64, -1 for none."""
+    """Tokens in the order in which the GPT reads them: codes (N, V, T); labels as `GPT.start` takes them."""
 
     codes: Tensor
-    classes: Tensor
+    labels: Tensor
 
     @classmethod
     def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
-        """From grids (N, V, h, w) and labels (N, ...); labels count only where the GPT is conditioned on the class."""
-        classes = labels if config.options.condition == "class" else torch.full((len(codes),), -1, device=codes.device)
+        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned."""
+        if config.options.condition == "none":
+            labels = torch.full((len(codes),), -1, device=codes.device)
+        elif config.options.condition == "bits":
+            labels = labels.to(torch.int8) * 2 - 1
         scan = scan_order(config.options.order, config.grid).to(codes.device)
-        return cls(codes=grid_to_sequence(codes, scan), classes=classes.long())
+        return cls(codes=grid_to_sequence(codes, scan), labels=labels)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -44,33 +55,57 @@ class Sequences:
         """Where the tokens are."""
         return self.codes.device
 
-    def batch(self, step: Step, label_dropout: float) -> tuple[Tensor, Tensor]:
-        """A random view of each row of a step -> codes (B, T) int64, classes (B,) with a share of them hidden."""
-        views, hidden = random_views(len(step.rows), self.codes.shape[1], label_dropout, self.device)
-        codes, classes = self.take(step.rows.to(self.device), views)
-        return codes, classes.masked_fill(hidden, -1)
+    @property
+    def num_views(self) -> int:
+        """How many views of each image there are."""
+        return self.codes.shape[1]
 
-    def take(self, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B,) and the view of each (B,) -> codes (B, T) int64, classes (B,)."""
-        return self.codes[rows, views].long(), self.classes[rows]
-
-
-def random_views(rows: int, views: int, label_dropout: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which view is taken of each row, (B,) int64, and whether its class is hidden, (B,) bool."""
-    return torch.randint(views, (rows,), device=device), torch.rand(rows, device=device) < label_dropout
+    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
+        rows, views = (numbers.to(self.device, non_blocking=True) for numbers in (rows, views))
+        return self.codes[rows, views].long(), self.labels[rows]
 
 
 class TrainingRows(Protocol):
-    """Where the batches come from: tokens in memory, or a stream of them."""
+    """Where the batches come from: tokens in memory, or a stream of them, which has to know the epoch."""
 
     @property
     def device(self) -> torch.device:
         """Where the batches are."""
         ...
 
-    def batch(self, step: Step, label_dropout: float) -> tuple[Tensor, Tensor]:
-        """Codes (B, T) int64 and classes (B,) int64, -1 for none, of the rows of a step, on the device."""
+    @property
+    def num_views(self) -> int:
+        """How many views of each image there are."""
         ...
+
+    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What chance decides about a step's batch, whoever computes it: a pure function of (seed, step).
+
+    The view of each image (B,), whose label is not told (B,) bool, and which tokens are not shown (B, T) bool.
+    """
+
+    views: Tensor
+    untold: Tensor
+    hidden: Tensor | None
+
+    @classmethod
+    def of(cls, step: Step, seed: int, views: int, tokens: int, options: GPTTrainingOptions) -> "Draws":
+        """Draw for all rows of the step."""
+        generator, images = torch.Generator().manual_seed(derived_seed(seed, "draws", step.index)), len(step.rows)
+        return cls(
+            views=torch.randint(views, (images,), generator=generator),
+            untold=torch.rand(images, generator=generator) < options.label_dropout,
+            hidden=torch.rand(images, tokens, generator=generator) < options.token_dropout
+            if options.token_dropout
+            else None,
+        )
 
 
 class GPTTraining:
@@ -91,49 +126,103 @@ class GPTTraining:
         self.options = options
         self.schedule = schedule
         self.precision = precision
-        self.optimizer = new_optimizer(model, options)
+        self.device = next(model.parameters()).device
+        self.optimizer = Optimizer(model, options)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.averaged = copy.deepcopy(model) if options.ema else None
+        on_cpu = self.device.type == "cpu"
+        compiled = options.compile == "on" or (options.compile == "auto" and self.device.type == "cuda")
+        self.loss = torch.compile(model.loss) if compiled else model.loss
+        self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
+        self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
+        self.read_every = STEPS_BETWEEN_READS if self.device.type == "cuda" else 1
+        self.start_epoch_clock()
 
-    def take_step(self, step: Step) -> dict[str, float]:
-        """One batch: predict each token from those before it."""
+    def start_epoch_clock(self) -> None:
+        """Begin to count the tokens and the seconds of waiting for data anew."""
+        self.tokens, self.waited, self.started = 0, 0.0, time.perf_counter()
+
+    @property
+    def result(self) -> GPT:
+        """The model to validate, sample and keep: the moving average where there is one."""
+        return self.averaged or self.model
+
+    def take_step(self, step: Step) -> dict[str, float | Tensor]:
+        """One batch: predict each token from those before it. Every rank takes its share of the rows.
+
+        The figures may still be on the device. If one is not finite, neither this step nor a later one has moved the
+        weights.
+        """
         self.model.train()
         rate = learning_rate(step.index, self.schedule, self.options)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        codes, classes = self.train.batch(step, self.options.label_dropout)
-        with autocast(codes.device, self.precision):
-            loss = self.model.loss(codes, classes)
-        check_finite(loss.item(), "loss", step)
+        start = time.perf_counter()
+        draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.model.config.block_size, self.options)
+        mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
+        codes, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
+        untold = draws.untold[mine].to(self.device, non_blocking=True)
+        labels = labels.masked_fill(untold.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
+        hidden = None if draws.hidden is None else draws.hidden[mine].to(self.device, non_blocking=True)
+        self.waited += time.perf_counter() - start
+        self.tokens += len(step.rows) * self.model.config.block_size
+
         self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip or math.inf)
-        check_finite(norm.item(), "norm of the gradient", step)
-        self.optimizer.step()
-        return {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate}
+        share = local_share(step.rows)
+        loss = torch.zeros((), device=self.device)
+        for part in self.passes(len(mine)):
+            masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
+            with autocast(self.device, self.precision):
+                part_loss = self.loss(codes[part], labels[part], None if hidden is None else hidden[part], masks) * (
+                    share * (part.stop - part.start) / len(mine)
+                )
+            self.scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
+        loss = sum_over_ranks(loss)
+        sum_gradients(self.model.parameters())
+        norm = self.optimizer.step(rate, loss, self.scaler)
+        if self.averaged:
+            move_average(self.averaged, self.model, self.options.ema, step.index)
+        return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+
+    def passes(self, images: int) -> list[slice]:
+        """How the images of a step are cut into passes, whose gradients are summed."""
+        size = math.ceil(images / self.options.grad_accum)
+        if self.images_per_pass:
+            size = min(size, self.images_per_pass)
+        return [slice(first, min(first + size, images)) for first in range(0, images, size)]
+
+    def masks(self, step: int, first: int, end: int) -> Masks | None:
+        """The dropout of the images at places `first` to `end` of a step's batch, where torch's own is not used."""
+        if not self.draws_masks:
+            return None
+        rate, count = self.model.config.options.dropout_t, self.model.masks_per_image
+        return Masks(rate, self.schedule.seed, step, range(first, end), count)
 
     def epoch_figures(self) -> dict[str, float]:
-        """None beside the mean loss."""
-        return {}
+        """Tokens per second, over all processes, and the seconds in which the device waited for its data."""
+        seconds = time.perf_counter() - self.started
+        figures = {"tokens_per_second": self.tokens / seconds, "waiting_seconds": self.waited}
+        self.start_epoch_clock()
+        return figures
 
     def validate(self) -> dict[str, float]:
         """Held-out loss in nats and bits per token."""
-        return held_out_figures(self.model, self.held_out, self.precision)
+        return held_out_figures(self.result, self.held_out, self.precision)
 
     def state_dict(self) -> dict[str, Any]:
-        """Network and optimiser."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        """Network, optimiser, the scale of fp16, and the moving average."""
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state["scaler"] = self.scaler.state_dict()
+        if self.averaged:
+            state["averaged"] = self.averaged.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def new_optimizer(model: GPT, options: GPTTrainingOptions) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and embeddings, none on biases and norms."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
+        self.scaler.load_state_dict(state["scaler"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:
@@ -147,12 +236,13 @@ def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) ->
 
 @torch.no_grad()
 def held_out_figures(model: GPT, held_out: Sequences, precision: str) -> dict[str, float]:
-    """Cross-entropy of the first view of every row given its class, in nats and in bits per token. Sets eval mode."""
+    """Cross-entropy of the first view of every row given its label, in nats and in bits per token. Sets eval mode."""
     model.eval()
     total = 0.0
-    for rows in torch.arange(len(held_out), device=held_out.codes.device).split(IMAGES_PER_PASS):
-        with autocast(held_out.codes.device, precision):
-            loss = model.loss(held_out.codes[rows, 0].long(), held_out.classes[rows])
+    for rows in torch.arange(len(held_out)).split(IMAGES_PER_PASS):
+        codes, labels = held_out.batch(0, rows, torch.zeros_like(rows))
+        with autocast(codes.device, precision):
+            loss = model.loss(codes, labels)
         total += loss.item() * len(rows)
     nats = total / len(held_out)
     return {"held_out_nats_per_token": nats, "held_out_bits_per_token": nats / math.log(2)}

@@ -1,5 +1,6 @@
 """`vqgpt render`: rows of a token cache, encoded or sampled -> PNG, through the VQ-GAN's decoder."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.pictures import contact_sheet, png_bytes, to_pil
 from vqgpt.pixels import images_per_pass, to_uint8
-from vqgpt.progress import Progress, Report
+from vqgpt.progress import Progress, Report, silent
 from vqgpt.runtime import autocast, select_device
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
@@ -45,6 +46,15 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
         for row, image in enumerate(images):
             write_atomically(out / f"{row:06d}.png", png_bytes(to_pil(image), about))
     return plan
+
+
+def sheet_of(codes: torch.Tensor, description: Description, path: Path) -> bytes | None:
+    """A PNG of codes (n, h, w), decoded by the VQ-GAN at `path`; None if they are of another VQ-GAN."""
+    model = load_vqgan(path, description.dataset, torch.device("cpu"))
+    if tokenizer_sha256(model) != description.tokenizer_sha256:
+        return None
+    images = decode(model, codes.numpy(), "fp32", silent)
+    return png_bytes(contact_sheet(images, [""] * len(images), columns(description)), {})
 
 
 def check_ready(config: RenderConfig, description: Description, overwrite: bool) -> VQGAN:

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.commands import SampleConfig, samples_path
+from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import from_json, nearest_hint, to_json
-from vqgpt.errors import UsageError
+from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.progress import Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.find import check_dataset, find_gpt
+from vqgpt.stages.find import check_dataset, find_cache, find_gpt
 from vqgpt.stages.shards import fill_cache
-from vqgpt.tokens import Description, ShardRows, Split
+from vqgpt.tokens import Description, ShardRows, Split, TokenCache
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 
 SPLIT = "samples"
@@ -30,11 +31,12 @@ SPLIT = "samples"
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePlan:
-    """What will be sampled: the GPT, the class of each image (N,) int64 (-1 for none), and the cache to write."""
+    """What will be sampled: the GPT, the label of each image as `GPT.start` takes it, and the cache to write."""
 
     gpt: LoadedGPT
+    codebook: NDArray[np.float32]
     checkpoint: Path
-    classes: NDArray[np.int64]
+    labels: NDArray[np.int64]
     description: Description
     cache: Path
 
@@ -44,7 +46,7 @@ class SamplePlan:
         return {
             "cache": self.cache,
             "dataset": self.description.dataset,
-            "images": len(self.classes),
+            "images": len(self.labels),
             "grid": self.description.grid,
             "checkpoint": self.checkpoint,
         }
@@ -54,17 +56,23 @@ def plan(config: SampleConfig) -> SamplePlan:
     """Load the GPT and settle what to sample. Raises UsageError for classes that the GPT does not know."""
     device = select_device(config.run.device)
     checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
-    gpt = load_gpt(checkpoint, "train one with: vqgpt train", device)
-    trained_on = from_json(Description, gpt.cache_description, str(checkpoint))
+    gpt = load_gpt(checkpoint, "train one with: vqgpt train", device, config.n_head)
+    if gpt.cache_description is None or gpt.codebook is None:
+        trained_on, codebook = what_it_was_trained_on(config, gpt.model.config, checkpoint)
+        gpt = load_gpt(checkpoint, "train one with: vqgpt train", device, config.n_head, trained_on.grid)
+    else:
+        trained_on = from_json(Description, gpt.cache_description, str(checkpoint))
+        codebook = gpt.codebook.numpy()
     check_dataset(config.dataset, trained_on.dataset, checkpoint)
     known_classes = trained_on.class_names if gpt.model.config.num_classes else ()
-    turn = class_turn(config.classes, known_classes)
+    by_bits = gpt.model.config.options.condition == "bits"
+    turn: list[Any] = bits_turn(config.classes, known_classes) if by_bits else class_turn(config.classes, known_classes)
     num_samples = config.sampling.num_samples
     row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
     description = replace(
         trained_on,
         origin="sampled",
-        label_kind="class" if known_classes else "none",
+        label_kind=gpt.model.config.options.condition,
         source_sha256=weights_sha256(gpt.model, to_json(gpt.model.config)),
         splits=(Split(name=SPLIT, rows=num_samples),),
         limit=None,
@@ -75,8 +83,9 @@ def plan(config: SampleConfig) -> SamplePlan:
     )
     return SamplePlan(
         gpt=gpt,
+        codebook=codebook,
         checkpoint=checkpoint,
-        classes=np.array(turn)[np.arange(num_samples) % len(turn)],
+        labels=np.array(turn)[np.arange(num_samples) % len(turn)],
         description=description,
         cache=config.out or samples_path(trained_on.dataset),
     )
@@ -86,17 +95,57 @@ def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report)
     """Sample as planned; the result names the cache."""
 
     def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
-        classes = torch.from_numpy(plan.classes[shard.start : shard.stop])
+        labels = torch.from_numpy(plan.labels[shard.start : shard.stop])
         precision = plan.description.precision
-        for codes in sample_codes(plan.gpt.model, classes, shard.start, config.run.seed, config.sampling, precision):
+        for codes in sample_codes(plan.gpt.model, labels, shard.start, config.run.seed, config.sampling, precision):
             yield codes.numpy()[:, None]
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return plan.classes[shard.start : shard.stop], np.arange(shard.start, shard.stop)
+        labels = plan.labels[shard.start : shard.stop]
+        if plan.description.label_kind == "bits":
+            labels = np.maximum(labels, 0)
+        return labels, np.arange(shard.start, shard.stop)
 
-    codebook = plan.gpt.codebook.numpy()
-    manifest = fill_cache(plan.cache, plan.description, codebook, overwrite, "sample", codes_of, labels_of, report)
+    codes, labels, description = codes_of, labels_of, plan.description
+    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", codes, labels, report)
     return {**plan.summary, "digest": manifest.digest}
+
+
+def what_it_was_trained_on(
+    config: SampleConfig, gpt: GPTConfig, checkpoint: Path
+) -> tuple[Description, NDArray[np.float32]]:
+    """The description and codebook of the token cache that goes with a GPT of GenerativeZoo, whose file has neither.
+
+    Raises InputError if codes or tokens per image are not as many as the GPT has.
+    """
+    cache = TokenCache(find_cache(config.cache, config.dataset))
+    theirs = (cache.description.codebook_size, int(np.prod(cache.description.grid)))
+    if theirs != (gpt.codebook_size, gpt.block_size):
+        raise InputError(
+            f"{cache.path} has {theirs[0]} codes and {theirs[1]} tokens per image, {checkpoint} "
+            f"{gpt.codebook_size} and {gpt.block_size}",
+            "give --cache, a token cache of the tokenizer that the GPT was trained with",
+        )
+    return cache.description, cache.codebook()
+
+
+def bits_turn(wanted: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]]:
+    """The bits of the images generated in turn, 1 and -1, or 0 where none is told; `all` is each bit alone in turn.
+
+    Raises UsageError for a name that the GPT does not know.
+    """
+    turn: list[list[int]] = []
+    for item in wanted or ("all",):
+        if item == "none":
+            turn.append([0] * len(names))
+        elif item == "all":
+            turn += [[1 if name == one else -1 for name in names] for one in names]
+        else:
+            unknown = [name for name in item.split("+") if name not in names]
+            if unknown:
+                raise UsageError(f"there is no class {unknown[0]!r}", nearest_hint(unknown[0], names))
+            turn.append([1 if name in item.split("+") else -1 for name in names])
+    return turn
 
 
 def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[int]:

@@ -3,7 +3,8 @@
 Reads the cache and nothing else: must not import the VQ-GAN, image data, torchvision or PIL.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,48 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqgpt.checkpoint import weights_sha256
+from vqgpt.checkpoint import out_of_memory, weights_sha256
 from vqgpt.config.commands import TrainConfig, gpt_path
 from vqgpt.config.datasets import held_out_split
-from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.gpt import GPTConfig, SamplingOptions
 from vqgpt.config.options import differences, to_json
-from vqgpt.errors import InputError, UsageError
+from vqgpt.distributed import process_group, rank
+from vqgpt.errors import InputError, ResourceError, UsageError
+from vqgpt.files import write_atomically
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime import derived_seed, resolve_precision, select_device
+from vqgpt.runtime import derived_seed, deterministic, resolve_precision, select_device
 from vqgpt.schedule import Schedule
 from vqgpt.stages.find import check_dataset, find_cache
 from vqgpt.stream_order import StreamOrder
-from vqgpt.tokens import TokenCache
+from vqgpt.tensorboard_log import tensorboard_log
+from vqgpt.tokens import Description, TokenCache
 from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun, check_result
 from vqgpt.wandb_log import wandb_log
 
+SHOWN_SAMPLES = 16
 
-def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
-    """Train as configured; the result names the checkpoint and the held-out figures."""
-    device = select_device(config.run.device)
+Render = Callable[[torch.Tensor, Description], bytes | None]
+
+
+def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, render: Render) -> dict[str, Any]:
+    """Train as configured; the result names the checkpoint and the held-out figures.
+
+    `render` makes a PNG of codes (n, h, w), or None where there is no VQ-GAN at hand.
+    """
+    with deterministic(config.deterministic), process_group(select_device(config.run.device)) as device:
+        return _run(config, overwrite, dry_run, report, render, device)
+
+
+def _run(
+    config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, render: Render, device: torch.device
+) -> dict[str, Any]:
     precision = resolve_precision(config.run.precision, device)
     cache = TokenCache(find_cache(config.cache, config.dataset))
     check_dataset(config.dataset, cache.description.dataset, cache.path)
@@ -55,35 +73,79 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
         return plan
     train, stream = training_rows(config, cache, architecture, device)
     held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
+    options = config.training
     identity = {
         "architecture": to_json(architecture),
-        "training": to_json(config.training),
+        "training": {name: value for name, value in to_json(options).items() if name != "keep_last"},
         "cache": cache.digest,
         "start": weights_sha256(model, {}),
         "seed": config.run.seed,
         "precision": precision,
     }
-    training_run = TrainingRun(result, KIND, identity, overwrite, report)
+    training_run = TrainingRun(result, KIND, identity, overwrite, report, options.keep_last)
     schedule = Schedule(
         seed=config.run.seed,
         num_rows=cache.rows("train"),
-        batch_size=config.training.batch_size,
-        n_epochs=config.training.n_epochs,
+        batch_size=options.batch_size,
+        n_epochs=options.n_epochs,
+        max_steps=options.max_steps,
         stream=stream,
     )
-    training = GPTTraining(model.to(device), train, held_out, config.training, schedule, precision)
+    training = GPTTraining(model.to(device), train, held_out, options, schedule, precision)
     codebook = torch.from_numpy(cache.codebook())
 
     def content(figures: dict[str, float]) -> dict[str, Any]:
-        return gpt_content(model, to_json(cache.description), cache.digest, codebook, to_json(config), figures)
+        weights, description = training.result.state_dict(), to_json(cache.description)
+        return gpt_content(architecture, weights, description, cache.digest, codebook, to_json(config), figures)
 
     def score(figures: dict[str, float]) -> float:
         return -figures["held_out_nats_per_token"]
 
-    with wandb_log(config.logging.wandb, result, to_json(config)) as training_run.also_log, stop_on_signals() as stop:
-        every_epochs = config.training.sample_and_save_freq
-        figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
+    def show() -> None:
+        """Samples given the labels of the first held-out images: a picture, or their codes."""
+        if rank() > 0:
+            return
+        labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
+        sampled = sample_codes(training.result, labels, 0, config.run.seed, sampling, _without_scaling(precision))
+        codes = torch.cat(list(sampled))
+        picture = render(codes, cache.description)
+        if picture is None:
+            buffer = io.BytesIO()
+            np.save(buffer, codes.numpy())
+            write_atomically(result.with_suffix(".samples.npy"), buffer.getvalue())
+        else:
+            write_atomically(result.with_suffix(".samples.png"), picture)
+
+    with (
+        wandb_log(config.logging.wandb, result, to_json(config)) as to_wandb,
+        tensorboard_log(config.logging.tensorboard, result) as to_tensorboard,
+        stop_on_signals() as stop,
+    ):
+
+        def also_log(record: dict[str, Any]) -> None:
+            to_wandb(record)
+            to_tensorboard(record)
+
+        training_run.also_log = also_log
+        every_epochs, patience = options.sample_and_save_freq, options.patience
+        try:
+            figures = run_training(
+                training, schedule, every_epochs, training_run, content, score, report, stop, patience, show
+            )
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error) is None:
+                raise
+            raise ResourceError(
+                f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
+                f"--precision {precision}",
+                "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
+            ) from error
     return {**plan, **figures}
+
+
+def _without_scaling(precision: str) -> str:
+    """The precision in which to sample: fp16 is for training, whose scaler looks after its range."""
+    return "fp32" if precision == "fp16" else precision
 
 
 def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
@@ -95,22 +157,26 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
             f"--block-size {config.block_size} contradicts {cache.path}: {height} x {width} = {height * width} tokens",
             "leave the flag out",
         )
-    by_class = config.model.condition == "class"
-    if by_class and description.label_kind != "class":
+    condition = config.model.condition
+    if condition not in ("none", description.label_kind):
+        there_are = "no classes" if condition == "class" else "no bits"
+        remedy = "none" if description.label_kind == "none" else f"{description.label_kind} or none"
         raise UsageError(
-            f"{cache.path} has no classes to condition on (labels: {description.label_kind})", "use --condition none"
+            f"{cache.path} has {there_are} to condition on (labels: {description.label_kind})",
+            f"use --condition {remedy}",
         )
     return GPTConfig(
         options=config.model,
         codebook_size=description.codebook_size,
         grid=description.grid,
-        num_classes=len(description.class_names) if by_class else 0,
+        num_classes=0 if condition == "none" else len(description.class_names),
     )
 
 
 def load_start(path: Path, architecture: GPTConfig) -> GPT:
     """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
-    start = load_gpt(path, "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")).model
+    hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
+    start = load_gpt(path, hint, cpu, architecture.options.n_head, architecture.grid).model
     same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
     different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
     if different:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.config.vqgan import VQGANTrainingOptions
 from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
+from vqgpt.moving_average import move_average
 from vqgpt.pixels import images_per_pass, to_unit_range
 from vqgpt.runtime import autocast, derived_seed
 from vqgpt.schedule import Schedule, Step, check_finite
@@ -38,6 +39,8 @@ class VQGANTraining:
     `perceptual_loss` is None where its weight is 0. `show` gets, at each validation, some held-out images (n, C, H, W)
     uint8, their reconstructions, and how often each code occurs in all of them, (K,).
     """
+
+    read_every = 1  # the codebook and the discriminator need the figures of each step anyway
 
     def __init__(
         self,
@@ -234,15 +237,6 @@ def codebook_term(out: Reconstruction, options: VQGANTrainingOptions) -> Tensor:
     """The commitment loss, and the codebook's own loss where gradients train it."""
     term = COMMITMENT_WEIGHT * commitment_loss(out.latents, out.quantized)
     return term + codebook_loss(out.latents, out.quantized) if options.codebook == "loss" else term
-
-
-@torch.no_grad()
-def move_average(averaged: VQGAN, model: VQGAN, decay: float, step: int) -> None:
-    """Move the averaged weights towards the model's; the decay is shorter in the first steps."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for average, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
-        if average.is_floating_point():
-            average.lerp_(value, 1 - decay)
 
 
 def _adam(parameters: list[nn.Parameter], options: VQGANTrainingOptions) -> torch.optim.Adam:

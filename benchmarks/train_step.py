@@ -1,0 +1,197 @@
+"""How fast the GPT trains, beside the bare step, the machine, and two libraries.
+
+    python benchmarks/train_step.py [--shape default large] [--rounds 5] [--device cpu] [--precision fp32 bf16]
+
+Random tokens, dropout 0.1, AdamW. "loop" is our training as `vqgpt train` runs it (batches from memory, clipping,
+optimiser, figures read), "bare" the same passes, masks and optimiser on one fixed batch, "whole batch" our network as
+one pass with torch's own attention and dropout. `transformers` GPT-2 and x-transformers (of the extra 'dev') have the
+same shapes and take the plainest step: forward, cross-entropy, backward, fused AdamW. Medians of interleaved rounds,
+with a matrix product beside them. On a GPU the same script prints the same table.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.training import GPTTraining, Sequences
+from vqgpt.interrupt import StopRequest
+from vqgpt.memory import keep_memory_pages
+from vqgpt.progress import silent
+from vqgpt.runtime import autocast, select_device
+from vqgpt.schedule import Schedule
+from vqgpt.torchvision_import import import_torchvision
+from vqgpt.training_loop import run_training
+from vqgpt.training_run import TrainingRun
+
+
+class Shape(NamedTuple):
+    """What is trained."""
+
+    layers: int
+    heads: int
+    width: int
+    side: int
+    codes: int
+    batch: int
+    steps: int  # of one round
+
+
+SHAPES = {
+    "default": Shape(6, 8, 64, 8, 128, 256, 8),
+    "large": Shape(6, 8, 512, 16, 1024, 32, 1),
+    "gpt-b": Shape(12, 12, 768, 16, 1024, 64, 1),
+}
+
+
+def new_training(shape: Shape, rows: int, steps: int, device: torch.device, precision: str) -> GPTTraining:
+    """A training on random tokens."""
+    torch.manual_seed(0)
+    options = GPTOptions(n_layer=shape.layers, n_head=shape.heads, embed_dim_t=shape.width)
+    model = GPT(GPTConfig(options=options, codebook_size=shape.codes, grid=(shape.side, shape.side), num_classes=0))
+    codes = torch.randint(shape.codes, (rows, 1, shape.side**2), dtype=torch.int32, device=device)
+    data = Sequences(codes=codes, labels=torch.full((rows,), -1, device=device))
+    training = GPTTrainingOptions(batch_size=shape.batch, n_epochs=10_000, max_steps=steps)
+    schedule = Schedule(seed=0, num_rows=rows, batch_size=shape.batch, n_epochs=10_000, max_steps=steps)
+    held_out = Sequences(codes=codes[:1], labels=data.labels[:1])
+    return GPTTraining(model.to(device), data, held_out, training, schedule, precision)
+
+
+def loop(training: GPTTraining, folder: Path) -> None:
+    """`max_steps` steps of `vqgpt train`'s loop; the files that it writes at its end are not timed."""
+    run = TrainingRun(folder / "gpt.pt", "gpt", {}, True, silent)
+    run.save = run.keep_best = run.finish = lambda content: None  # type: ignore[method-assign]
+    training.validate = lambda: {"held_out_nats_per_token": 0.0}  # type: ignore[method-assign]
+    run_training(training, training.schedule, 10_000, run, lambda _: {}, lambda _: 0.0, silent, StopRequest())
+
+
+def bare(training: GPTTraining, codes: Tensor, labels: Tensor, steps: int) -> None:
+    """The same passes on one batch that lies ready."""
+    training.model.train()
+    for step in range(steps):
+        training.optimizer.adamw.zero_grad()
+        for part in training.passes(len(codes)):
+            masks = training.masks(step, part.start, part.stop)
+            with autocast(codes.device, training.precision):
+                loss = training.loss(codes[part], labels[part], None, masks)
+            (loss * ((part.stop - part.start) / len(codes))).backward()
+        training.optimizer.adamw.step()
+
+
+def plain(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, codes: Tensor, steps: int, precision: str
+) -> None:
+    """The plainest step of anyone's network."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with autocast(codes.device, precision):
+            logits = model(inputs)
+            logits = getattr(logits, "logits", logits)
+            loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+        loss.backward()
+        optimizer.step()
+
+
+def peers(shape: Shape) -> dict[str, nn.Module]:
+    """The same shape in the two libraries."""
+    import_torchvision("models")  # which transformers imports, and which may lack its operators
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from x_transformers import Decoder, TransformerWrapper
+
+    vocabulary, positions = shape.codes + 1, shape.side**2
+    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
+    gpt2 = GPT2Config(vocab_size=vocabulary, n_positions=positions, bos_token_id=0, eos_token_id=0, **sizes)
+    layers = Decoder(
+        dim=shape.width,
+        depth=shape.layers,
+        heads=shape.heads,
+        attn_dim_head=shape.width // shape.heads,
+        attn_dropout=0.1,
+        ff_dropout=0.1,
+    )
+    wrapper = TransformerWrapper(num_tokens=vocabulary, max_seq_len=positions, emb_dropout=0.1, attn_layers=layers)
+    return {"transformers GPT-2": GPT2LMHeadModel(gpt2), "x-transformers": wrapper}
+
+
+def flops_per_token(shape: Shape) -> float:
+    """Multiplications and additions of the matrix products, forward and backward, without recomputation."""
+    positions = shape.side**2
+    per_layer = 24 * shape.width**2 + 4 * positions * shape.width
+    return 3 * (shape.layers * per_layer + 2 * shape.width * shape.codes)
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """How long one call takes, on the device too."""
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def measure(name: str, precision: str, rounds: int, device: torch.device, folder: Path) -> None:
+    """Print the table of one shape in one precision."""
+    shape = SHAPES[name]
+    training = new_training(shape, shape.batch * shape.steps, shape.steps, device, precision)
+    steps = {"steps": shape.steps}
+    codes, labels = training.train.batch(0, torch.arange(shape.batch), torch.zeros(shape.batch, dtype=torch.int64))
+    start, _ = training.model.start(labels)
+    inputs = torch.cat([start, codes[:, :-1]], dim=1)
+    whole = new_training(shape, shape.batch, 1, device, precision).model
+    models = {"ours, whole batch": whole, **peers(shape)}
+    side = 8192 if device.type == "cuda" else 2048
+    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    calls: dict[str, Callable[[], object]] = {
+        "matrix": partial(torch.mm, matrix, matrix),
+        "ours, loop": partial(loop, training, folder),
+        "ours, bare": partial(bare, training, codes, labels, **steps),
+    }
+    for peer, model in models.items():
+        model.to(device).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        calls[peer] = partial(plain, model, optimizer, inputs, codes, **steps, precision=precision)
+    times: dict[str, list[float]] = {call: [] for call in calls}
+    for call in calls.values():
+        call()  # to warm up
+    for _ in range(rounds):
+        for label, call in calls.items():
+            times[label].append(seconds(call, device))
+    middle = {label: statistics.median(values) for label, values in times.items()}
+    tokens = shape.steps * shape.batch * shape.side**2
+    fastest = min(middle[peer] for peer in ("transformers GPT-2", "x-transformers"))
+    print(f"{name}, {precision}: matrix product {2 * side**3 / middle.pop('matrix') / 1e9:.0f} GFLOP/s")
+    print(f"{'':20} {'tokens/s':>10} {'GFLOP/s':>8} {'of the faster peer':>19}")
+    for label, value in middle.items():
+        rate = tokens / value
+        print(f"{label:20} {rate:10.0f} {rate * flops_per_token(shape) / 1e9:8.0f} {fastest / value:19.2f}")
+    print(f"loop / bare: {middle['ours, bare'] / middle['ours, loop']:.3f}\n")
+
+
+def main() -> None:
+    """A table per shape and precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", default=["default", "large"], choices=SHAPES)
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    keep_memory_pages()
+    device = select_device(arguments.device)
+    with TemporaryDirectory() as folder:
+        for shape in arguments.shape:
+            for precision in arguments.precision:
+                measure(shape, precision, arguments.rounds, device, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

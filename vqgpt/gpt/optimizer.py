@@ -1,0 +1,76 @@
+"""The optimiser of the GPT: AdamW, or Muon for the matrices of the blocks and AdamW for the rest.
+
+A step that is not finite never reaches the weights. Knows nothing of images, the VQ-GAN and token caches.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqgpt.config.gpt import GPTTrainingOptions
+from vqgpt.gpt.model import GPT
+
+
+class Optimizer:
+    """Clips gradients and moves weights, with weight decay on matrices and embeddings, none on biases and norms."""
+
+    def __init__(self, model: GPT, options: GPTTrainingOptions) -> None:
+        self.parameters = list(model.parameters())
+        self.largest_norm = options.grad_clip or math.inf
+        self.stopped = torch.zeros((), device=self.parameters[0].device)  # 1 once a step was not finite
+        muon = [p for p in model.transformer["h"].parameters() if p.ndim == 2] if options.optimizer == "muon" else []
+        others = [p for p in self.parameters if not any(p is matrix for matrix in muon)]
+        groups = [
+            {"params": [p for p in others if p.ndim >= 2], "weight_decay": options.weight_decay},
+            {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
+        self.muon = (  # Jordan et al. 2024; updates as large as AdamW's (Liu et al. 2025), for one learning rate
+            torch.optim.Muon(muon, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
+            if muon
+            else None
+        )
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self, rate: float, loss: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+        """Clip and take a step of learning rate `rate`; returns the norm of the gradient before clipping.
+
+        Where loss or norm is not finite the weights stay, in this step and all later ones. Under fp16 a norm may be
+        infinite: `scaler` then leaves out this step alone, lowers its scale, and the norm is given as 0.
+        """
+        for optimizer in self._optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.largest_norm)
+        if scaler.is_enabled():
+            for optimizer in self._optimizers():
+                scaler.step(optimizer)
+            scaler.update()
+            return torch.where(torch.isfinite(norm), norm, 0.0)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        self.stopped = torch.maximum(self.stopped, (~finite).to(self.stopped.dtype))
+        if self.muon and self.stopped.item():  # which cannot leave out a step by itself
+            return norm
+        self.adamw.found_inf = self.stopped  # type: ignore[attr-defined]  # fused kernels do nothing where it is 1
+        for optimizer in self._optimizers():
+            optimizer.step()
+        return norm
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [self.adamw, self.muon] if self.muon else [self.adamw]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each, for `load_state_dict`."""
+        return {"parts": [optimizer.state_dict() for optimizer in self._optimizers()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for optimizer, part in zip(self._optimizers(), state["parts"], strict=True):
+            optimizer.load_state_dict(part)
