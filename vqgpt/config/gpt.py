@@ -70,7 +70,10 @@ class GPTConfig:
 
     @property
     def bos(self) -> int:
-        """The start token of an image without a class, and of one with bits. It is the first id after the codes and is never sampled."""
+        """The start token of an image without a class, and of one with bits.
+
+        It is the first id after the codes and is never sampled.
+        """
         return self.codebook_size
 
     @property
