@@ -48,7 +48,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
-    "default": Shape(6, 8, 64, 8, 128, 256, 8),
+    "default": Shape(6, 8, 64, 8, 128, 256, 2),
     "large": Shape(6, 8, 512, 16, 1024, 32, 1),
     "gpt-b": Shape(12, 12, 768, 16, 1024, 64, 1),
 }

@@ -192,7 +192,7 @@ def test_two_processes_have_the_same_networks_and_codebook_after_every_kind_of_s
     assert result.stdout.count("agreed") == 2
 
 
-@pytest.mark.parametrize("command", [["train"], ["sample"]])
+@pytest.mark.parametrize("command", [["sample"], ["vqgan", "reconstruct"]])
 def test_commands_of_one_process_refuse_several(here, monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert_refused(run_here(*command), 2, "2 processes", "torchrun")

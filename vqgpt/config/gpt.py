@@ -70,7 +70,10 @@ class GPTConfig:
 
     @property
     def bos(self) -> int:
-        """The start token of an image without a class, and of one with bits. It is the first id after the codes and is never sampled."""
+        """The start token of an image without a class, and of one with bits.
+
+        It is the first id after the codes and is never sampled.
+        """
         return self.codebook_size
 
     @property
@@ -92,7 +95,9 @@ class GPTTrainingOptions:
         0, "Stop after so many validations without a lower held-out loss; 0 for never.", group=TRAINING
     )
     optimizer: Literal["adamw", "muon"] = option(
-        "adamw", "What moves the weights: adamw, or muon for the matrices of the blocks and adamw for the rest.", group=TRAINING
+        "adamw",
+        "What moves the weights: adamw, or muon for the matrices of the blocks and adamw for the rest.",
+        group=TRAINING,
     )
     lr: float = option(1e-4, "Peak learning rate, reached after the warm-up; a cosine leads back down.", group=TRAINING)
     warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)

@@ -81,7 +81,9 @@ def load_gpt(
 def _load_generativezoo(path: Path, stored: Mapping[str, Any], n_head: int, grid: tuple[int, int] | None) -> GPT:
     """A bare state dict of GenerativeZoo's GPT: all but the number of heads follows from names and shapes."""
     stored = {name.replace("module.", ""): value for name, value in stored.items()}
-    stored = {name: value for name, value in stored.items() if name != "lm_head.weight" and "attn.bias" not in name}
+    stored = {
+        name: value for name, value in stored.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")
+    }
     strange = [name for name, value in stored.items() if not isinstance(value, StoredTensor)]
     missing = [name for name in ("transformer.wpe.weight", "transformer.ln_f.weight") if name not in stored]
     if strange or missing or any(not value.complete or value.num_bytes > LARGEST_WEIGHTS for value in stored.values()):
@@ -93,7 +95,7 @@ def _load_generativezoo(path: Path, stored: Mapping[str, Any], n_head: int, grid
     vocabulary, width = shapes["transformer.wte.weight"]
     positions = shapes["transformer.wpe.weight"][0]
     side = math.isqrt(positions)
-    grid = grid or (side, side)
+    grid = grid or ((side, side) if side**2 == positions else (1, positions))
     if grid[0] * grid[1] != positions:
         raise InputError(f"{path} has {positions} positions, not {grid[0]} x {grid[1]}", "give another file or cache")
     if width % n_head:

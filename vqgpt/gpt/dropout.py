@@ -44,7 +44,7 @@ class Masks:
 
 
 class DroppedAttention(torch.autograd.Function):
-    """Causal attention with dropout of its weights: queries, keys, values (N, T, d), keep (N, T, T) -> (N, T, d).
+    """Causal attention with dropout: queries, keys, values (N, T, d), keep (N, T, T), scale -> (N, T, d).
 
     Softmax in place, and the backward pass of Dao et al. 2022 (eq. 4): the sum over keys that the gradient of a softmax
     needs is one inner product of the output and its gradient. For small heads this beats the flash kernel.

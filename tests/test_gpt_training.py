@@ -1,0 +1,297 @@
+"""The GPT's training step: dropout, passes, optimisers, several processes, GenerativeZoo's files, and the new flags."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, start_process, write_cache
+from tests.test_interruption import wait_for
+from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
+from vqgpt.errors import NonFiniteError
+from vqgpt.gpt.checkpoint import load_gpt
+from vqgpt.gpt.dropout import DroppedAttention, Masks
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.order import scan_order
+from vqgpt.gpt.training import GPTTraining, Sequences
+from vqgpt.schedule import Schedule
+from vqgpt.training_loop import read_figures
+
+FIXTURES = Path(__file__).parent.parent.parent / "shared" / "fixtures"
+
+
+def new_model(condition="none", labels=0, **changes):
+    torch.manual_seed(0)
+    options = GPTOptions(n_layer=2, n_head=2, embed_dim_t=16, condition=condition, **changes)
+    model = GPT(GPTConfig(options=options, codebook_size=16, grid=(4, 4), num_classes=labels))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def new_training(rows=40, precision="fp32", model=None, **options):
+    model = model or new_model()
+    codes = torch.randint(16, (rows, 2, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    data = Sequences(codes=codes, labels=torch.full((rows,), -1))
+    options = GPTTrainingOptions(**{"batch_size": 40, "lr": 1e-3, "warmup": 0, "n_epochs": 4, **options})
+    schedule = Schedule(seed=3, num_rows=rows, batch_size=options.batch_size, n_epochs=4, max_steps=options.max_steps)
+    return GPTTraining(model, data, data, options, schedule, precision)
+
+
+def trained(training):
+    losses = [read_figures([(step, training.take_step(step))])["loss"][0] for step in training.schedule.steps(0)]
+    return losses, [parameter.detach().clone() for parameter in training.result.parameters()]
+
+
+def test_masks_drop_at_the_stated_rate_and_belong_to_their_image():
+    for rate in (0.1, 0.25, 0.5):
+        masks = Masks(rate, 0, 5, range(8), 100_000)
+        kept = masks.keep(100_000)
+        assert set(kept.unique().tolist()) == {0.0, 1.0}
+        deviation = math.sqrt(rate * (1 - rate) / kept.numel())
+        assert abs(1 - kept.mean().item() - rate) < 5 * deviation
+        assert kept.mean().item() * masks.scale == pytest.approx(1, abs=5 * deviation / (1 - rate))
+        neighbours = (kept[:, 1:] * kept[:, :-1]).mean().item()
+        assert neighbours == pytest.approx((1 - rate) ** 2, abs=0.005)
+        assert torch.equal(Masks(rate, 0, 5, range(3, 6), 100_000).keep(100_000), kept[3:6])
+    for other in (Masks(0.5, 1, 5, range(8), 100_000), Masks(0.5, 0, 6, range(8), 100_000)):
+        assert 0.49 < (other.keep(100_000) == kept).float().mean() < 0.51
+
+
+def test_attention_with_dropout_is_that_of_its_definition():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    keep = (torch.rand(3, 5, 5) > 0.3).double()
+    scores = (q @ k.transpose(1, 2) / 2).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
+    torch.testing.assert_close(DroppedAttention.apply(q, k, v, keep, 1.25), (scores.softmax(-1) * keep * 1.25) @ v)
+    assert torch.autograd.gradcheck(lambda *heads: DroppedAttention.apply(*heads, keep, 1.25), (q, k, v))
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_how_a_step_is_cut_into_passes_changes_nothing(arch):
+    """Dropout included: an image's masks do not depend on the pass that it is in."""
+    once, thrice = (new_training(grad_accum=parts, model=new_model(arch=arch)) for parts in (1, 3))
+    assert len(once.passes(40)) == 1
+    assert len(thrice.passes(40)) == 3
+    (losses, weights), (more_losses, more_weights) = trained(once), trained(thrice)
+    assert losses == pytest.approx(more_losses, rel=1e-5)
+    for one, other in zip(weights, more_weights, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=0)
+
+
+def test_the_rate_of_dropout_acts_in_training_alone():
+    losses = [trained(new_training(model=new_model(dropout_t=rate)))[0][0] for rate in (0.0, 0.1, 0.5)]
+    assert len(set(losses)) == 3
+    held_out = [new_training(model=new_model(dropout_t=rate)).validate() for rate in (0.0, 0.5)]
+    assert held_out[0] == held_out[1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"ema": 0.9}, {"token_dropout": 0.3}])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_it_continues_bit_for_bit_from_its_state(changes, precision, tmp_path):
+    whole, first, second = (new_training(precision=precision, **changes) for _ in range(3))
+    _, expected = trained(whole)
+    for step in list(first.schedule.steps(0))[:2]:
+        torch.manual_seed(step.index)
+        first.take_step(step)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step in second.schedule.steps(2):
+        second.take_step(step)
+    for one, other in zip(expected, second.result.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_that_is_not_finite_moves_nothing_nor_do_later_ones(optimizer):
+    training = new_training(optimizer=optimizer)
+    steps = list(training.schedule.steps(0))
+    training.take_step(steps[0])
+    before = [parameter.detach().clone() for parameter in training.model.parameters()]
+    healthy = training.loss
+    training.loss = lambda *arguments: healthy(*arguments) * math.inf
+    unread = [(steps[1], training.take_step(steps[1]))]
+    training.loss = healthy
+    unread.append((steps[2], training.take_step(steps[2])))
+    for parameter, value in zip(training.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+    with pytest.raises(NonFiniteError, match=f"step 1 .*rows {steps[1].rows[0]}, "):
+        read_figures(unread)
+
+
+def test_muon_moves_the_matrices_of_the_blocks_and_learns():
+    training = new_training(optimizer="muon", lr=1e-2)
+    matrices = sum(len(group["params"]) for group in training.optimizer.muon.param_groups)
+    assert matrices == 2 * 4
+    losses, _ = trained(training)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("position", [0, 5, 15])
+def test_llama_sees_no_future_and_decodes_with_its_cache(position):
+    model = new_model(arch="llama", order="hilbert").eval()
+    tokens = torch.randint(16, (2, 16))
+    changed = tokens.clone()
+    changed[:, position] = (changed[:, position] + 1) % 16
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :position], after[:, :position])
+    assert not torch.allclose(before[:, position:], after[:, position:])
+    caches = model.new_caches(2)
+    steps = [model(tokens[:, t : t + 1], t, caches) for t in range(16)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), before, atol=1e-5, rtol=1e-5)
+
+
+def test_the_two_architectures_are_of_one_size():
+    sizes = []
+    for arch in ("gpt2", "llama"):
+        options = GPTOptions(arch=arch, embed_dim_t=192)
+        model = GPT(GPTConfig(options=options, codebook_size=128, grid=(8, 8), num_classes=0))
+        sizes.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+@settings(max_examples=30)
+@given(grid=st.tuples(st.integers(1, 20), st.integers(1, 20)))
+def test_the_hilbert_curve_goes_to_a_neighbour_each_time(grid):
+    scan = scan_order("hilbert", grid)
+    assert sorted(scan.tolist()) == list(range(grid[0] * grid[1]))
+    rows, columns = scan // grid[1], scan % grid[1]
+    assert max([0, *rows.diff().abs().tolist(), *columns.diff().abs().tolist()]) <= 1
+
+
+def test_on_a_square_it_is_hilberts_own():
+    assert scan_order("hilbert", (4, 4)).tolist() == [0, 1, 5, 4, 8, 12, 13, 9, 10, 14, 15, 11, 7, 6, 2, 3]
+
+
+def test_bits_tell_yes_no_and_nothing_apart():
+    model = new_model(condition="bits", labels=3).eval()
+    codes = torch.randint(16, (1, 16))
+    losses = {bits: model.loss(codes, torch.tensor([bits])).item() for bits in ((0, 0, 0), (-1, -1, -1), (1, -1, 1))}
+    assert len(set(losses.values())) == 3
+
+
+def test_bits_train_and_sample(here):
+    write_cache(Path("bits.zarr"), description(label_kind="bits"))
+    flags = ["--condition", "bits", "--arch", "llama", "--order", "hilbert", "--n-layer", "1", "--n-head", "2"]
+    flags += ["--embed-dim-t", "16", "--out", "x.pt", "--ema", "0.9", "--max-steps", "1"]
+    outcome = run_here("train", "--cache", "bits.zarr", *flags)
+    assert outcome.code == 0, outcome.err
+    assert np.load("x.samples.npy").shape == (16, 4, 3)
+    command = ["sample", "--checkpoint-gpt", "x.pt", "--tokens-only", "--num-samples", "3"]
+    outcome = run_here(*command, "--class", "a+b", "b", "none", "--out", "x.zarr")
+    assert outcome.code == 0, outcome.err
+    from vqgpt.tokens import TokenCache
+
+    assert TokenCache(Path("x.zarr")).read_split("samples").labels.tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert_refused(run_here(*command, "--class", "a+c", "--out", "y.zarr"), 2, "'c'")
+
+
+def test_max_steps_patience_and_tensorboard(pipeline):
+    pytest.importorskip("tensorboard")
+    flags = [*TINY_GPT, "--batch-size", "1000", "--sample-and-save-freq", "1"]
+    outcome = run_here("train", *flags, "--max-steps", "3", "--tensorboard", "--out", "a/gpt.pt")
+    assert outcome.code == 0, outcome.err
+    records = [json.loads(line) for line in Path("a/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 3]
+    assert records[-1]["images"] == records[0]["images"] + 1000
+    assert {"tokens_per_second", "waiting_seconds", "learning_rate", "gradient_norm"} <= set(records[-1])
+    assert list(Path("a/tensorboard").rglob("events.*"))
+    assert Path("a/gpt.samples.png").read_bytes()[:4] == b"\x89PNG"
+    outcome = run_here("train", *flags, "--n-epochs", "9", "--patience", "1", "--lr", "5", "--out", "b/gpt.pt")
+    assert outcome.code == 0, outcome.err
+    assert "no better validation in the last 1" in outcome.err
+
+
+def test_out_of_memory_names_batch_precision_and_flags(pipeline, monkeypatch):
+    def refuse(self, step):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+
+    monkeypatch.setattr(GPTTraining, "take_step", refuse)
+    assert_refused(run_here("train", *TINY_GPT, "--out", "x.pt", "-q"), 5, "--batch-size 256", "fp32", "--grad-accum")
+
+
+def test_small_sets_train(here):
+    write_cache(Path("small.zarr"), description(rows=(3, 1)))
+    assert run_here("train", "--cache", "small.zarr", *TINY_GPT, "--out", "x.pt").code == 0
+
+
+RANKS = """
+import sys
+import torch
+from tests.test_gpt_training import new_training, trained
+from vqgpt.distributed import process_group, rank
+
+with process_group(torch.device("cpu")):
+    losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))
+    if rank() == 0:
+        torch.save({"losses": losses, "weights": weights}, sys.argv[1])
+"""
+
+
+def test_two_and_three_processes_take_the_steps_of_one(here):
+    """With dropout: losses, weights and order are those of one process. The last batch of an epoch has 3 rows."""
+    import os
+
+    Path("ranks.py").write_text(RANKS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))
+    for count in (2, 3):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        command += ["ranks.py", f"{count}.pt"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
+        assert result.returncode == 0, result.stderr
+        theirs = torch.load(f"{count}.pt", weights_only=True)
+        assert theirs["losses"] == pytest.approx(losses, rel=1e-5)
+        for one, other in zip(weights, theirs["weights"], strict=True):
+            torch.testing.assert_close(one, other, atol=5e-4, rtol=0)
+
+
+def test_a_training_of_one_process_continues_on_two(pipeline):
+    flags = [*TINY_GPT, "--n-epochs", "6", "--sample-and-save-freq", "2", "--batch-size", "100", "--out", "s/gpt.pt"]
+    process = start_process("train", *flags, cwd=pipeline)
+    wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
+    process.kill()
+    process.communicate(timeout=60)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run([*command, "-m", "vqgpt", "train", *flags], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "continuing after step" in result.stderr
+    assert Path("s/gpt.pt").exists()
+
+
+def as_generativezoo_saves(model, path):
+    weights = model.state_dict()
+    torch.save({**weights, "lm_head.weight": weights["transformer.wte.weight"]}, path)
+
+
+def test_a_gpt_of_generativezoo_of_another_size_loads_samples_and_starts_a_training(here):
+    write_cache(Path("a.zarr"), description())
+    options = GPTOptions(n_layer=3, n_head=4, embed_dim_t=24, bias=True)
+    model = GPT(GPTConfig(options=options, codebook_size=16, grid=(4, 3), num_classes=0)).eval()
+    as_generativezoo_saves(model, "gz.pt")
+    loaded = load_gpt(Path("gz.pt"), "", torch.device("cpu"), 4, (4, 3)).model
+    tokens = torch.randint(17, (2, 12))
+    assert torch.equal(loaded(tokens), model(tokens))
+    command = ["sample", "--checkpoint-gpt", "gz.pt", "--cache", "a.zarr", "--tokens-only", "--out", "s.zarr"]
+    assert run_here(*command, "--n-head", "4", "--num-samples", "2").code == 0
+    assert_refused(run_here(*command[:-1], "t.zarr", "--n-head", "5"), 2, "--n-head 5")
+    start = ["train", "--cache", "a.zarr", "--checkpoint-gpt", "gz.pt", "--out", "x.pt", "--max-steps", "1"]
+    sizes = ["--n-layer", "3", "--n-head", "4", "--embed-dim-t", "24", "--bias"]
+    assert run_here(*start, *sizes).code == 0
+    assert_refused(run_here(*start[:-3], "y.pt"), 3, "another architecture")
+
+
+@pytest.mark.skipif(not FIXTURES.is_dir(), reason="there is no shared/fixtures beside the project")
+def test_logits_of_generativezoos_gpt_are_those_of_its_home():
+    reference = np.load(FIXTURES / "gz_reference.npz")
+    model = load_gpt(FIXTURES / "gz_gpt.pt", "", torch.device("cpu"), n_head=8).model
+    with torch.no_grad():
+        logits = model(torch.from_numpy(reference["gpt_input"]).long())
+    np.testing.assert_allclose(logits, reference["logits"][..., :128], atol=1e-4, rtol=0)
