@@ -17,6 +17,7 @@ from vqgpt.config.commands import (
     ImportConfig,
     NoConfig,
     ReconstructConfig,
+    RemoveConfig,
     RenderConfig,
     SampleConfig,
     TokenizeConfig,
@@ -161,6 +162,13 @@ def _cache_verify(config: VerifyConfig, flags: Flags, report: Report) -> Mapping
     return caches.verify(config.cache)
 
 
+def _cache_rm(config: RemoveConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Delete a cache, if --yes is given."""
+    from vqgpt.stages import remove_cache
+
+    return remove_cache.run(config)
+
+
 def _datasets(config: DatasetsConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """List the datasets: their splits, licences, and whether they are here."""
     from vqgpt.stages import datasets
@@ -188,6 +196,7 @@ add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=
 add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
+add_command(cache_app, "cache rm", RemoveConfig, _cache_rm, takes_recipe=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

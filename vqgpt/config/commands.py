@@ -353,5 +353,13 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemoveConfig:
+    """`vqgpt cache rm`."""
+
+    cache: Path = argument("The token cache to delete, finished or not.")
+    yes: bool = option(False, "Delete it; without this, the command only says what it would delete.", group=DATA)
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoConfig:
     """A command without options of its own."""
