@@ -51,6 +51,7 @@ for name in ("vqgpt.vqgan", "vqgpt.data", "torchvision", "medmnist", "PIL"):
         "vqgpt.cli.app",
         "vqgpt.config.commands",
         "vqgpt.stages.caches",
+        "vqgpt.stages.export_cache",
         "vqgpt.stages.remove_cache",
     ],
 )

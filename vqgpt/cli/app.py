@@ -14,6 +14,7 @@ from vqgpt.config.commands import (
     CacheConfig,
     DatasetsConfig,
     EncoderOptions,
+    ExportConfig,
     ImportConfig,
     NoConfig,
     ReconstructConfig,
@@ -162,6 +163,13 @@ def _cache_verify(config: VerifyConfig, flags: Flags, report: Report) -> Mapping
     return caches.verify(config.cache)
 
 
+def _cache_export(config: ExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Write a cache in a format that others read: npy, npz, nanoGPT's bin, WebDataset."""
+    from vqgpt.stages import export_cache
+
+    return export_cache.run(config, flags.overwrite, flags.dry_run, report)
+
+
 def _cache_rm(config: RemoveConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Delete a cache, if --yes is given."""
     from vqgpt.stages import remove_cache
@@ -196,6 +204,7 @@ add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=
 add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
+add_command(cache_app, "cache export", ExportConfig, _cache_export)
 add_command(cache_app, "cache rm", RemoveConfig, _cache_rm, takes_recipe=False)
 
 

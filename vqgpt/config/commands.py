@@ -361,5 +361,33 @@ class RemoveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """`vqgpt cache export`."""
+
+    cache: Path = argument("The token cache to export.")
+    format: Literal["npy", "npz", "bin", "webdataset"] = option(
+        "npy",
+        "What to write. npy: a file per array; npz: all arrays in one file; bin: raw tokens as nanoGPT reads them; "
+        "webdataset: tar files with a sample per image.",
+        group=DATA,
+    )
+    split: str | None = option(None, "Export only this split (default: all).", group=DATA)
+    out: Path | None = option(
+        None, "The folder to write, or the .npz file (default: the cache's name with -FORMAT, or .npz).", group=DATA
+    )
+
+    def __post_init__(self) -> None:
+        named = self.out is None or (self.out.suffix == ".npz") == (self.format == "npz")
+        check(named, "out", self.out, "a file name that ends in .npz for --format npz, and a folder for the others")
+
+    @property
+    def result(self) -> Path:
+        """The file or folder to write."""
+        if self.format == "npz":
+            return self.out or self.cache.with_suffix(".npz")
+        return self.out or self.cache.with_name(f"{self.cache.stem}-{self.format}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoConfig:
     """A command without options of its own."""
