@@ -44,7 +44,17 @@ for name in ("vqgpt.vqgan", "vqgpt.data", "torchvision", "medmnist", "PIL"):
     assert (pipeline / "x.zarr/zarr.json").exists()
 
 
-@pytest.mark.parametrize("module", ["vqgpt.tokens", "vqgpt.cli.app", "vqgpt.config.commands", "vqgpt.stages.caches"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "vqgpt.tokens",
+        "vqgpt.cli.app",
+        "vqgpt.config.commands",
+        "vqgpt.stages.caches",
+        "vqgpt.stages.export_cache",
+        "vqgpt.stages.remove_cache",
+    ],
+)
 def test_these_import_no_torch(module):
     code = f"import sys, {module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

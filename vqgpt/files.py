@@ -6,8 +6,10 @@ Must not import torch: the token cache is written through this too.
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -17,11 +19,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises OSError (disk full, not writable); then `path` is as it was and the temporary file is gone.
     """
+    with open_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """The same for what does not fit into memory: a file to write, which is `path` once the block has ended well."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

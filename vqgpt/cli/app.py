@@ -14,9 +14,12 @@ from vqgpt.config.commands import (
     CacheConfig,
     DatasetsConfig,
     EncoderOptions,
+    ExportConfig,
     ImportConfig,
     NoConfig,
+    PreviewConfig,
     ReconstructConfig,
+    RemoveConfig,
     RenderConfig,
     SampleConfig,
     TokenizeConfig,
@@ -170,6 +173,27 @@ def _cache_verify(config: VerifyConfig, flags: Flags, report: Report) -> Mapping
     return caches.verify(config.cache)
 
 
+def _cache_preview(config: PreviewConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Check codes by eye and by figures: random rows, decoded next to their images."""
+    from vqgpt.stages import preview
+
+    return preview.run(config, flags.overwrite, flags.dry_run, report)
+
+
+def _cache_export(config: ExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Write a cache in a format that others read: npy, npz, nanoGPT's bin, WebDataset."""
+    from vqgpt.stages import export_cache
+
+    return export_cache.run(config, flags.overwrite, flags.dry_run, report)
+
+
+def _cache_rm(config: RemoveConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Delete a cache, if --yes is given."""
+    from vqgpt.stages import remove_cache
+
+    return remove_cache.run(config)
+
+
 def _datasets(config: DatasetsConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """List the datasets: their splits, licences, and whether they are here."""
     from vqgpt.stages import datasets
@@ -197,6 +221,9 @@ add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=
 add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
+add_command(cache_app, "cache preview", PreviewConfig, _cache_preview)
+add_command(cache_app, "cache export", ExportConfig, _cache_export)
+add_command(cache_app, "cache rm", RemoveConfig, _cache_rm, takes_recipe=False)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,7 +21,7 @@ def list_all(root: Path, report: Report) -> dict[str, Any]:
 def _row(dataset: Dataset, root: Path) -> dict[str, Any]:
     images = " + ".join(f"{count:,} {split}" for split, count in dataset.rows.items())
     kind = "attributes" if dataset.label_kind == "bits" else "classes"
-    here = _is_here(dataset, root)
+    here = is_here(dataset, root)
     return {
         "here": "yes" if here else "no" if dataset.source == "download" else dataset.source,
         "MB_on_disk": _megabytes_on_disk(dataset, root) if here else 0,
@@ -35,8 +35,8 @@ def _row(dataset: Dataset, root: Path) -> dict[str, Any]:
     }
 
 
-def _is_here(dataset: Dataset, root: Path) -> bool:
-    """True if what the reader needs is there."""
+def is_here(dataset: Dataset, root: Path) -> bool:
+    """True if what the reader needs is below `root`."""
     if dataset.reader == "medmnist":
         return bool(existing_files(dataset, root))
     files = FILES.get(dataset.name, ())[: 2 if dataset.name == "imagenet" else None]  # class folders need no devkit

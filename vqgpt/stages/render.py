@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqgpt.config.commands import RenderConfig
+from vqgpt.config.commands import EncoderOptions, RenderConfig
 from vqgpt.config.options import to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
@@ -60,15 +60,20 @@ def sheet_of(codes: torch.Tensor, description: Description, path: Path) -> bytes
 def check_ready(config: RenderConfig, description: Description, overwrite: bool) -> VQGAN:
     """The VQ-GAN that decodes these tokens.
 
-    Raises UsageError if the picture, or a file in the folder of pictures, exists already, and InputError, with both
-    fingerprints, if the VQ-GAN is another one than the tokens were made with.
+    Raises UsageError if the picture, or a file in the folder of pictures, exists already, and InputError if the VQ-GAN
+    is another one than the tokens were made with.
     """
     out = config.result
     taken = any(out.iterdir()) if out.is_dir() else out.exists()
     if taken and not (overwrite and out.is_dir() == (out.suffix == "")):
         raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
-    path = config.vqgan.path(description.dataset)
-    model = load_vqgan(path, description.dataset, select_device(config.vqgan.device), config.vqgan.remap)
+    return load_its_vqgan(description, config.vqgan)
+
+
+def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
+    """The VQ-GAN that a cache was made with. Raises InputError, with both fingerprints, if it is another one."""
+    path = vqgan.path(description.dataset)
+    model = load_vqgan(path, description.dataset, select_device(vqgan.device), vqgan.remap)
     ours, theirs = tokenizer_sha256(model), description.tokenizer_sha256
     if ours != theirs:
         raise InputError(

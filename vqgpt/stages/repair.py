@@ -4,7 +4,10 @@ A cache knows what made it, not where that lies: the VQ-GAN, images or GPT are t
 they are the right ones is checked before anything is written.
 """
 
-from vqgpt.config.commands import SampleConfig, TokenizeConfig, VerifyConfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from vqgpt.config.commands import SampleConfig, SourceOptions, TokenizeConfig, VerifyConfig
 from vqgpt.config.options import resolve
 from vqgpt.errors import InputError
 from vqgpt.progress import Report
@@ -22,25 +25,28 @@ def run(config: VerifyConfig, report: Report) -> None:
         if description.origin == "encoded":
             from vqgpt.stages import tokenize
 
-            tokenize.run(tokenize_config(config, description), overwrite=False, dry_run=False, report=report)
+            again = tokenize_config(config.cache, description, config.sources, config.batch_size)
+            tokenize.run(again, overwrite=False, dry_run=False, report=report)
         else:
             from vqgpt.stages import sample
 
-            again = sample_config(config, description)
-            sample.run(sample.plan(again), again, overwrite=False, report=report)
+            sampling = sample_config(config, description)
+            sample.run(sample.plan(sampling), sampling, overwrite=False, report=report)
     except InputError as error:
         raise InputError(error.message, f"{error.hint}; or {continue_hint(config.cache, description)}") from None
 
 
-def tokenize_config(config: VerifyConfig, description: Description) -> TokenizeConfig:
-    """The `vqgpt tokenize` that makes the cache which `description` describes."""
+def tokenize_config(
+    cache: Path | None, description: Description, sources: SourceOptions, batch_size: int | None = None
+) -> TokenizeConfig:
+    """The `vqgpt tokenize` that makes the cache which `description` describes; None for what does not matter."""
     return resolve(
         TokenizeConfig,
         {
             "dataset": description.dataset,
-            "data_root": config.data_root,
+            "data_root": sources.data_root,
             "size": description.image_size[0],
-            "cache": config.cache,
+            "cache": cache,
             "limit": description.limit,
             "val_split": description.val_split,
             "views": description.views,
@@ -48,11 +54,11 @@ def tokenize_config(config: VerifyConfig, description: Description) -> TokenizeC
             "fit": description.preprocessing["fit"],
             "background": description.preprocessing["background"],
             "on_error": "skip" if description.skipped else "stop",
-            "checkpoint_vae": config.checkpoint_vae,
-            "remap": config.remap,
-            "device": config.device,
+            "checkpoint_vae": sources.checkpoint_vae,
+            "remap": sources.remap,
+            "device": sources.device,
             "precision": description.precision,
-            "batch_size": config.batch_size,
+            "batch_size": batch_size,
         },
     )
 
@@ -66,8 +72,15 @@ def sample_config(config: VerifyConfig, description: Description) -> SampleConfi
             "dataset": description.dataset,
             "checkpoint_gpt": config.checkpoint_gpt,
             "out": config.cache,
-            "classes": ["none" if number < 0 else str(number) for number in description.sampling["classes"]],
-            "device": config.device,
+            "classes": [class_word(turn, description.class_names) for turn in description.sampling["classes"]],
+            "device": config.sources.device,
             "precision": description.precision,
         },
     )
+
+
+def class_word(turn: int | Sequence[int], names: tuple[str, ...]) -> str:
+    """What `--class` was given for one turn: a class by its number, or the names of the bits that are on."""
+    if isinstance(turn, int):
+        return "none" if turn < 0 else str(turn)
+    return "+".join(name for name, bit in zip(names, turn, strict=True) if bit > 0) or "none"

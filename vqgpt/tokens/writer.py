@@ -9,7 +9,7 @@ Imports numpy and zarr only.
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -216,11 +216,32 @@ def _remove_uncommitted_files(path: Path, description: Description) -> None:
     """Clear what a run left that was killed before its first commit. Raises InputError if any other file is there."""
     if path.is_file():
         raise InputError(f"{path} is a file", "give another path")
-    names = "|".join({"codebook", *USUAL_SPLITS, *(split.name for split in description.splits)})
-    own_file = re.compile(rf"({names})/(\w+/)?(zarr\.json|c(/\d+)+)|(.*/)?\.[^/]*{re.escape(PARTIAL_SUFFIX)}")
-    files = [file for file in path.rglob("*") if not file.is_dir()] if path.exists() else []
-    for file in files:
-        if not own_file.fullmatch(file.relative_to(path).as_posix()):
-            raise InputError(f"{path} is not a token cache (it holds {file.relative_to(path)})", "give another path")
+    try:
+        files = own_files(path, (split.name for split in description.splits))
+    except StrangerError as error:
+        raise InputError(f"{path} is not a token cache (it holds {error.name})", "give another path") from None
     for file in files:
         file.unlink()
+
+
+class StrangerError(Exception):
+    """A folder holds the file `name`, which no writer of caches made."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def own_files(path: Path, split_names: Iterable[str]) -> list[Path]:
+    """Every file below `path`, committed or not; all of them are such as a writer of caches makes.
+
+    `split_names` are those that are known, beside the usual ones. Raises StrangerError if any other file is there.
+    """
+    names = "|".join({"codebook", *USUAL_SPLITS, *split_names})
+    partial = rf"(.*/)?\.[^/]*{re.escape(PARTIAL_SUFFIX)}"
+    own_file = re.compile(rf"{re.escape(ROOT)}|({names})/(\w+/)?(zarr\.json|c(/\d+)+)|{partial}")
+    files = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()] if path.exists() else []
+    for file in files:
+        if not own_file.fullmatch(file.relative_to(path).as_posix()):
+            raise StrangerError(str(file.relative_to(path)))
+    return files

@@ -1,0 +1,176 @@
+"""`vqgpt cache export`: a token cache in formats that others read.
+
+    npy          SPLIT_codes.npy (N, V, h, w) uint8 or uint16, SPLIT_labels.npy, SPLIT_source_index.npy, codebook.npy
+    npz          the same arrays in one file, uncompressed
+    bin          SPLIT.bin: raw little-endian uint16, h*w tokens per view, V views per image; SPLIT_labels.npy
+    webdataset   SPLIT-NNNNNN.tar: per image KEY.codes.npy (V, h, w) and KEY.cls, or KEY.labels.npy of bits
+
+Beside them lies about.json (in the npz: the array `about`): the description of the cache, and its digest. The rows pass
+shard by shard, each checked as it is read. Must not import torch.
+"""
+
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqgpt.config.commands import ExportConfig
+from vqgpt.config.options import to_json
+from vqgpt.errors import InputError, UsageError
+from vqgpt.files import canonical_json, open_atomically, tidy_after_a_kill
+from vqgpt.progress import Progress, Report
+from vqgpt.tokens import SplitTokens, TokenCache
+from vqgpt.tokens.manifest import ARRAYS
+
+ABOUT = "about.json"
+
+Files = dict[str, Callable[[BinaryIO], None]]  # what writes each file, by name
+
+
+def run(config: ExportConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Export as configured; the result names the files. Raises UsageError or InputError if the place is taken."""
+    cache = TokenCache(config.cache)
+    splits = cache.split_names if config.split is None else (config.split,)
+    rows = sum(cache.rows(split) for split in splits)
+    about = _about(cache, splits, config.format)
+    files = _files(config, cache, splits, about)
+    folder = config.result.parent if config.format == "npz" else config.result
+    _check_place(config, folder, set(files), overwrite)
+    plan = {"out": config.result, "rows": rows, "files": sorted(files)}
+    if dry_run:
+        return plan
+    if config.format != "npz" and folder.is_dir():
+        (folder / ABOUT).unlink(missing_ok=True)  # it says that the others are whole
+        tidy_after_a_kill(folder)
+    for done, (name, write) in enumerate(files.items(), start=1):
+        with open_atomically(folder / name) as file:
+            write(file)
+        report(Progress(task="export", done=done, total=len(files), unit="files"))
+    return plan
+
+
+def _about(cache: TokenCache, splits: tuple[str, ...], form: str) -> dict[str, Any]:
+    description = cache.description
+    per_image = [len(description.views), *description.grid]
+    return {
+        "format": form,
+        "cache_digest": cache.digest,
+        "splits": {split: cache.rows(split) for split in splits},
+        "views_height_width": per_image,
+        "vocab_size": description.codebook_size,
+        "description": to_json(description),
+    }
+
+
+def _files(config: ExportConfig, cache: TokenCache, splits: tuple[str, ...], about: Mapping[str, Any]) -> Files:
+    """Every file of the export, in the order of writing."""
+    match config.format:
+        case "npz":
+            return {config.result.name: partial(_write_npz, cache, splits, about)}
+        case "npy":
+            files: Files = {
+                f"{split}_{name}.npy": partial(_write_npy, cache, split, name) for split in splits for name in ARRAYS
+            }
+            files["codebook.npy"] = lambda file: np.save(file, cache.codebook())
+        case "bin":
+            files = {f"{split}.bin": partial(_write_bin, cache, split) for split in splits}
+            files |= {f"{split}_labels.npy": partial(_write_npy, cache, split, "labels") for split in splits}
+        case "webdataset":
+            files = {
+                f"{split}-{index:06d}.tar": partial(_write_tar, cache, split, index)
+                for split in splits
+                for index in sorted(cache.manifest.shards[split])
+            }
+    return {**files, ABOUT: lambda file: _write(file, canonical_json(about))}
+
+
+def _check_place(config: ExportConfig, folder: Path, names: set[str], overwrite: bool) -> None:
+    """Raise UsageError if something is there and --overwrite is not given, InputError if it is not what we replace."""
+    out = config.result
+    is_folder = config.format != "npz"
+    if not out.exists() or (is_folder and out.is_dir() and not any(out.iterdir())):
+        return
+    if out.is_dir() != is_folder:
+        raise UsageError(f"{out} is a {'folder' if out.is_dir() else 'file'}", "give another --out")
+    if not overwrite:
+        raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
+    if is_folder:
+        partials = {f".{name}.partial" for name in names}
+        others = sorted({path.name for path in folder.iterdir()} - names - partials)
+        if others:
+            raise InputError(
+                f"{out} holds {others[0]}, which this export would not replace", "delete it, or give another --out"
+            )
+
+
+def _shards(cache: TokenCache, split: str) -> Iterator[SplitTokens]:
+    for index in sorted(cache.manifest.shards[split]):
+        yield cache.read_split(split, [index])
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _write_npy(cache: TokenCache, split: str, name: str, file: BinaryIO) -> None:
+    """One array of a split, as a .npy file."""
+    layout = cache.description.layouts(split)[name]
+    dtype = np.dtype(layout.dtype).newbyteorder("<")
+    header = {"descr": dtype.str, "fortran_order": False, "shape": layout.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    for tokens in _shards(cache, split):
+        file.write(getattr(tokens, name).astype(dtype, copy=False).tobytes())
+
+
+def _write_bin(cache: TokenCache, split: str, file: BinaryIO) -> None:
+    for tokens in _shards(cache, split):
+        file.write(tokens.codes.astype("<u2").tobytes())
+
+
+def _write_npz(cache: TokenCache, splits: tuple[str, ...], about: Mapping[str, Any], file: BinaryIO) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+
+        def member(name: str) -> Any:
+            return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)  # no time of day in it
+
+        for split in splits:
+            for name in ARRAYS:
+                with member(f"{split}_{name}") as inner:
+                    _write_npy(cache, split, name, inner)
+        with member("codebook") as inner:
+            inner.write(_npy_bytes(cache.codebook()))
+        with member("about") as inner:
+            inner.write(_npy_bytes(np.array(canonical_json(about).decode())))
+
+
+def _write_tar(cache: TokenCache, split: str, index: int, file: BinaryIO) -> None:
+    """One shard: a sample per image, whose key is the split and the row."""
+    kind = cache.description.label_kind
+    tokens = cache.read_split(split, [index])
+    first = cache.description.layouts(split)["codes"].shard_slice(index).start
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for row, (codes, label) in enumerate(zip(tokens.codes, tokens.labels, strict=True), start=first):
+            key = f"{split}-{row:09d}"
+            _add(archive, f"{key}.codes.npy", _npy_bytes(codes))
+            if kind == "class":
+                _add(archive, f"{key}.cls", str(label).encode())
+            elif kind == "bits":
+                _add(archive, f"{key}.labels.npy", _npy_bytes(label))
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # whose time, owner and group are 0
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def _npy_bytes(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
