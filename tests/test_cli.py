@@ -128,6 +128,7 @@ def test_the_pipeline_leaves_what_it_promises(finished_pipeline):
         "vqgan.png",
         "gpt.pt",
         "gpt.best.pt",
+        "gpt.samples.png",
         "metrics.jsonl",
         "samples.png",
         "samples.zarr",

@@ -95,7 +95,9 @@ class GPTTrainingOptions:
         0, "Stop after so many validations without a lower held-out loss; 0 for never.", group=TRAINING
     )
     optimizer: Literal["adamw", "muon"] = option(
-        "adamw", "'muon' moves the matrices of the blocks by Muon, and all else by AdamW.", group=TRAINING
+        "adamw",
+        "What moves the weights: AdamW, or 'muon' for the matrices of the blocks and AdamW for all else.",
+        group=TRAINING,
     )
     lr: float = option(1e-4, "Peak learning rate, reached after the warm-up; a cosine leads back down.", group=TRAINING)
     warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)
