@@ -76,15 +76,22 @@ def loop(training: GPTTraining, folder: Path) -> None:
 
 
 def bare(training: GPTTraining, codes: Tensor, labels: Tensor, steps: int) -> None:
-    """The same passes on one batch that lies ready."""
+    """The same passes on one batch that lies ready, and the optimiser's step."""
     training.model.train()
-    for step in range(steps):
-        training.optimizer.adamw.zero_grad()
-        for part in training.passes(len(codes)):
-            masks = training.masks(step, part.start, part.stop)
-            with autocast(codes.device, training.precision):
-                loss = training.loss(codes[part], labels[part], None, masks)
-            (loss * ((part.stop - part.start) / len(codes))).backward()
+    parameters = training.optimizer.parameters
+
+    def gradients_of(part: slice) -> tuple[Tensor, ...]:
+        masks = training.masks(0, part.start, part.stop)
+        with autocast(codes.device, training.precision):
+            loss = training.loss(codes[part], labels[part], None, masks)
+        return torch.autograd.grad(loss * ((part.stop - part.start) / len(codes)), parameters)
+
+    for _ in range(steps):
+        training.optimizer.zero_grad()
+        compute = training.workers.map if training.workers else map
+        for gradients in compute(gradients_of, training.passes(len(codes))):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         training.optimizer.adamw.step()
 
 

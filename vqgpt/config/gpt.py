@@ -96,7 +96,7 @@ class GPTTrainingOptions:
     )
     optimizer: Literal["adamw", "muon"] = option(
         "adamw",
-        "What moves the weights: adamw, or muon for the matrices of the blocks and adamw for the rest.",
+        "What moves the weights: AdamW, or 'muon' for the matrices of the blocks and AdamW for all else.",
         group=TRAINING,
     )
     lr: float = option(1e-4, "Peak learning rate, reached after the warm-up; a cosine leads back down.", group=TRAINING)

@@ -8,6 +8,7 @@ A batch is one gather on the device. Knows nothing of images, the VQ-GAN and fil
 import copy
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -135,6 +136,8 @@ class GPTTraining:
         self.loss = torch.compile(model.loss) if compiled else model.loss
         self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
+        threads = torch.get_num_threads() if on_cpu and not compiled else 1
+        self.workers = new_workers(threads) if threads > 1 else None
         self.read_every = STEPS_BETWEEN_READS if self.device.type == "cuda" else 1
         self.start_epoch_clock()
 
@@ -168,14 +171,20 @@ class GPTTraining:
         self.optimizer.zero_grad()
         share = local_share(step.rows)
         loss = torch.zeros((), device=self.device)
-        for part in self.passes(len(mine)):
+
+        def gradients_of(part: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
-                part_loss = self.loss(codes[part], labels[part], None if hidden is None else hidden[part], masks) * (
-                    share * (part.stop - part.start) / len(mine)
-                )
-            self.scaler.scale(part_loss).backward()
-            loss += part_loss.detach()
+                part_loss = self.loss(codes[part], labels[part], None if hidden is None else hidden[part], masks)
+            part_loss = part_loss * (share * (part.stop - part.start) / len(mine))
+            return part_loss.detach(), torch.autograd.grad(self.scaler.scale(part_loss), parameters)
+
+        parameters = self.optimizer.parameters
+        compute = self.workers.map if self.workers else map
+        for part_loss, gradients in compute(gradients_of, self.passes(len(mine))):  # in order, whoever is first
+            loss += part_loss
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         loss = sum_over_ranks(loss)
         sum_gradients(self.model.parameters())
         norm = self.optimizer.step(rate, loss, self.scaler)
@@ -223,6 +232,15 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             self.averaged.load_state_dict(state["averaged"])
+
+
+def new_workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that compute a pass each, in one thread each.
+
+    Operations that are cut among threads wait for each other thousands of times in a step, which costs little on idle
+    cores and nearly all the time on shared ones. So a result does not depend on the number of threads either.
+    """
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:
