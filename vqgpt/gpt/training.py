@@ -169,6 +169,7 @@ class GPTTraining:
         self.tokens += len(step.rows) * self.model.config.block_size
 
         self.optimizer.zero_grad()
+        parameters = self.optimizer.parameters
         share = local_share(step.rows)
         loss = torch.zeros((), device=self.device)
 
@@ -179,7 +180,6 @@ class GPTTraining:
             part_loss = part_loss * (share * (part.stop - part.start) / len(mine))
             return part_loss.detach(), torch.autograd.grad(self.scaler.scale(part_loss), parameters)
 
-        parameters = self.optimizer.parameters
         compute = self.workers.map if self.workers else map
         for part_loss, gradients in compute(gradients_of, self.passes(len(mine))):  # in order, whoever is first
             loss += part_loss
