@@ -238,7 +238,7 @@ def new_workers(threads: int) -> ThreadPoolExecutor:
     """Threads that compute a pass each, in one thread each.
 
     Operations that are cut among threads wait for each other thousands of times in a step, which costs little on idle
-    cores and nearly all the time on shared ones. So a result does not depend on the number of threads either.
+    cores and nearly all the time on shared ones.
     """
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
