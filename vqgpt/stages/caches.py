@@ -62,6 +62,8 @@ def info(path: Path) -> dict[str, Any]:
     }
     if description.limit is not None:
         result["limit"] = description.limit
+    if description.unverified:
+        result["unverified"] = description.unverified
     if description.sampling:
         result |= {f"sampling_{name}": value for name, value in description.sampling.items()}
     for split in description.splits:
