@@ -52,6 +52,7 @@ for name in ("vqgpt.vqgan", "vqgpt.data", "torchvision", "medmnist", "PIL"):
         "vqgpt.config.commands",
         "vqgpt.stages.caches",
         "vqgpt.stages.export_cache",
+        "vqgpt.stages.import_cache",
         "vqgpt.stages.remove_cache",
     ],
 )

@@ -10,21 +10,24 @@ from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags, add_command
 from vqgpt.cli.console import Screen
 from vqgpt.cli.options import expand_lists
 from vqgpt.cli.refused import check_not_refused
-from vqgpt.config.commands import (
+from vqgpt.config.cache_commands import (
     CacheConfig,
+    CacheImportConfig,
+    ExportConfig,
+    PreviewConfig,
+    RemoveConfig,
+    VerifyConfig,
+)
+from vqgpt.config.commands import (
     DatasetsConfig,
     EncoderOptions,
-    ExportConfig,
     ImportConfig,
     NoConfig,
-    PreviewConfig,
     ReconstructConfig,
-    RemoveConfig,
     RenderConfig,
     SampleConfig,
     TokenizeConfig,
     TrainConfig,
-    VerifyConfig,
     VQGANInfoConfig,
     VQGANTrainConfig,
     vqgan_path,
@@ -180,6 +183,13 @@ def _cache_preview(config: PreviewConfig, flags: Flags, report: Report) -> Mappi
     return preview.run(config, flags.overwrite, flags.dry_run, report)
 
 
+def _cache_import(config: CacheImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Make a cache of codes that LlamaGen or RAR extracted."""
+    from vqgpt.stages import import_cache
+
+    return import_cache.run(config, flags.overwrite, flags.dry_run, report)
+
+
 def _cache_export(config: ExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Write a cache in a format that others read: npy, npz, nanoGPT's bin, WebDataset."""
     from vqgpt.stages import export_cache
@@ -222,6 +232,7 @@ add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
 add_command(cache_app, "cache preview", PreviewConfig, _cache_preview)
+add_command(cache_app, "cache import", CacheImportConfig, _cache_import)
 add_command(cache_app, "cache export", ExportConfig, _cache_export)
 add_command(cache_app, "cache rm", RemoveConfig, _cache_rm, takes_recipe=False)
 

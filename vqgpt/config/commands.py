@@ -13,8 +13,6 @@ from vqgpt.config.vqgan import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
 
 DATA = "Data and files"
 RUN = "Run"
-REPAIR = "Repair"
-SOURCES = "What made the cache"
 CACHE_FOLDER = Path("cache")
 RUNS_FOLDER = Path("runs")
 
@@ -343,99 +341,6 @@ class RenderConfig:
     def result(self) -> Path:
         """The picture or folder to write."""
         return self.out or self.cache.with_suffix(".png")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheConfig:
-    """`vqgpt cache info`."""
-
-    cache: Path = argument("A token cache.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """Where that lies which made an encoded cache: the cache knows what it was, not where it is."""
-
-    data_root: Path | None = option(None, "Folder of the images, as for `vqgpt tokenize`.", group=SOURCES)
-    checkpoint_vae: Path | None = option(
-        None, "The VQ-GAN that encoded the cache (default: runs/DATASET/vqgan.pt).", group=SOURCES
-    )
-    remap: Path | None = option(None, REMAP_HELP, group=SOURCES)
-    device: str = option("auto", DEVICE_HELP, group=SOURCES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """`vqgpt cache verify`."""
-
-    cache: Path = argument("A token cache.")
-    repair: bool = option(False, "Make what is damaged or missing again, and nothing else.", group=REPAIR)
-    batch_size: int = option(256, "Images per pass of the encoder.", group=REPAIR)
-    checkpoint_gpt: Path | None = option(
-        None, "The GPT that sampled the cache (default: runs/DATASET/gpt.pt).", group=SOURCES
-    )
-    sources: SourceOptions
-
-    def __post_init__(self) -> None:
-        check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewConfig:
-    """`vqgpt cache preview`."""
-
-    cache: Path = argument("The token cache to look at, encoded or sampled.")
-    split: str | None = option(None, "Split to take rows from (default: the first).", group=DATA)
-    num_images: int = option(16, "Rows to decode, chosen at random.", group=DATA)
-    out: Path | None = option(None, "The .png file to write (default: the cache's name with -preview.png).", group=DATA)
-    seed: int = option(0, "Seed of the choice of rows.", group=RUN)
-    sources: SourceOptions
-
-    def __post_init__(self) -> None:
-        check(self.num_images > 0, "num_images", self.num_images, "positive")
-        check(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
-        check(self.out is None or self.out.suffix == ".png", "out", self.out, "a file name that ends in .png")
-
-    @property
-    def result(self) -> Path:
-        """The picture to write."""
-        return self.out or self.cache.with_name(f"{self.cache.stem}-preview.png")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoveConfig:
-    """`vqgpt cache rm`."""
-
-    cache: Path = argument("The token cache to delete, finished or not.")
-    yes: bool = option(False, "Delete it; without this, the command only says what it would delete.", group=DATA)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """`vqgpt cache export`."""
-
-    cache: Path = argument("The token cache to export.")
-    format: Literal["npy", "npz", "bin", "webdataset"] = option(
-        "npy",
-        "What to write. npy: a file per array; npz: all arrays in one file; bin: raw tokens as nanoGPT reads them; "
-        "webdataset: tar files with a sample per image.",
-        group=DATA,
-    )
-    split: str | None = option(None, "Export only this split (default: all).", group=DATA)
-    out: Path | None = option(
-        None, "The folder to write, or the .npz file (default: the cache's name with -FORMAT, or .npz).", group=DATA
-    )
-
-    def __post_init__(self) -> None:
-        named = self.out is None or (self.out.suffix == ".npz") == (self.format == "npz")
-        check(named, "out", self.out, "a file name that ends in .npz for --format npz, and a folder for the others")
-
-    @property
-    def result(self) -> Path:
-        """The file or folder to write."""
-        if self.format == "npz":
-            return self.out or self.cache.with_suffix(".npz")
-        return self.out or self.cache.with_name(f"{self.cache.stem}-{self.format}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,20 +141,26 @@ def digest(splits: dict[str, ImageSplit]) -> str:
 
 
 def hold_out(train: ImageSplit, share: float) -> tuple[ImageSplit, ImageSplit]:
-    """Divide a split in two: what is kept for training, and `share` of each class, evenly spaced, to be judged on.
+    """Divide a split in two: what is kept for training, and what `held_out_rows` says. Raises InputError as it does."""
+    held_out = held_out_rows(train.labels, share)
+    return train.subset(~held_out), train.subset(held_out)
 
-    The choice depends on the labels alone. Images with many labels, or none, count as one class. Raises InputError if
-    one of the two would be empty.
+
+def held_out_rows(labels: NDArray[np.integer[Any]], share: float) -> NDArray[np.bool_]:
+    """Which images are held out, to be judged on, (n,): `share` of each class, evenly spaced.
+
+    The choice depends on the labels, (n,) or (n, L), alone. Images with many labels, or none, count as one class.
+    Raises InputError if all, or none, would be held out.
     """
-    classes = train.labels if train.labels.ndim == 1 else np.zeros(len(train), dtype=np.int64)
-    held_out = np.zeros(len(train), dtype=bool)
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), dtype=np.int64)
+    held_out = np.zeros(len(labels), dtype=bool)
     by_class = np.argsort(classes, kind="stable")
-    held_out[by_class[np.diff(np.floor(np.arange(len(train) + 1) * share)) > 0]] = True
-    if not held_out.any() and len(train) > 1:
+    held_out[by_class[np.diff(np.floor(np.arange(len(labels) + 1) * share)) > 0]] = True
+    if not held_out.any() and len(labels) > 1:
         held_out[-1] = True
     if not held_out.any() or held_out.all():
         raise InputError(
-            f"{len(train)} training image{'s'[: len(train) != 1]} cannot be divided to hold out {share:g} of them",
+            f"{len(labels)} training image{'s'[: len(labels) != 1]} cannot be divided to hold out {share:g} of them",
             "give more images, or another --val-split",
         )
-    return train.subset(~held_out), train.subset(held_out)
+    return held_out

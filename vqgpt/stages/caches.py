@@ -65,6 +65,8 @@ def info(path: Path) -> dict[str, Any]:
         result["limit"] = description.limit
     if description.skipped:
         result["skipped"] = description.skipped
+    if description.unverified:
+        result["unverified"] = description.unverified
     if description.sampling:
         result |= {f"sampling_{name}": value for name, value in description.sampling.items()}
     for split in description.splits:

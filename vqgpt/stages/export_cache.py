@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.config.commands import ExportConfig
+from vqgpt.config.cache_commands import ExportConfig
 from vqgpt.config.options import to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import canonical_json, open_atomically, tidy_after_a_kill

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqgpt.config.commands import EncoderOptions, ImageOptions, PreviewConfig
+from vqgpt.config.cache_commands import PreviewConfig
+from vqgpt.config.commands import EncoderOptions, ImageOptions
 from vqgpt.config.datasets import Dataset, find_dataset
 from vqgpt.config.options import to_json
 from vqgpt.config.preprocessing import Preprocessing
@@ -32,6 +33,7 @@ from vqgpt.vqgan.model import VQGAN
 
 SEED_OF_COLORS = 0
 LEAST_AGREEMENT = 0.9  # other machines and bf16 change a few codes in a hundred; wrong codes differ nearly everywhere
+MOST_DB_LOST = 1.0  # by imported codes: the image that they show was resized by another program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +91,22 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
         figures = {"compared": True, **comparison.figures}
     about = {**to_json(config), "cache_digest": cache.digest, "split": split}
     write_atomically(config.result, png_bytes(sheet, {**about, "source_index": tokens.source_index.tolist()}))
-    if images is not None and figures["equal_codes"] < LEAST_AGREEMENT:
+    if images is None or figures["equal_codes"] >= LEAST_AGREEMENT:
+        return {**plan, **figures}
+    lost = figures["psnr_db_of_codes_encoded_now"] - figures["psnr_db"]
+    if not description.unverified or lost > MOST_DB_LOST:
         raise InputError(
             f"{cache.path}: only {figures['equal_codes']:.1%} of the codes of {len(images)} rows are those that the "
             f"VQ-GAN gives for their images ({figures['psnr_db']:.1f} dB instead of "
             f"{figures['psnr_db_of_codes_encoded_now']:.1f}); {config.result} shows them",
             "do not train on this cache: make it again with `vqgpt tokenize`",
         )
+    report(
+        Notice(
+            text=f"{figures['equal_codes']:.1%} of the codes are those that the VQ-GAN gives here, at a loss of "
+            f"{lost:.2f} dB; they were imported, and another program that resizes otherwise gives other codes"
+        )
+    )
     return {**plan, **figures}
 
 
@@ -124,6 +135,9 @@ def source_images(
     if description.origin == "sampled":
         report(Notice(text="the tokens were sampled from a model, so there are no images to compare with"))
         return None
+    if tokens.source_index.min() < 0:
+        report(Notice(text="the imported file does not say which image is which: the decoded rows are shown alone"))
+        return None
     made_by = tokenize_config(None, description, config.sources)
     dataset, options, size = find_dataset(description.dataset), made_by.images, description.image_size[0]
     found = None
@@ -141,7 +155,8 @@ def source_images(
             )
         )
         return None
-    if found.sha256 != description.source_sha256 or split not in found.splits:
+    is_known = not description.unverified
+    if split not in found.splits or (is_known and found.sha256 != description.source_sha256):
         raise InputError(
             f"the images of {dataset.name} at hand ({found.sha256[:12]}) are not those that {config.cache} was encoded "
             f"from ({description.source_sha256[:12]})",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vqgpt.config.commands import RemoveConfig
+from vqgpt.config.cache_commands import RemoveConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.tokens import WriteLock, read_manifest, remove_cache
 from vqgpt.tokens.document import DamagedManifestError

@@ -16,6 +16,7 @@ from vqgpt.pixels import images_per_pass, to_uint8
 from vqgpt.progress import Progress, Report, silent
 from vqgpt.runtime import autocast, select_device
 from vqgpt.tokens import Description, TokenCache
+from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
@@ -71,7 +72,12 @@ def check_ready(config: RenderConfig, description: Description, overwrite: bool)
 
 
 def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
-    """The VQ-GAN that a cache was made with. Raises InputError, with both fingerprints, if it is another one."""
+    """The VQ-GAN that a cache was made with. Raises InputError, with both fingerprints, if it is another or unknown."""
+    if description.tokenizer_sha256 == UNKNOWN_TOKENIZER:
+        raise InputError(
+            "the tokens were imported without their VQ-GAN, so it is not known what decodes them",
+            "import them again with --checkpoint-vae",
+        )
     path = vqgan.path(description.dataset)
     model = load_vqgan(path, description.dataset, select_device(vqgan.device), vqgan.remap)
     ours, theirs = tokenizer_sha256(model), description.tokenizer_sha256

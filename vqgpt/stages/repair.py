@@ -7,7 +7,8 @@ they are the right ones is checked before anything is written.
 from collections.abc import Sequence
 from pathlib import Path
 
-from vqgpt.config.commands import SampleConfig, SourceOptions, TokenizeConfig, VerifyConfig
+from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
+from vqgpt.config.commands import SampleConfig, TokenizeConfig
 from vqgpt.config.options import resolve
 from vqgpt.errors import InputError
 from vqgpt.progress import Report
@@ -18,9 +19,14 @@ from vqgpt.tokens.reader import continue_hint
 def run(config: VerifyConfig, report: Report) -> None:
     """Make the shards again of which a file is not as it was written; the others stay as they are.
 
-    Raises InputError if the VQ-GAN, images or GPT at hand are not those that made the cache.
+    Raises InputError if the VQ-GAN, images or GPT at hand are not those that made the cache, or if it was imported.
     """
     description = read_manifest(config.cache).description
+    if description.origin == "encoded" and description.unverified:
+        raise InputError(
+            f"{config.cache} was imported, so it cannot be made again from images",
+            continue_hint(config.cache, description),
+        )
     try:
         if description.origin == "encoded":
             from vqgpt.stages import tokenize

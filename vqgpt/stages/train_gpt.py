@@ -58,6 +58,8 @@ def _run(
     cache = TokenCache(find_cache(config.cache, config.dataset))
     check_dataset(config.dataset, cache.description.dataset, cache.path)
     report(Notice(text=f"training on {cache.path}"))
+    if cache.description.unverified:
+        report(Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` tells whether they are right"))
     architecture = gpt_config(config, cache)
     result = config.out or gpt_path(cache.description.dataset)
     check_result(result, overwrite)

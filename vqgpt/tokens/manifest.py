@@ -16,6 +16,7 @@ from vqgpt.files import canonical_json, sha256
 from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
 
 FORMAT_VERSION = 1
+UNKNOWN_TOKENIZER = "unknown"  # in place of the digest, where codes were imported without their VQ-GAN
 ARRAYS = ("codes", "labels", "source_index")
 
 Origin = Literal["encoded", "sampled"]
@@ -54,6 +55,12 @@ class Description:
     precision: str
     sampling: dict[str, Any]
     shard_rows: int
+
+    @property
+    def unverified(self) -> tuple[str, ...]:
+        """Fields for which nothing vouches but whoever imported the codes; empty if vqgpt made them."""
+        names = self.preprocessing.get("unverified", [])
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     def layouts(self, split: str) -> dict[str, ArrayLayout]:
         """The arrays of a split, by name."""

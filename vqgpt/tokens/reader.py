@@ -183,4 +183,6 @@ def continue_hint(path: Path, description: Description) -> str:
 
 
 def _command(description: Description) -> tuple[str, str]:
-    return ("tokenize", "--cache") if description.origin == "encoded" else ("sample", "--out")
+    if description.origin == "sampled":
+        return "sample", "--out"
+    return ("cache import", "--cache") if description.unverified else ("tokenize", "--cache")
