@@ -7,10 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.conftest import assert_refused, run_here
 from tests.dataset_files import (
     celeba_files,
     cifar_files,
@@ -32,9 +29,8 @@ from vqgpt.config.dataset_files import FILES
 from vqgpt.config.datasets import DATASETS, find_dataset, held_out_split, nearest_stored_size
 from vqgpt.config.options import resolve
 from vqgpt.data.array_readers import medmnist_facts
-from vqgpt.data.images import ArrayImages, ImageSplit, hold_out
 from vqgpt.data.reading import read_dataset
-from vqgpt.errors import InputError, MissingDataError, MissingFilesError, UsageError
+from vqgpt.errors import InputError, MissingDataError, MissingFilesError
 from vqgpt.progress import Notice, silent
 from vqgpt.torchvision_import import import_torchvision
 
@@ -356,72 +352,6 @@ def test_licences_that_forbid_commercial_use_are_shown(tmp_path):
     told = []
     read("dtd", tmp_path, report=told.append)
     assert Notice(text="licence of dtd: research only") in told
-
-
-@given(
-    labels=st.lists(st.integers(-1, 5), min_size=2, max_size=200),
-    share=st.floats(0.01, 0.9),
-)
-def test_holding_out_divides_every_class(labels, share):
-    split = ImageSplit.whole(ArrayImages(np.zeros((len(labels), 1, 1), np.uint8)), np.array(labels))
-    train, held_out = hold_out(split, share)
-    assert sorted([*train.source_index, *held_out.source_index]) == list(range(len(labels)))
-    assert len(train)
-    assert len(held_out)
-    for label in set(labels):
-        expected = share * labels.count(label)
-        assert abs((held_out.labels == label).sum() - expected) <= 1
-    assert (split.labels[held_out.source_index] == held_out.labels).all()
-
-
-def test_val_split_takes_from_train_and_is_refused_where_there_is_a_val(tmp_path):
-    write_mnist(tmp_path)
-    found = read("mnist", tmp_path, val_split=0.2)
-    assert {name: len(split) for name, split in found.splits.items()} == {"train": 24, "val": 6, "test": 10}
-    assert held_out_split(found.splits, "mnist") == "val"
-    assert found.splits["val"].labels.tolist() == [found.splits["val"].source_index[n] % 10 for n in range(6)]
-    for name in ("dtd", "places365"):  # before anything is fetched
-        with pytest.raises(UsageError, match="split val of its own"):
-            read(name, tmp_path, val_split=0.2)
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="is a file"):
-        read("mnist", tmp_path / "file")
-
-
-def test_the_table_is_sound():
-    assert set(FILES) <= set(DATASETS)
-    for name, row in DATASETS.items():
-        assert row.name == name
-        assert row.channels in (1, 3)
-        assert row.source == "yours" or next(iter(row.rows)) == "train"
-        assert not row.class_names or len(row.class_names) == row.num_classes
-        assert (name in FILES) == (row.source in ("download", "by hand") and row.reader != "medmnist")
-    digits = ("digits", "mnist", "svhn", "chestmnist", "pneumoniamnist", "octmnist", "retinamnist")
-    assert all(find_dataset(name).default_views == ("identity",) for name in digits)
-    with pytest.raises(UsageError, match="minst") as caught:
-        find_dataset("minst")
-    assert "mnist" in caught.value.hint
-
-
-def test_datasets_are_listed_with_their_licence_and_presence(tmp_path):
-    write_mnist(tmp_path)
-    outcome = run_here("datasets", "--data-root", tmp_path, "--json")
-    assert outcome.code == 0, outcome.err
-    assert set(outcome.json) == set(DATASETS)
-    assert outcome.json["mnist"]["here"] == "yes"
-    assert outcome.json["svhn"]["here"] == "no"
-    assert outcome.json["celeba"]["here"] == "by hand"
-    assert outcome.json["dermamnist"]["licence"] == "CC BY-NC 4.0"
-    assert outcome.json["cifar10"]["views"] == "identity, hflip"
-    table = run_here("datasets", "--data-root", tmp_path).out.splitlines()
-    assert len(table) == 1 + len(DATASETS)
-
-
-@pytest.mark.parametrize("dataset", ["celeba", "imagenet"])
-def test_sets_that_are_to_be_had_by_hand_say_where(here, dataset):
-    outcome = run_here("vqgan", "train", "--dataset", dataset, "--data-root", "data", "--perceptual-weight", "0")
-    file = FILES[dataset][0]
-    assert_refused(outcome, 4, file.url, file.md5, f"data/{file.path}", f"vqgpt vqgan train --dataset {dataset}")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real images are not at hand")
