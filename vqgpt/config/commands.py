@@ -120,7 +120,12 @@ class RunOptions:
 class LoggingOptions:
     """Where a training's metrics go, beside metrics.jsonl."""
 
-    wandb: bool = option(False, "Log to Weights & Biases too (package of the extra 'wandb').", group=RUN)
+    wandb: bool | None = option(
+        None,
+        "Log to Weights & Biases too (default: where the package, extra 'wandb', is installed and has a login or "
+        "WANDB_MODE=offline).",
+        group=RUN,
+    )
     tensorboard: bool = option(
         False, "Log for TensorBoard too, beside the result (package of the extra 'tensorboard').", group=RUN
     )

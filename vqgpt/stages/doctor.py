@@ -12,7 +12,7 @@ from vqgpt.config.datasets import DATASETS
 from vqgpt.memory import keep_memory_pages
 from vqgpt.versions import LIBRARIES, installed_version
 
-EXTRAS = {"lpips": "the perceptual loss", "wandb": "--wandb"}
+EXTRAS = {"lpips": "the perceptual loss", "wandb": "logging to Weights & Biases"}
 
 
 def run() -> dict[str, Any]:
