@@ -109,7 +109,7 @@ def _run(
             return
         labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
         sampled = sample_codes(training.result, labels, 0, config.run.seed, sampling, _without_scaling(precision))
-        codes = torch.cat(list(sampled))
+        codes = torch.cat([codes for codes, _ in sampled])
         picture = render(codes, cache.description)
         if picture is None:
             buffer = io.BytesIO()
