@@ -22,6 +22,7 @@ from vqgpt.config.commands import (
     DatasetsConfig,
     EncoderOptions,
     ImportConfig,
+    ModelExportConfig,
     NoConfig,
     ReconstructConfig,
     RenderConfig,
@@ -151,6 +152,13 @@ def _render(config: RenderConfig, flags: Flags, report: Report) -> Mapping[str, 
     return render.run(config, flags.overwrite, flags.dry_run, report)
 
 
+def _export(config: ModelExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Write a network in a format that others read: Hugging Face transformers, safetensors."""
+    from vqgpt.stages import export_model
+
+    return export_model.run(config, flags.overwrite, flags.dry_run)
+
+
 def _cache_list(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """List the token caches in cache/."""
     from vqgpt.stages import caches
@@ -222,6 +230,7 @@ add_command(app, "tokenize", TokenizeConfig, _tokenize, several_processes=True)
 add_command(app, "train", TrainConfig, _train, several_processes=True)
 add_command(app, "sample", SampleConfig, _sample)
 add_command(app, "render", RenderConfig, _render)
+add_command(app, "export", ModelExportConfig, _export)
 add_command(app, "datasets", DatasetsConfig, _datasets, takes_recipe=False)
 add_command(app, "doctor", NoConfig, _doctor, takes_recipe=False)
 add_command(vqgan_app, "vqgan train", VQGANTrainConfig, _train_vqgan, several_processes=True)

@@ -344,5 +344,36 @@ class RenderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelExportConfig:
+    """`vqgpt export`."""
+
+    out: Path = argument("The folder to write, or the file NAME.safetensors.")
+    to: Literal["transformers", "safetensors"] = option(
+        "transformers",
+        "What to write. transformers: a folder that Hugging Face transformers loads, of a GPT of the architecture gpt2; "
+        "safetensors: one file of any GPT or VQ-GAN, which vqgpt reads wherever it reads a checkpoint.",
+        group=DATA,
+    )
+    dataset: str | None = option(None, "Export runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
+    checkpoint_gpt: Path | None = option(None, "The GPT to export, trained by vqgpt.", group=DATA)
+    checkpoint_vae: Path | None = option(
+        None, "Export this VQ-GAN instead, ours or someone else's; --to safetensors only.", group=DATA
+    )
+
+    def __post_init__(self) -> None:
+        is_file = self.to == "safetensors"
+        named = (self.out.suffix == ".safetensors") == is_file
+        check(named, "out", self.out, "a name that ends in .safetensors for --to safetensors, and a folder otherwise")
+        check(
+            self.checkpoint_vae is None or is_file,
+            "to",
+            self.to,
+            "safetensors for a VQ-GAN: transformers has no such model",
+        )
+        both = self.checkpoint_vae is not None and (self.checkpoint_gpt or self.dataset) is not None
+        check(not both, "checkpoint_vae", self.checkpoint_vae, "given without --checkpoint-gpt and --dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoConfig:
     """A command without options of its own."""
