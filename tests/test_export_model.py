@@ -22,6 +22,7 @@ from vqgpt.torchvision_import import import_torchvision
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+TRAIN = ["--condition", "class", *TINY_GPT, "--out", "more.pt"]
 CPU = torch.device("cpu")
 
 
@@ -160,8 +161,7 @@ def test_the_pipeline_runs_on_safetensors(pipeline):
         ["export", "vae.safetensors", "--to", "safetensors", "--checkpoint-vae", "runs/digits/vqgan.pt"],
         ["tokenize", "--dataset", "digits", "--checkpoint-vae", "vae.safetensors", "--cache", "again.zarr"],
         ["sample", "--checkpoint-gpt", "gpt.safetensors", "--checkpoint-vae", "vae.safetensors", "--out", "s.zarr"],
-        ["train", "--cache", "again.zarr", "--checkpoint-gpt", "gpt.safetensors", "--condition", "class", *TINY_GPT]
-        + ["--out", "more.pt"],
+        ["train", "--cache", "again.zarr", "--checkpoint-gpt", "gpt.safetensors", *TRAIN],
     ):
         outcome = run_here(*words)
         assert outcome.code == 0, outcome.err

@@ -17,7 +17,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
-    """Metadata and tensors. Raises MissingDataError if there is no such file, InputError if it is damaged or another's."""
+    """Metadata and tensors. Raises MissingDataError if there is no file, InputError if it is damaged or another."""
     if not path.is_file():
         raise MissingDataError(f"there is no checkpoint {path}", "check the path")
     try:

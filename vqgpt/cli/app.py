@@ -27,6 +27,7 @@ from vqgpt.config.commands import (
     ReconstructConfig,
     RenderConfig,
     SampleConfig,
+    ScoreConfig,
     TokenizeConfig,
     TrainConfig,
     VQGANInfoConfig,
@@ -152,6 +153,13 @@ def _render(config: RenderConfig, flags: Flags, report: Report) -> Mapping[str, 
     return render.run(config, flags.overwrite, flags.dry_run, report)
 
 
+def _score(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Tell how likely a GPT finds every row of a token cache."""
+    from vqgpt.stages import score
+
+    return score.run(config, flags.overwrite, flags.dry_run, report)
+
+
 def _export(config: ModelExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Write a network in a format that others read: Hugging Face transformers, safetensors."""
     from vqgpt.stages import export_model
@@ -230,6 +238,7 @@ add_command(app, "tokenize", TokenizeConfig, _tokenize, several_processes=True)
 add_command(app, "train", TrainConfig, _train, several_processes=True)
 add_command(app, "sample", SampleConfig, _sample)
 add_command(app, "render", RenderConfig, _render)
+add_command(app, "score", ScoreConfig, _score)
 add_command(app, "export", ModelExportConfig, _export)
 add_command(app, "datasets", DatasetsConfig, _datasets, takes_recipe=False)
 add_command(app, "doctor", NoConfig, _doctor, takes_recipe=False)

@@ -132,9 +132,16 @@ class Screen:
 
 
 def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
-    width = max((len(name) for name in result), default=0)
+    width = max((len(name) for name, value in result.items() if not _holds_rows(value)), default=0)
     for name, value in result.items():
-        yield f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}"
+        if _holds_rows(value):
+            yield from ("", name.replace("_", " "), *_table(value))
+        else:
+            yield f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}"
+
+
+def _holds_rows(value: Any) -> bool:
+    return isinstance(value, Mapping) and _is_table(value)
 
 
 def _is_table(result: Mapping[str, Any]) -> bool:

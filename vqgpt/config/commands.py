@@ -23,6 +23,8 @@ DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
 FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes."
 
+N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell."
+
 
 def default_data_root() -> Path:
     """Where downloaded images are kept: in the user's cache folder."""
@@ -292,9 +294,7 @@ class SampleConfig:
         "cache/DATASET.zarr, or the only one there is).",
         group=DATA,
     )
-    n_head: int = option(
-        8, "For a GPT of GenerativeZoo: its attention heads, which the file does not tell.", group=DATA
-    )
+    n_head: int = option(8, N_HEAD_HELP, group=DATA)
     checkpoint_vae: Path | None = option(
         None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
     )
@@ -344,13 +344,49 @@ class RenderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """`vqgpt score`."""
+
+    cache: Path = argument("The token cache to score, encoded or sampled.")
+    checkpoint_gpt: Path | None = option(
+        None, "GPT checkpoint, ours or of GenerativeZoo (default: runs/DATASET/gpt.pt).", group=DATA
+    )
+    n_head: int = option(8, N_HEAD_HELP, group=DATA)
+    split: str | None = option(None, "Score only this split (default: all).", group=DATA)
+    against: Path | None = option(
+        None,
+        "A token cache: find for each row the nearest one of its split train, in tokens that differ. 0 is a copy.",
+        group=DATA,
+    )
+    out: Path | None = option(
+        None, "The .csv or .npz file to write, a line per row (default: the cache's name with -scores.csv).", group=DATA
+    )
+    show_rows: int = option(5, "How many of the least and of the most likely rows to show.", group=DATA)
+    device: str = option("auto", DEVICE_HELP, group=RUN)
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "auto takes bf16 on a CUDA device that has it, else fp32.", group=RUN
+    )
+
+    def __post_init__(self) -> None:
+        check(self.n_head > 0, "n_head", self.n_head, "positive")
+        check(self.show_rows >= 0, "show_rows", self.show_rows, "0 or more")
+        named = self.out is None or self.out.suffix in (".csv", ".npz")
+        check(named, "out", self.out, "a file name that ends in .csv or .npz")
+
+    @property
+    def result(self) -> Path:
+        """The file to write."""
+        return self.out or self.cache.with_name(f"{self.cache.stem}-scores.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelExportConfig:
     """`vqgpt export`."""
 
     out: Path = argument("The folder to write, or the file NAME.safetensors.")
     to: Literal["transformers", "safetensors"] = option(
         "transformers",
-        "What to write. transformers: a folder that Hugging Face transformers loads, of a GPT of the architecture gpt2; "
+        "What to write. transformers: a folder that Hugging Face transformers loads, of a GPT with --arch gpt2; "
         "safetensors: one file of any GPT or VQ-GAN, which vqgpt reads wherever it reads a checkpoint.",
         group=DATA,
     )
