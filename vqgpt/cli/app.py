@@ -131,7 +131,8 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
     plan = sample.plan(config)
     vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
     wants_picture = not config.tokens_only and (config.checkpoint_vae is not None or vqgan.exists())
-    rendering = RenderConfig(cache=plan.cache, vqgan=EncoderOptions(checkpoint_vae=vqgan, device=config.run.device))
+    encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)
+    rendering = RenderConfig(cache=plan.cache, vqgan=encoder, show=config.show)
     if wants_picture:
         from vqgpt.stages import render
 

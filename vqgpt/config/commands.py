@@ -1,6 +1,7 @@
 """The configuration of each command: which options it has, and where its files lie. Must not import torch."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,8 @@ DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
 FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes."
 
+ROWS_ON_A_SHEET = 100
+SHOW_HELP = "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel)."
 N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell."
 
 
@@ -311,8 +314,10 @@ class SampleConfig:
     )
     sampling: SamplingOptions
     run: RunOptions
+    show: bool = option(False, SHOW_HELP, group=RUN)
 
     def __post_init__(self) -> None:
+        check(not (self.show and self.tokens_only), "show", self.show, "left out with --tokens-only")
         check(self.out is None or self.out.suffix == ".zarr", "out", self.out, "a path that ends in .zarr")
         check(self.n_head > 0, "n_head", self.n_head, "positive")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for sampling")
@@ -324,23 +329,57 @@ class RenderConfig:
 
     cache: Path = argument("The token cache to render, encoded or sampled.")
     vqgan: EncoderOptions
+    format: Literal["sheet", "png", "tree", "npz"] | None = option(
+        None,
+        "What to write. sheet: one .png with captions; png: a folder with a file per image; tree: such a folder per "
+        "class; npz: an array arr_0 (N, H, W, 3) as the evaluator of ADM reads it (default: as --out ends).",
+        group=DATA,
+    )
     out: Path | None = option(
         None,
-        "A .png file for one sheet, or a folder for one file per image (default: the cache's name with .png).",
+        "A .png file for a sheet, an .npz file, or a folder (default: the cache's name with .png, -images.npz, -png or "
+        "-tree).",
         group=DATA,
     )
     split: str | None = option(None, "Split of the cache to render (default: the first).", group=DATA)
-    limit: int = option(100, "Rows to render, from the first; 0 for all.", group=DATA)
+    rows: str | None = option(
+        None, "Rows to render, START:STOP, from 0, either may be left out (default: all).", group=DATA
+    )
+    limit: int | None = option(
+        None, f"At most this many rows; 0 for all (default: {ROWS_ON_A_SHEET} on a sheet, else all).", group=DATA
+    )
+    view: str | None = option(None, "Which view of each image to render, by its name (default: the first).", group=DATA)
+    show: bool = option(False, SHOW_HELP, group=RUN)
 
     def __post_init__(self) -> None:
-        check(self.limit >= 0, "limit", self.limit, "0 or more")
-        named = self.out is None or self.out.suffix in ("", ".png")
-        check(named, "out", self.out, "a file name that ends in .png, or a folder without a suffix")
+        check(self.limit is None or self.limit >= 0, "limit", self.limit, "0 or more")
+        parts = re.fullmatch(r"(\d*):(\d*)", self.rows or ":")
+        check(parts is not None, "rows", self.rows, "START:STOP, two whole numbers of which either may be left out")
+        endings = {"sheet": (".png",), "npz": (".npz",)}.get(self.form)
+        suffix = self.result.suffix
+        named = suffix in endings if endings else suffix not in (".png", ".npz", ".zarr")
+        check(named, "out", self.out, "a name that ends in .png for a sheet, in .npz for that, and a folder otherwise")
+        check(not self.show or self.form == "sheet", "format", self.form, "sheet, for --show")
+
+    @property
+    def form(self) -> str:
+        """What to write: `format`, or what the name of the result says."""
+        if self.format is not None:
+            return self.format
+        suffix = ".png" if self.out is None else self.out.suffix
+        return {".png": "sheet", ".npz": "npz"}.get(suffix, "png")
 
     @property
     def result(self) -> Path:
-        """The picture or folder to write."""
-        return self.out or self.cache.with_suffix(".png")
+        """The picture, array file or folder to write."""
+        endings = {"sheet": ".png", "npz": "-images.npz", "png": "-png", "tree": "-tree"}
+        return self.out or self.cache.with_name(self.cache.stem + endings[self.form])
+
+    def chosen_rows(self, total: int) -> range:
+        """Which of `total` rows to render, but for what a sheet can show."""
+        start, _, stop = (self.rows or ":").partition(":")
+        chosen = range(total)[int(start or 0) : int(stop or total)]
+        return chosen[: self.limit or None]
 
 
 @dataclass(frozen=True, kw_only=True)
