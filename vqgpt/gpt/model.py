@@ -242,10 +242,16 @@ class GPT(nn.Module):
 
         Tokens that are `hidden` (B, T) bool are not shown as input (BOS stands for them), but predicted.
         """
+        return F.cross_entropy(self.predictions(codes, labels, hidden, masks).flatten(0, 1), codes.flatten())
+
+    def predictions(
+        self, codes: Tensor, labels: Tensor, hidden: Tensor | None = None, masks: Masks | None = None
+    ) -> Tensor:
+        """Logits (B, T, K) for each token of sequences (B, T), from those before it, in one pass; see `loss`."""
         start, bits = self.start(labels)
         shown = codes if hidden is None else codes.masked_fill(hidden, self.config.bos)
         inputs = torch.cat([start, shown[:, :-1]], dim=1)
-        return F.cross_entropy(self(inputs, bits=bits, masks=masks).flatten(0, 1), codes.flatten())
+        return self(inputs, bits=bits, masks=masks)
 
 
 def _initialise(module: nn.Module) -> None:

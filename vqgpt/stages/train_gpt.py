@@ -117,7 +117,7 @@ def _run(
         shown.load_state_dict(weights)
         labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
         sampled = sample_codes(shown, labels, 0, config.run.seed, sampling, _without_scaling(precision))
-        codes = torch.cat(list(sampled))
+        codes = torch.cat([codes for codes, _ in sampled])
         picture = render(codes, cache.description)
         if picture is None:
             buffer = io.BytesIO()
