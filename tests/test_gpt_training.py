@@ -217,7 +217,9 @@ def test_out_of_memory_names_batch_precision_and_flags(pipeline, monkeypatch):
 
 def test_small_sets_train(here):
     write_cache(Path("small.zarr"), description(rows=(3, 1)))
-    assert run_here("train", "--cache", "small.zarr", *TINY_GPT, "--out", "x.pt").code == 0
+    outcome = run_here("train", "--cache", "small.zarr", *TINY_GPT, "--out", "x.pt")
+    assert outcome.code == 0, outcome.err
+    assert "a step takes all 3 rows: --batch-size is 256" in outcome.err
 
 
 RANKS = """
