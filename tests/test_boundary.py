@@ -20,7 +20,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def test_stage_two_runs_where_the_vqgan_cannot_be_imported(pipeline):
-    """Trains, samples, scores and exports with the VQ-GAN, the image data, torchvision, medmnist and PIL unimportable."""
+    """Trains, samples, scores and exports with the VQ-GAN, image data, torchvision, medmnist and PIL unimportable."""
     blocked = {"torchvision", "medmnist", "PIL"}
     code = (
         BLOCK.format(blocked=blocked)
