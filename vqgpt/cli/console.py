@@ -95,15 +95,12 @@ class Screen:
             self.last_line = now if first else self.last_line
             return
         self.last_line = now
-        rate = max(event.done - done_before, 1e-9) / max(now - start, 1e-9)
-        eta = f"eta {(event.total - event.done) / rate:.0f} s"
-        parts = [
-            f"{event.task}: {event.done}/{event.total} {event.unit}",
-            f"{rate:,.1f} {event.unit}/s",
-            eta,
-            _figures(event.values),
-        ]
-        self.stderr.print("  ".join(part for part in parts if part), markup=False)
+        parts = [f"{event.task}: {event.done}/{event.total} {event.unit}"]
+        if event.done > done_before:
+            rate = (event.done - done_before) / max(now - start, 1e-9)
+            parts += [f"{rate:,.1f} {event.unit}/s", f"eta {(event.total - event.done) / rate:.0f} s"]
+        parts += [_figures(event.values)] if event.values else []
+        self.stderr.print("  ".join(parts), markup=False)
 
     def _show_picture(self, path: Path) -> None:
         """Show a picture where the terminal can, else say where it is."""

@@ -117,7 +117,8 @@ class Attention(nn.Module):
         """(B, S, D) -> (B, S, D); with a cache, S must be 1 unless the cache is empty."""
         q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).contiguous()
         if self.rotary:  # q, k, v: (B, A, S, D/A) each
-            q, k = self.rotary(self.q_norm(q), self.k_norm(k), position)
+            q, k = self.rotary(self.q_norm(q.float()), self.k_norm(k.float()), position)
+            q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.append(position, k, v)
         if masks:

@@ -1,6 +1,6 @@
 """Sampling from the GPT with a key-value cache.
 
-    labels (N,) or (N, L), seed -> codes (N, h, w) int64
+    labels (N,) or (N, L), seed -> codes (N, h, w) int64, log_prob (N,) float32 in nats
 
 Image i is a function of (seed, i): each token is drawn by inverting its cumulative distribution at a uniform number
 that depends on (seed, i, position) alone, and passes always hold the same number of rows, so that not even rounding
@@ -24,10 +24,10 @@ BELOW_ONE = 1 - 2**-22  # keeps rounding from reaching the end of the CDF, beyon
 
 def sample_codes(
     model: GPT, labels: Tensor, first_image: int, seed: int, options: SamplingOptions, precision: str
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them.
 
-    Yields codes (n, h, w) int64 on the CPU, pass by pass, in order; `first_image` is a multiple of IMAGES_PER_PASS.
+    Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass by pass, in order; `first_image` is a multiple of IMAGES_PER_PASS.
     """
     assert first_image % IMAGES_PER_PASS == 0
     config = model.config
@@ -36,25 +36,29 @@ def sample_codes(
         wanted = labels[first : first + IMAGES_PER_PASS]
         padding = wanted.new_full((IMAGES_PER_PASS - len(wanted), *wanted.shape[1:]), 0 if wanted.ndim == 2 else -1)
         uniforms = uniform_numbers(seed, first_image + first, IMAGES_PER_PASS, config.block_size)
-        tokens = sample_pass(model, torch.cat([wanted, padding]), uniforms, options, precision)
-        yield sequence_to_grid(tokens[: len(wanted)].cpu(), scan, config.grid)
+        tokens, log_prob = sample_pass(model, torch.cat([wanted, padding]), uniforms, options, precision)
+        yield sequence_to_grid(tokens[: len(wanted)].cpu(), scan, config.grid), log_prob[: len(wanted)].cpu()
 
 
 @torch.no_grad()
-def sample_pass(model: GPT, labels: Tensor, uniforms: Tensor, options: SamplingOptions, precision: str) -> Tensor:
-    """Labels (B, ...), uniforms (B, T) -> tokens (B, T) int64, one position after the other."""
+def sample_pass(
+    model: GPT, labels: Tensor, uniforms: Tensor, options: SamplingOptions, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Labels (B, ...), uniforms (B, T) -> tokens (B, T) int64, one position after the other, and log_prob (B,)."""
     device = next(model.parameters()).device
     model.eval()
     uniforms = uniforms.to(device)
     caches = model.new_caches(len(labels))
     token, bits = model.start(labels.to(device))
     tokens = []
+    log_prob = torch.zeros(len(labels), device=device)
     for position in range(model.config.block_size):
         with autocast(device, precision):
             logits = model(token, position, caches, bits if position == 0 else None)[:, -1]
         token = draw(logits, uniforms[:, position], options)[:, None]
         tokens.append(token)
-    return torch.cat(tokens, dim=1)
+        log_prob += logits.log_softmax(dim=-1).gather(1, token)[:, 0]
+    return torch.cat(tokens, dim=1), log_prob
 
 
 def draw(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:

@@ -78,7 +78,7 @@ def plan(config: SampleConfig) -> SamplePlan:
         limit=None,
         views=("identity",),
         precision=resolve_precision(config.run.precision, device),
-        sampling={**to_json(config.sampling), "classes": turn, "seed": config.run.seed},
+        sampling={**to_json(config.sampling), "classes": turn, "seed": config.run.seed, "log_prob": True},
         shard_rows=default_shard_rows(row_bytes),
     )
     return SamplePlan(
@@ -94,11 +94,12 @@ def plan(config: SampleConfig) -> SamplePlan:
 def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:
     """Sample as planned; the result names the cache."""
 
-    def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
+    def rows_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         labels = torch.from_numpy(plan.labels[shard.start : shard.stop])
         precision = plan.description.precision
-        for codes in sample_codes(plan.gpt.model, labels, shard.start, config.run.seed, config.sampling, precision):
-            yield codes.numpy()[:, None]
+        images = sample_codes(plan.gpt.model, labels, shard.start, config.run.seed, config.sampling, precision)
+        for codes, log_prob in images:
+            yield codes.numpy()[:, None], log_prob.numpy()
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         labels = plan.labels[shard.start : shard.stop]
@@ -106,8 +107,8 @@ def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report)
             labels = np.maximum(labels, 0)
         return labels, np.arange(shard.start, shard.stop)
 
-    codes, labels, description = codes_of, labels_of, plan.description
-    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", codes, labels, report)
+    rows, labels, description = rows_of, labels_of, plan.description
+    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", rows, labels, report)
     return {**plan.summary, "digest": manifest.digest}
 
 

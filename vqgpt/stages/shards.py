@@ -17,7 +17,7 @@ from vqgpt.versions import library_versions
 SECONDS_TO_LEAVE = 4.0  # after a signal
 FEW_CODES = 0.1  # share of the codebook below which a tokenizer gets a warning
 
-Codes = NDArray[np.integer[Any]]
+Made = tuple[NDArray[Any], ...]  # codes (n, V, h, w), and log_prob (n,) of those that were sampled
 Labels = tuple[NDArray[Any], NDArray[np.int64]]
 
 
@@ -27,13 +27,13 @@ def fill_cache(
     codebook: NDArray[np.float32],
     overwrite: bool,
     task: str,
-    codes_of: Callable[[ShardRows], Iterator[Codes]],
+    rows_of: Callable[[ShardRows], Iterator[Made]],
     labels_of: Callable[[ShardRows], Labels],
     report: Report,
 ) -> Manifest:
     """Create or continue the cache at `path`, make and commit what is missing; returns its manifest.
 
-    `codes_of` yields a shard's codes (n, V, h, w) in batches, `labels_of` gives its labels and source indices. Of
+    `rows_of` yields what is made of a shard in batches, `labels_of` gives its labels and source indices. Of
     several processes, each makes its share. Raises what `WriteLock` and `CacheWriter` raise, and InterruptedRun when a
     signal asks to stop; the shard in hand is dropped then.
     """
@@ -47,7 +47,7 @@ def fill_cache(
             else:
                 lock.join()
                 writer = CacheWriter.join(path, description)
-        _write_missing(writer, task, codes_of, labels_of, report, stop, saved)
+        _write_missing(writer, task, rows_of, labels_of, report, stop, saved)
         _warn_of_unused_codes(writer.manifest, report)
         return writer.manifest
 
@@ -55,7 +55,7 @@ def fill_cache(
 def _write_missing(
     writer: CacheWriter,
     task: str,
-    codes_of: Callable[[ShardRows], Iterator[Codes]],
+    rows_of: Callable[[ShardRows], Iterator[Made]],
     labels_of: Callable[[ShardRows], Labels],
     report: Report,
     stop: StopRequest,
@@ -73,15 +73,16 @@ def _write_missing(
         stored = None
         if rank() < len(together):
             shard, batches = together[rank()], []
-            for codes in codes_of(shard):
-                batches.append(codes)
-                used[codes] = True
-                in_hand = len(together) * sum(map(len, batches))
+            for batch in rows_of(shard):
+                batches.append(batch)
+                used[batch[0]] = True
+                in_hand = len(together) * sum(len(codes) for codes, *_ in batches)
                 values = {"shards": first, "of": len(missing), "used_codes": int(used.sum())}
                 report(Progress(task=task, done=min(done + in_hand, total), total=total, unit="images", values=values))
                 if stop:
                     raise stop.as_error(saved)
-            stored = writer.store(shard, np.concatenate(batches), *labels_of(shard))
+            codes, *log_prob = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+            stored = writer.store(shard, codes, *labels_of(shard), *log_prob)
         gathered = _gather((stored, used), stop, saved)
         if gathered:  # we are the main process
             entries = [entry for entry, _ in gathered[: len(together)]]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.tokens.document import from_document
 from vqgpt.tokens.layout import ArrayLayout
-from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, Shard, StoredFile
+from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
 from vqgpt.tokens.shard_file import decode_shard
 from vqgpt.tokens.stored_files import ROOT, metadata_faults, read_checked
 
@@ -30,11 +30,15 @@ LARGEST_RATIO = 1000  # of a larger split's bytes in memory to those on disk; be
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTokens:
-    """Rows in memory: codes (N, V, h, w), labels (N,) int64 (-1 for none) or (N, L) uint8, source_index (N,) int64."""
+    """Rows in memory: codes (N, V, h, w), labels (N,) int64 (-1 for none) or (N, L) uint8, source_index (N,) int64.
+
+    log_prob (N,) float32 is in nats, and None where the cache does not have it.
+    """
 
     codes: NDArray[np.unsignedinteger]
     labels: NDArray[np.integer]
     source_index: NDArray[np.int64]
+    log_prob: NDArray[np.float32] | None = None
 
 
 class TokenCache:
@@ -101,6 +105,8 @@ class TokenCache:
                 self._read_into(arrays[name][rows], layout, key, getattr(shard, name))
             self._check_values(f"{split}/codes/{layouts['codes'].shard_key(index)}", arrays["codes"][rows], shard)
             self._check_labels(f"{split}/labels/{layouts['labels'].shard_key(index)}", arrays["labels"][rows])
+            if "log_prob" in arrays:
+                self._check_log_prob(f"{split}/log_prob/{layouts['log_prob'].shard_key(index)}", arrays["log_prob"][rows])
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(read, range(len(wanted))))
@@ -114,8 +120,8 @@ class TokenCache:
         """Raise InputError, before anything is allocated, if files are missing, or claim to hold absurdly many rows."""
         stored = 0
         for index in wanted:
-            for name in ARRAYS:
-                key = f"{split}/{name}/{layouts[name].shard_key(index)}"
+            for name, layout in layouts.items():
+                key = f"{split}/{name}/{layout.shard_key(index)}"
                 try:
                     stored += (self.path / key).stat().st_size
                 except (FileNotFoundError, NotADirectoryError):
@@ -147,6 +153,10 @@ class TokenCache:
         )
         if not lowest <= int(labels.min()) <= int(labels.max()) <= highest:
             raise self._damaged(key, f"holds labels outside {lowest}..{highest}")
+
+    def _check_log_prob(self, key: str, log_prob: NDArray[Any]) -> None:
+        if not (np.isfinite(log_prob) & (log_prob <= 0)).all():
+            raise self._damaged(key, "holds numbers that are no logarithms of probabilities")
 
     def _damaged(self, key: str, fault: str) -> InputError:
         return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path))

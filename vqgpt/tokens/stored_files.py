@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vqgpt.files import sha256
 from vqgpt.tokens.array_metadata import metadata_fault
-from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, Shard, StoredFile
+from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
 
 ROOT = "zarr.json"
 
@@ -16,7 +16,7 @@ ROOT = "zarr.json"
 def shard_files(description: Description, split: str, index: int, shard: Shard) -> dict[str, StoredFile]:
     """The files of one shard, by path below the cache."""
     layouts = description.layouts(split)
-    return {f"{split}/{name}/{layouts[name].shard_key(index)}": getattr(shard, name) for name in ARRAYS}
+    return {f"{split}/{name}/{layout.shard_key(index)}": getattr(shard, name) for name, layout in layouts.items()}
 
 
 def all_files(manifest: Manifest) -> dict[str, StoredFile]:

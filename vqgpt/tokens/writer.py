@@ -122,9 +122,10 @@ class CacheWriter:
         codes: NDArray[np.integer],
         labels: NDArray[np.integer],
         source_index: NDArray[np.integer],
+        log_prob: NDArray[np.float32] | None = None,
     ) -> None:
         """Store and commit one shard."""
-        self.commit({(shard.split, shard.index): self.store(shard, codes, labels, source_index)})
+        self.commit({(shard.split, shard.index): self.store(shard, codes, labels, source_index, log_prob)})
 
     def store(
         self,
@@ -132,9 +133,11 @@ class CacheWriter:
         codes: NDArray[np.integer],
         labels: NDArray[np.integer],
         source_index: NDArray[np.integer],
+        log_prob: NDArray[np.float32] | None = None,
     ) -> Shard:
         """Bring one shard of n rows to disk: codes (n, V, h, w), labels (n,) or (n, L), source_index (n,).
 
+        log_prob (n,), in nats, is needed where the description has it.
         It is not part of the cache before it is committed. Codes out of 0..K-1 are a bug of the caller (zarr would wrap
         them silently), and raise ValueError.
         """
@@ -142,8 +145,12 @@ class CacheWriter:
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < description.codebook_size:
             raise ValueError(f"codes {codes.min()}..{codes.max()} are not all in 0..{description.codebook_size - 1}")
         rows = {"codes": codes, "labels": labels, "source_index": source_index}
+        if log_prob is not None:
+            rows["log_prob"] = log_prob
+        layouts = description.layouts(shard.split)
+        assert set(rows) == set(layouts)
         files = {}
-        for name, layout in description.layouts(shard.split).items():
+        for name, layout in layouts.items():
             assert len(rows[name]) == shard.stop - shard.start
             data = encode_shard(layout, rows[name].astype(layout.dtype))
             files[name] = self._store(f"{shard.split}/{name}/{layout.shard_key(shard.index)}", data)
