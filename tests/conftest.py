@@ -85,6 +85,20 @@ def start_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.
     )
 
 
+def run_ranks(processes: int, *program: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a program, or `-m MODULE`, in several processes of torchrun; a rank that crashes tells where."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    root = str(Path(__file__).parent.parent)
+    return subprocess.run(
+        [*launch, *map(str, program)],
+        env={**os.environ, "PYTHONPATH": root, "PYTHONFAULTHANDLER": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty current folder."""

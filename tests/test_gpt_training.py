@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import TINY_GPT, assert_refused, description, run_here, start_process, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, run_ranks, start_process, write_cache
 from tests.test_interruption import wait_for
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
@@ -226,26 +224,23 @@ RANKS = """
 import sys
 import torch
 from tests.test_gpt_training import new_training, trained
+from vqgpt.__main__ import leave_at_once
 from vqgpt.distributed import process_group, rank
 
 with process_group(torch.device("cpu")):
     losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))
     if rank() == 0:
         torch.save({"losses": losses, "weights": weights}, sys.argv[1])
+leave_at_once(0)
 """
 
 
 def test_two_and_three_processes_take_the_steps_of_one(here):
     """With dropout: losses, weights and order are those of one process. The last batch of an epoch has 3 rows."""
-    import os
-
     Path("ranks.py").write_text(RANKS)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))
     for count in (2, 3):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        command += ["ranks.py", f"{count}.pt"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
+        result = run_ranks(count, "ranks.py", f"{count}.pt")
         assert result.returncode == 0, result.stderr
         theirs = torch.load(f"{count}.pt", weights_only=True)
         assert theirs["losses"] == pytest.approx(losses, rel=1e-5)
@@ -259,8 +254,7 @@ def test_a_training_of_one_process_continues_on_two(pipeline):
     wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
     process.kill()
     process.communicate(timeout=60)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run([*command, "-m", "vqgpt", "train", *flags], capture_output=True, text=True, check=False)
+    result = run_ranks(2, "-m", "vqgpt", "train", *flags)
     assert result.returncode == 0, result.stderr
     assert "continuing after step" in result.stderr
     assert Path("s/gpt.pt").exists()

@@ -22,10 +22,12 @@ from vqgpt.config.commands import (
     DatasetsConfig,
     EncoderOptions,
     ImportConfig,
+    ModelExportConfig,
     NoConfig,
     ReconstructConfig,
     RenderConfig,
     SampleConfig,
+    ScoreConfig,
     TokenizeConfig,
     TrainConfig,
     VQGANInfoConfig,
@@ -129,7 +131,8 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
     plan = sample.plan(config)
     vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
     wants_picture = not config.tokens_only and (config.checkpoint_vae is not None or vqgan.exists())
-    rendering = RenderConfig(cache=plan.cache, vqgan=EncoderOptions(checkpoint_vae=vqgan, device=config.run.device))
+    encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)
+    rendering = RenderConfig(cache=plan.cache, vqgan=encoder, show=config.show)
     if wants_picture:
         from vqgpt.stages import render
 
@@ -149,6 +152,20 @@ def _render(config: RenderConfig, flags: Flags, report: Report) -> Mapping[str, 
     from vqgpt.stages import render
 
     return render.run(config, flags.overwrite, flags.dry_run, report)
+
+
+def _score(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Tell how likely a GPT finds every row of a token cache."""
+    from vqgpt.stages import score
+
+    return score.run(config, flags.overwrite, flags.dry_run, report)
+
+
+def _export(config: ModelExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Write a network in a format that others read: Hugging Face transformers, safetensors."""
+    from vqgpt.stages import export_model
+
+    return export_model.run(config, flags.overwrite, flags.dry_run)
 
 
 def _cache_list(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -222,6 +239,8 @@ add_command(app, "tokenize", TokenizeConfig, _tokenize, several_processes=True)
 add_command(app, "train", TrainConfig, _train, several_processes=True)
 add_command(app, "sample", SampleConfig, _sample)
 add_command(app, "render", RenderConfig, _render)
+add_command(app, "score", ScoreConfig, _score)
+add_command(app, "export", ModelExportConfig, _export)
 add_command(app, "datasets", DatasetsConfig, _datasets, takes_recipe=False)
 add_command(app, "doctor", NoConfig, _doctor, takes_recipe=False)
 add_command(vqgan_app, "vqgan train", VQGANTrainConfig, _train_vqgan, several_processes=True)

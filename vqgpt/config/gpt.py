@@ -120,6 +120,12 @@ class GPTTrainingOptions:
     compile: Literal["auto", "on", "off"] = option(
         "auto", "Compile the network (needs a C++ compiler on a CPU); auto does on a CUDA device.", group=TRAINING
     )
+    shard: bool = option(
+        False,
+        "Cut weights, gradients and the optimiser's state among the processes (FSDP2), for networks that do not fit "
+        "on one device; needs torchrun.",
+        group=TRAINING,
+    )
     sample_and_save_freq: int = option(20, "Validate, sample and save every that many epochs.", group=TRAINING)
     keep_last: int = option(
         2,

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgpt.checkpoint import load_checkpoint, load_weights
+from vqgpt.checkpoint import load_checkpoint, load_weights, read_checkpoint_file
 from vqgpt.config.gpt import GPTConfig, GPTOptions
 from vqgpt.config.options import from_json, to_json
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.gpt.model import GPT
-from vqgpt.torch_files import StoredTensor, read_torch_file
+from vqgpt.torch_files import StoredTensor
 
 KIND = "gpt"
 LARGEST_WEIGHTS = 2**40  # bytes
@@ -66,7 +66,7 @@ def load_gpt(
     """
     if not path.is_file():
         raise MissingDataError(f"there is no checkpoint {path}", how_to_make_one)
-    stored = read_torch_file(path)
+    stored = read_checkpoint_file(path)
     if isinstance(stored, Mapping) and "transformer.wte.weight" in stored and "format" not in stored:
         model = _load_generativezoo(path, stored, n_head, grid)
         return LoadedGPT(model=model.to(device).eval(), cache_description=None, codebook=None)

@@ -117,7 +117,8 @@ class Attention(nn.Module):
         """(B, S, D) -> (B, S, D); with a cache, S must be 1 unless the cache is empty."""
         q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).contiguous()
         if self.rotary:  # q, k, v: (B, A, S, D/A) each
-            q, k = self.rotary(self.q_norm(q), self.k_norm(k), position)
+            q, k = self.rotary(self.q_norm(q.float()), self.k_norm(k.float()), position)
+            q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.append(position, k, v)
         if masks:
@@ -241,10 +242,16 @@ class GPT(nn.Module):
 
         Tokens that are `hidden` (B, T) bool are not shown as input (BOS stands for them), but predicted.
         """
+        return F.cross_entropy(self.predictions(codes, labels, hidden, masks).flatten(0, 1), codes.flatten())
+
+    def predictions(
+        self, codes: Tensor, labels: Tensor, hidden: Tensor | None = None, masks: Masks | None = None
+    ) -> Tensor:
+        """Logits (B, T, K) for each token of sequences (B, T), from those before it, in one pass; see `loss`."""
         start, bits = self.start(labels)
         shown = codes if hidden is None else codes.masked_fill(hidden, self.config.bos)
         inputs = torch.cat([start, shown[:, :-1]], dim=1)
-        return F.cross_entropy(self(inputs, bits=bits, masks=masks).flatten(0, 1), codes.flatten())
+        return self(inputs, bits=bits, masks=masks)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from vqgpt.config.commands import TrainConfig, gpt_path
 from vqgpt.config.datasets import held_out_split
 from vqgpt.config.gpt import GPTConfig, SamplingOptions
 from vqgpt.config.options import differences, to_json
-from vqgpt.distributed import process_group, rank
+from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
@@ -54,6 +54,11 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, ren
 def _run(
     config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, render: Render, device: torch.device
 ) -> dict[str, Any]:
+    if config.training.shard and world_size() == 1:
+        raise UsageError(
+            "--shard cuts the network among processes, and there is one",
+            "start several with torchrun (docs/cluster.md), or leave --shard out",
+        )
     precision = resolve_precision(config.run.precision, device)
     cache = TokenCache(find_cache(config.cache, config.dataset))
     check_dataset(config.dataset, cache.description.dataset, cache.path)
@@ -78,7 +83,7 @@ def _run(
     options = config.training
     identity = {
         "architecture": to_json(architecture),
-        "training": {name: value for name, value in to_json(options).items() if name != "keep_last"},
+        "training": {name: value for name, value in to_json(options).items() if name not in ("keep_last", "shard")},
         "cache": cache.digest,
         "start": weights_sha256(model, {}),
         "seed": config.run.seed,
@@ -97,7 +102,7 @@ def _run(
     codebook = torch.from_numpy(cache.codebook())
 
     def content(figures: dict[str, float]) -> dict[str, Any]:
-        weights, description = training.result.state_dict(), to_json(cache.description)
+        weights, description = training.result_weights(), to_json(cache.description)
         return gpt_content(architecture, weights, description, cache.digest, codebook, to_json(config), figures)
 
     def score(figures: dict[str, float]) -> float:
@@ -105,10 +110,13 @@ def _run(
 
     def show() -> None:
         """Samples given the labels of the first held-out images: a picture, or their codes."""
+        weights = training.result_weights()
         if rank() > 0:
             return
+        shown = GPT(architecture).to(device)
+        shown.load_state_dict(weights)
         labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
-        sampled = sample_codes(training.result, labels, 0, config.run.seed, sampling, _without_scaling(precision))
+        sampled = sample_codes(shown, labels, 0, config.run.seed, sampling, _without_scaling(precision))
         codes = torch.cat([codes for codes, _ in sampled])
         picture = render(codes, cache.description)
         if picture is None:

@@ -67,8 +67,8 @@ def _run(
     if dry_run:
         return plan
     with main_first():  # which downloads what is missing
-        perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
         images = images or read_images(config, dataset, size, report)
+        perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
         held_out_name = held_out_split(images.splits, dataset.name)
         train, held_out = (
             load_tensor(images.splits[name], preprocessing, config.images.workers, f"{dataset.name} {name}", report)
