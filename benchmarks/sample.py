@@ -75,7 +75,9 @@ def peers(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
 
     vocabulary, positions = shape.codes + 1, shape.side**2
     sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
-    gpt2 = GPT2Config(vocab_size=vocabulary, n_positions=positions + 1, bos_token_id=shape.codes, eos_token_id=None, **sizes)
+    gpt2 = GPT2Config(
+        vocab_size=vocabulary, n_positions=positions + 1, bos_token_id=shape.codes, eos_token_id=None, **sizes
+    )
     layers = Decoder(dim=shape.width, depth=shape.layers, heads=shape.heads, attn_dim_head=shape.width // shape.heads)
     wrapper = TransformerWrapper(num_tokens=vocabulary, max_seq_len=positions + 1, attn_layers=layers)
     models = {"transformers GPT-2": GPT2LMHeadModel(gpt2), "x-transformers": AutoregressiveWrapper(wrapper)}
@@ -141,7 +143,11 @@ def measure(name: str, precision: str, rounds: int, device: torch.device) -> Non
     middle = {key: statistics.median(values) for key, values in times.items()}
     rates = {"matrix": 2 * side**3 / middle["matrix", 0], "copy": 2 * size / middle["copy", 0]}
     print(f"{name}, {precision}: matrix {rates['matrix'] / 1e9:.0f} GFLOP/s, memory {rates['copy'] / 1e9:.1f} GB/s")
-    print(f"{'images/s':20} {'at once':>8} {'ours':>9} " + " ".join(f"{label:>20}" for label in others) + "   ratio  limit")
+    print(
+        f"{'images/s':20} {'at once':>8} {'ours':>9} "
+        + " ".join(f"{label:>20}" for label in others)
+        + "   ratio  limit"
+    )
     for images in shape.batches:
         rate = {label: images / middle[label, images] for label in ("ours", *others)}
         limit = images / least_seconds(shape, images, model, rates, 2 if precision == "bf16" else 4)

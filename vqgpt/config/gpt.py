@@ -166,7 +166,9 @@ class SamplingOptions:
     temperature: float = option(1.0, "Softmax temperature; 0 takes the most likely code.", group=SAMPLING)
     top_k: int | None = option(None, "Draw from the k most likely codes only (default: all).", group=SAMPLING)
     top_p: float | None = option(
-        None, "Draw from the fewest most likely codes that have this probability together (default: all).", group=SAMPLING
+        None,
+        "Draw from the fewest most likely codes that have this probability together (default: all).",
+        group=SAMPLING,
     )
     min_p: float | None = option(
         None, "Draw from codes at least this many times as likely as the likeliest (default: all).", group=SAMPLING

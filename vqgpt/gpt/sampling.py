@@ -24,6 +24,9 @@ from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.gpt.training import new_workers
 
 MOST_IMAGES_PER_PASS = 256  # a power of 2, as every number of images per pass is
+IMAGES_PER_CPU_PASS = 32
+IMAGES_PER_WIDE_CPU_PASS = 8  # where a step is reading the weights
+WIDE = 256  # width of the network
 GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass
 
 
@@ -75,10 +78,11 @@ def sample_codes(
 def images_per_pass(config: GPTConfig, device: torch.device, precision: str, guided: bool) -> int:
     """How many images are decoded together: a function of the network and the kind of device, of nothing else.
 
-    On a GPU as many as their keys and values leave room for. On a CPU ...
+    On a GPU as many as their keys and values leave room for. On a CPU few, so that those stay in a core's cache, and
+    so that a request for a few images does not pay for many.
     """
     if device.type == "cpu":
-        return 32 if config.options.embed_dim_t < 256 else 8
+        return IMAGES_PER_CPU_PASS if config.options.embed_dim_t < WIDE else IMAGES_PER_WIDE_CPU_PASS
     options = config.options
     bytes_per_image = options.n_layer * 2 * config.block_size * options.embed_dim_t * (2 if precision == "bf16" else 4)
     images = max(1, GPU_CACHE_BYTES // (bytes_per_image * (1 + guided)))
@@ -101,9 +105,10 @@ def sample_pass(
     """
     images, positions = uniforms.shape
     guided = options.cfg_scale != 1
-    token, bits = model.start(_padded(labels, images, guided).to(uniforms.device))
+    untold = 0 if labels.ndim == 2 else -1
+    token, bits = model.start(_padded(labels, 2 * images if guided else images, untold).to(uniforms.device))
     token = token[:, 0]
-    forced = None if forced is None else _padded(forced, images, False).to(uniforms.device)
+    forced = None if forced is None else _padded(forced, images, -1).to(uniforms.device)
     tokens = torch.empty(images, positions, dtype=torch.int64, device=uniforms.device)
     log_prob = torch.zeros(images, 1, device=uniforms.device)
     for position in range(positions):
@@ -123,11 +128,9 @@ def sample_pass(
     return tokens[: len(labels)].cpu(), log_prob[: len(labels), 0].clamp(max=0).cpu()
 
 
-def _padded(values: Tensor, rows: int, twice: bool) -> Tensor:
-    """Rows (n, ...) filled up with what is not told, and all of them once more without what they are told."""
-    untold = 0 if values.dtype == torch.int8 else -1
-    total = 2 * rows if twice else rows
-    return torch.cat([values, values.new_full((total - len(values), *values.shape[1:]), untold)])
+def _padded(values: Tensor, rows: int, untold: int) -> Tensor:
+    """Rows (n, ...) filled up to as many with what says nothing: the unconditional half of guidance, and spare rows."""
+    return torch.cat([values, values.new_full((rows - len(values), *values.shape[1:]), untold)])
 
 
 def uniform_numbers(seed: int, first: int, images: int, positions: int) -> Tensor:
