@@ -242,8 +242,18 @@ def test_the_largest_uniform_number_draws_a_possible_code():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", 0), ("top_p", 0.0)]
-    + [("top_p", 1.1), ("min_p", -0.1), ("min_p", 2.0), ("cfg_scale", -1.0), ("cfg_power", 2.0)],
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 2.0),
+        ("cfg_scale", -1.0),
+        ("cfg_power", 2.0),
+    ],
 )
 def test_impossible_values_are_refused(name, value):
     with pytest.raises(UsageError, match=name):

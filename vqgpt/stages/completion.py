@@ -135,7 +135,7 @@ def codes_of_pixels(pixels: NDArray[np.bool_], name: str, description: Descripti
     if pixels.shape == description.grid:
         return pixels
     if pixels.shape == description.image_size and tall % height == 0 and wide % width == 0:
-        return pixels.reshape(height, tall // height, width, wide // width).all(axis=(1, 3))
+        return np.asarray(pixels.reshape(height, tall // height, width, wide // width).all(axis=(1, 3)))
     raise InputError(
         f"the mask {name} has {pixels.shape[1]} x {pixels.shape[0]} pixels",
         f"give one of {width} x {height}, a pixel per code, or of {wide} x {tall}, the size of the images",
