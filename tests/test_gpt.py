@@ -19,7 +19,7 @@ from vqgpt.schedule import Schedule, Step
 
 def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) -> GPT:
     torch.manual_seed(seed)
-    options = GPTOptions(n_layer=2, n_head=2, embed_dim_t=16, **changes)
+    options = GPTOptions(**{"n_layer": 2, "n_head": 2, "embed_dim_t": 16, **changes})
     model = GPT(GPTConfig(options=options, codebook_size=codebook_size, grid=grid, num_classes=num_classes))
     for parameter in model.parameters():  # far from the flat distribution of the start
         parameter.data += 0.3 * torch.randn_like(parameter)

@@ -16,7 +16,7 @@ from vqgpt.gpt.decoding import Decoder, DecoderWeights
 from vqgpt.gpt.drawing import draw, filtered, guidance_scale
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.gpt.sampling import images_per_pass, sample_codes, uniform_numbers
+from vqgpt.gpt.sampling import images_at_once, sample_codes, uniform_numbers
 from vqgpt.gpt.scoring import nats_of_images
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ CHI_SQUARE_BOUND = {5: 25, 8: 32}  # by degrees of freedom: p < 0.0002
 def test_cached_decoding_equals_full_passes(changes):
     model = tiny_gpt(**changes)
     tokens = torch.randint(16, (3, 12))
-    decoder = Decoder(DecoderWeights(model, "fp32"), 3)
+    decoder = Decoder(DecoderWeights(model, "fp32", 3), 3)
     logits = torch.stack([decoder.step(tokens[:, position], position) for position in range(12)], dim=1)
     torch.testing.assert_close(logits, model(tokens), atol=1e-5, rtol=1e-5)
 
@@ -43,7 +43,7 @@ def test_cached_decoding_knows_bits():
     labels, codes = torch.tensor([[1, -1, 0], [0, 0, 0]]), torch.randint(16, (2, 12))
     start, bits = model.start(labels)
     tokens = torch.cat([start, codes[:, :-1]], dim=1)
-    decoder = Decoder(DecoderWeights(model, "fp32"), 2)
+    decoder = Decoder(DecoderWeights(model, "fp32", 2), 2)
     logits = [decoder.step(tokens[:, position], position, None if position else bits) for position in range(12)]
     torch.testing.assert_close(torch.stack(logits, dim=1), model.predictions(codes, labels), atol=1e-5, rtol=1e-5)
 
@@ -82,10 +82,11 @@ def test_sampled_tokens_are_those_of_full_passes(arch, options):
     assert codes.tolist() == expected
 
 
-def test_image_i_depends_on_the_seed_and_i_alone():
-    model = tiny_gpt()
-    at_once = images_per_pass(model.config, CPU, "fp32", guided=False)
-    classes = [i % 3 for i in range(2 * at_once + 5)]
+@pytest.mark.parametrize("width", [16, 64, 256])
+def test_image_i_depends_on_the_seed_and_i_alone(width):
+    model = tiny_gpt(embed_dim_t=width, n_head=8 if width > 16 else 2)
+    at_once = images_at_once(model.config, CPU, "fp32", guided=False)
+    classes = [i % 3 for i in range(6 * at_once + 5)]
     many = sampled(model, classes)
     assert torch.equal(many[:5], sampled(model, classes[:5]))
     assert torch.equal(many[:at_once], sampled(model, classes[:at_once]))

@@ -3,8 +3,8 @@
     tokens (R,) int64, position -> logits (R, K) float32, for the code at that position
 
 The weights are laid out once as the products want them, keys and values lie where attention reads them, and no buffer
-of the cache is allocated twice. A step of R rows is the same few operations whatever is in them, so that rows do not
-feel each other. Attention to the cache is one batched product for all heads: the query of each head stands in its own
+of the cache is allocated twice. Products have a fixed number of rows, so that neither the other rows nor their
+number can be felt in a row's rounding; everything else works row by row. Attention to the cache is one batched product for all heads: the query of each head stands in its own
 columns of a row that is as wide as the cache, zeros elsewhere. Letters: R rows, T positions, K codes, D width, A heads.
 Knows nothing of images, the VQ-GAN and token caches.
 """
@@ -36,22 +36,22 @@ class Norm(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """A linear layer: weight (in, out), bias (out,)."""
+    """A linear layer: weight (in, out), bias (out,). Products have `rows` rows each: their rounding depends on it."""
 
     weight: Tensor
     bias: Tensor | None
+    rows: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(R, in) -> (R, out)."""
+        """(R, in) -> (R, out), where R is a multiple of `rows`."""
         x = x.to(self.weight.dtype)
-        return x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)
-
-    def add_to(self, stream: Tensor, x: Tensor) -> None:
-        """Add the outcome to the residual stream (R, out), in place."""
-        if self.bias is None and stream.dtype == self.weight.dtype:
-            stream.addmm_(x, self.weight)
+        if len(x) == self.rows:
+            y = x @ self.weight
         else:
-            stream += self(x)
+            y = x.new_empty(len(x), self.weight.shape[1])
+            for first in range(0, len(x), self.rows):
+                torch.mm(x[first : first + self.rows], self.weight, out=y[first : first + self.rows])
+        return y if self.bias is None else y.add_(self.bias)
 
 
 class Turns(NamedTuple):
@@ -80,10 +80,11 @@ class Layer(NamedTuple):
 
 
 class DecoderWeights:
-    """The weights of a model as decoders share them, in float32 or bfloat16."""
+    """The weights of a model as decoders share them, in float32 or bfloat16, for products of so many rows."""
 
-    def __init__(self, model: GPT, precision: str) -> None:
+    def __init__(self, model: GPT, precision: str, rows: int) -> None:
         self.config = model.config
+        self.rows = rows
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         parts = model.transformer
         self.wte = cast(nn.Embedding, parts["wte"]).weight.detach()
@@ -112,7 +113,7 @@ class DecoderWeights:
 
     def _linear(self, weight: Tensor, bias: Tensor | None, factor: float = 1.0, bias_factor: float = 1.0) -> Linear:
         scaled = (weight.detach() * factor).to(self.dtype).t().contiguous()
-        return Linear(scaled, None if bias is None else (bias.detach() * bias_factor).to(self.dtype))
+        return Linear(scaled, None if bias is None else (bias.detach() * bias_factor).to(self.dtype), self.rows)
 
 
 def _norm(module: nn.Module) -> Norm:
@@ -132,7 +133,10 @@ def _turns(rotary: Rotary, q_norm: nn.Module, k_norm: nn.Module) -> Turns:
 
 
 class Decoder:
-    """The key-value cache of R rows, and a step over it. Used from one thread at a time, in inference mode."""
+    """The key-value cache of R rows, and a step over it. Used from one thread at a time, in inference mode.
+
+    R is a multiple of the rows of a product.
+    """
 
     def __init__(self, weights: DecoderWeights, rows: int) -> None:
         self.weights = weights
@@ -156,14 +160,14 @@ class Decoder:
         if bits is not None:
             stream += bits.to(stream.dtype) @ weights.wte[weights.config.bos + 1 :]
         for number, layer in enumerate(weights.layers):
-            layer.from_heads.add_to(stream, self._attend(layer, number, layer.ln_1(stream), position))
+            stream += layer.from_heads(self._attend(layer, number, layer.ln_1(stream), position))
             inside = layer.to_inside(layer.ln_2(stream))
             if weights.config.options.arch == "llama":
                 gate, inside = inside.chunk(2, dim=-1)
                 inside = F.silu(gate) * inside
             else:
                 inside = torch.addcmul(inside, inside, inside.erf())
-            layer.from_inside.add_to(stream, inside)
+            stream += layer.from_inside(inside)
         return weights.head(weights.ln_f(stream)).float()
 
     def _attend(self, layer: Layer, number: int, x: Tensor, position: int) -> Tensor:

@@ -3,8 +3,8 @@
     labels (N,) or (N, L), seed -> codes (N, h, w) int64, log_prob (N,) float32 in nats
 
 Image i is a function of (seed, i) and of the settings: each token is drawn by inverting its cumulative distribution at
-a uniform number that depends on (seed, i, position) alone, and passes always hold the same number of rows and run in
-one thread each, so that not even rounding depends on how many images were asked for, or on the cores. Knows nothing of
+a uniform number that depends on (seed, i, position) alone, and products always have the same number of rows and run in
+one thread, so that not even rounding depends on how many images were asked for, or on the cores. Knows nothing of
 images, the VQ-GAN and token caches.
 """
 
@@ -23,9 +23,10 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.gpt.training import new_workers
 
-MOST_IMAGES_PER_PASS = 256  # a power of 2, as every number of images per pass is
-IMAGES_PER_CPU_PASS = 32
-IMAGES_PER_WIDE_CPU_PASS = 8  # where a step is reading the weights
+MOST_GROUPS_PER_PASS = 4  # on a CPU
+MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is
+IMAGES_ON_CPU = 32
+WIDE_IMAGES_ON_CPU = 8  # where a step is reading the weights
 WIDE = 256  # width of the network
 GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass
 
@@ -42,19 +43,21 @@ def sample_codes(
     """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; codes `kept` (N, h, w) are not drawn.
 
     -1 in `kept` is a code to draw. Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass by
-    pass, in order; `first_image` is a multiple of `images_per_pass`.
+    pass, in order; `first_image` is a multiple of `images_at_once`. On a CPU a pass is several such groups where many
+    images are asked for, as long operations wait less for Python's lock.
     """
-    config, device = model.config, next(model.parameters()).device
-    rows = images_per_pass(config, device, precision, options.cfg_scale != 1)
-    assert first_image % rows == 0
+    config, device, guided = model.config, next(model.parameters()).device, options.cfg_scale != 1
+    at_once = images_at_once(config, device, precision, guided)
+    assert first_image % at_once == 0
     scan = scan_order(config.options.order, config.grid)
     forced = None if kept is None else grid_to_sequence(kept, scan)
-    starts = range(0, len(labels), rows)
-    threads = min(torch.get_num_threads(), len(starts)) if device.type == "cpu" else 1
-    weights = DecoderWeights(model, precision)
+    groups = -(-len(labels) // at_once)
+    threads = min(torch.get_num_threads(), groups) if device.type == "cpu" else 1
+    rows = at_once * min(MOST_GROUPS_PER_PASS, -(-groups // threads)) if device.type == "cpu" else at_once
+    weights = DecoderWeights(model, precision, at_once if device.type == "cpu" or not guided else 2 * at_once)
     decoders: SimpleQueue[Decoder] = SimpleQueue()
     for _ in range(threads):
-        decoders.put(Decoder(weights, rows if options.cfg_scale == 1 else 2 * rows))
+        decoders.put(Decoder(weights, 2 * rows if guided else rows))
     ended = threading.Event()
 
     def run(start: int) -> tuple[Tensor, Tensor]:
@@ -69,24 +72,24 @@ def sample_codes(
 
     with new_workers(threads) as workers:
         try:
-            for tokens, log_prob in workers.map(run, starts):
+            for tokens, log_prob in workers.map(run, range(0, len(labels), rows)):
                 yield sequence_to_grid(tokens, scan, config.grid), log_prob
         finally:
             ended.set()
 
 
-def images_per_pass(config: GPTConfig, device: torch.device, precision: str, guided: bool) -> int:
-    """How many images are decoded together: a function of the network and the kind of device, of nothing else.
+def images_at_once(config: GPTConfig, device: torch.device, precision: str, guided: bool) -> int:
+    """How many images a product has: a function of the network and the kind of device, of nothing else.
 
     On a GPU as many as their keys and values leave room for. On a CPU few, so that those stay in a core's cache, and
     so that a request for a few images does not pay for many.
     """
     if device.type == "cpu":
-        return IMAGES_PER_CPU_PASS if config.options.embed_dim_t < WIDE else IMAGES_PER_WIDE_CPU_PASS
+        return IMAGES_ON_CPU if config.options.embed_dim_t < WIDE else WIDE_IMAGES_ON_CPU
     options = config.options
     bytes_per_image = options.n_layer * 2 * config.block_size * options.embed_dim_t * (2 if precision == "bf16" else 4)
     images = max(1, GPU_CACHE_BYTES // (bytes_per_image * (1 + guided)))
-    return min(MOST_IMAGES_PER_PASS, 2 ** (images.bit_length() - 1))
+    return min(MOST_IMAGES_AT_ONCE, 2 ** (images.bit_length() - 1))
 
 
 @torch.inference_mode()
