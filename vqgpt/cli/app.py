@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -127,8 +129,20 @@ def _train(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, An
 def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Generate tokens with a GPT, and a picture of them."""
     from vqgpt.stages import sample
+    from vqgpt.stages.completion import read_prompts
 
-    plan = sample.plan(config)
+    def encode(path: Path, description: Any) -> Any:
+        from vqgpt.stages import prompt_images
+
+        vqgan = EncoderOptions(checkpoint_vae=config.checkpoint_vae, device=config.run.device)
+        return prompt_images.encode_image(path, description, vqgan)
+
+    def read_mask(path: Path) -> Any:
+        from vqgpt.stages import prompt_images
+
+        return prompt_images.read_mask(path)
+
+    plan = sample.plan(config, partial(read_prompts, config, encode=encode, read_mask=read_mask), report)
     vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
     wants_picture = not config.tokens_only and (config.checkpoint_vae is not None or vqgan.exists())
     encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vqgpt.config.datasets import DATASETS
-from vqgpt.config.gpt import GPTOptions, GPTTrainingOptions, SamplingOptions
+from vqgpt.config.gpt import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.config.options import argument, check, option
 from vqgpt.config.preprocessing import IMAGES, PreprocessingOptions, parse_views
 from vqgpt.config.vqgan import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
@@ -313,9 +313,22 @@ class SampleConfig:
     classes: tuple[str, ...] = option(
         (),
         "Classes to generate, by name or number, in turn; 'all' or 'none' "
-        "(default: all, for a GPT that knows classes). Of a GPT that knows bits, those that are set, with + between.",
-        group="Sampling",
+        "(default: all, for a GPT that knows classes; with --prompt, the label of the row). "
+        "Of a GPT that knows bits, those that are set, with + between.",
+        group=SAMPLING,
         flag="class",
+    )
+    prompt: tuple[str, ...] = option(
+        (),
+        "Complete these, in turn: image files (needs the VQ-GAN), or rows of a token cache: cache:train/17, or "
+        "cache:PATH.zarr:train/17.",
+        group=SAMPLING,
+    )
+    keep: str | None = option(
+        None,
+        "What is kept of a prompt: top-half, left-half, the number of rows of the grid, or a mask, an image file whose "
+        "white pixels are kept (default: top-half).",
+        group=SAMPLING,
     )
     sampling: SamplingOptions
     run: RunOptions
@@ -325,6 +338,7 @@ class SampleConfig:
         check(not (self.show and self.tokens_only), "show", self.show, "left out with --tokens-only")
         check(self.out is None or self.out.suffix == ".zarr", "out", self.out, "a path that ends in .zarr")
         check(self.n_head > 0, "n_head", self.n_head, "positive")
+        check(self.keep is None or bool(self.prompt), "keep", self.keep, "given with --prompt only")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for sampling")
 
 

@@ -106,7 +106,9 @@ class TokenCache:
             self._check_values(f"{split}/codes/{layouts['codes'].shard_key(index)}", arrays["codes"][rows], shard)
             self._check_labels(f"{split}/labels/{layouts['labels'].shard_key(index)}", arrays["labels"][rows])
             if "log_prob" in arrays:
-                self._check_log_prob(f"{split}/log_prob/{layouts['log_prob'].shard_key(index)}", arrays["log_prob"][rows])
+                self._check_log_prob(
+                    f"{split}/log_prob/{layouts['log_prob'].shard_key(index)}", arrays["log_prob"][rows]
+                )
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(read, range(len(wanted))))

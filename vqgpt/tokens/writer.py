@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,7 +145,7 @@ class CacheWriter:
         description = self.manifest.description
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < description.codebook_size:
             raise ValueError(f"codes {codes.min()}..{codes.max()} are not all in 0..{description.codebook_size - 1}")
-        rows = {"codes": codes, "labels": labels, "source_index": source_index}
+        rows: dict[str, NDArray[Any]] = {"codes": codes, "labels": labels, "source_index": source_index}
         if log_prob is not None:
             rows["log_prob"] = log_prob
         layouts = description.layouts(shard.split)
