@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vqgpt.config.cache_path import CachePath, beside
 from vqgpt.config.datasets import DATASETS
 from vqgpt.config.gpt import GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.config.options import argument, check, option
@@ -231,7 +232,7 @@ class TokenizeConfig:
 
     images: ImageOptions
     size: int | None = option(None, SIZE_HELP, group=DATA)
-    cache: Path | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
+    cache: CachePath | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
     views: tuple[str, ...] = option(
         (),
         "Views of each image to encode: identity, hflip, five-crop, ten-crop, with commas between "
@@ -253,7 +254,7 @@ class TokenizeConfig:
             parse_views(self.views)
 
     @property
-    def result(self) -> Path:
+    def result(self) -> CachePath:
         """The token cache to write."""
         return self.cache or cache_path(self.images.dataset)
 
@@ -263,7 +264,7 @@ class TrainConfig:
     """`vqgpt train`."""
 
     dataset: str | None = option(None, "Train on cache/DATASET.zarr (default: the only cache there is).", group=DATA)
-    cache: Path | None = option(None, "The token cache to train on.", group=DATA)
+    cache: CachePath | None = option(None, "The token cache to train on.", group=DATA)
     out: Path | None = option(None, "The checkpoint to write (default: runs/DATASET/gpt.pt).", group=DATA)
     checkpoint_gpt: Path | None = option(
         None, "GPT to start from, of the same architecture, ours or of GenerativeZoo.", group=DATA
@@ -286,7 +287,7 @@ class SampleConfig:
 
     dataset: str | None = option(None, "Sample from runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
     checkpoint_gpt: Path | None = option(None, "GPT checkpoint, ours or of GenerativeZoo.", group=DATA)
-    cache: Path | None = option(
+    cache: CachePath | None = option(
         None,
         "For a GPT of GenerativeZoo: a token cache of the tokenizer that it was trained with (default: "
         "cache/DATASET.zarr, or the only one there is).",
@@ -298,7 +299,7 @@ class SampleConfig:
     checkpoint_vae: Path | None = option(
         None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
     )
-    out: Path | None = option(
+    out: CachePath | None = option(
         None, "The token cache to write (default: runs/DATASET/samples.zarr); the picture lies beside it.", group=DATA
     )
     tokens_only: bool = option(False, "Write the tokens and no picture: needs no VQ-GAN.", group=DATA)
@@ -322,7 +323,7 @@ class SampleConfig:
 class RenderConfig:
     """`vqgpt render`."""
 
-    cache: Path = argument("The token cache to render, encoded or sampled.")
+    cache: CachePath = argument("The token cache to render, encoded or sampled.")
     vqgan: EncoderOptions
     out: Path | None = option(
         None,
@@ -340,7 +341,7 @@ class RenderConfig:
     @property
     def result(self) -> Path:
         """The picture or folder to write."""
-        return self.out or self.cache.with_suffix(".png")
+        return self.out or beside(self.cache, f"{self.cache.stem}.png")
 
 
 @dataclass(frozen=True, kw_only=True)
