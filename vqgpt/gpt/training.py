@@ -8,7 +8,6 @@ A batch is one gather on the device. Knows nothing of images, the VQ-GAN and fil
 import copy
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.moving_average import move_average
-from vqgpt.runtime import autocast, derived_seed
+from vqgpt.runtime import autocast, derived_seed, new_workers
 from vqgpt.schedule import Schedule, Step
 
 LOWEST_LR = 1e-6
@@ -232,15 +231,6 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             self.averaged.load_state_dict(state["averaged"])
-
-
-def new_workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that compute a pass each, in one thread each.
-
-    Operations that are cut among threads wait for each other thousands of times in a step, which costs little on idle
-    cores and nearly all the time on shared ones.
-    """
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:
