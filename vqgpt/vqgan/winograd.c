@@ -192,8 +192,8 @@ long scratch_size(long c) { return 36 * BLOCK * (c + LANES); }
 
 // (c, 3, 3, d) -> (d / 16, 36, c, 16)
 void kernel_to_numbers(const float *kernel, float *numbers, long c, long d) {
-    for (long i = 0; i < c; i++)
-        for (long k = 0; k < d; k += LANES) {
+    for (long k = 0; k < d; k += LANES)
+        for (long i = 0; i < c; i++) {
             lanes g[9], half[18], v[36];
             FOR_EACH(y, 3, x, 3) g[3 * y + x] = AT(kernel, (i * 9 + 3 * y + x) * d + k);
             for (int x = 0; x < 3; x++) of_kernel(g + x, half + x, 3);

@@ -61,7 +61,8 @@ def _suits(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
     return (
-        weight.shape[2:] == (3, 3)
+        x.dtype == weight.dtype == torch.float32
+        and weight.shape[2:] == (3, 3)
         and (stride, padding, dilation, groups) == ((1, 1), (1, 1), (1, 1), 1)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
         and min(x.shape[2:]) >= SMALLEST_SIDE
@@ -105,7 +106,7 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             numbers = _in_threads(lambda share: _weight_gradient(pixels[share], of_result[share]), len(x))
             of_weight = torch.empty_like(weight, memory_format=torch.channels_last)
-            _call("numbers_to_kernel", torch.stack(numbers).sum(dim=0), of_weight, *weight.shape[:2])
+            _call("numbers_to_kernel", functools.reduce(Tensor.add_, numbers), of_weight, *weight.shape[:2])
         return (
             None if of_pixels is None else of_pixels.permute(0, 3, 1, 2),
             of_weight,
