@@ -7,7 +7,7 @@ depends on become 36 numbers per channel each, a kernel 36 numbers per pair of c
 products. Both gradients are such products too, between the transposed transforms. Those of the pixels are in
 `winograd.c`, which is compiled at first use (a second); without a C compiler nothing is made faster.
 
-Letters: N images, H W pixels, C channels in, K channels out, T squares.
+Letters: N images, H W pixels, C channels in, K channels out.
 """
 
 import ctypes
@@ -33,6 +33,7 @@ from vqgpt.runtime import new_workers
 SIDE = 4  # pixels of a square
 LANES = 16  # channels that the C code takes at once
 SMALLEST_SIDE = 4  # pixels of an image
+FEWEST_SQUARES = 64  # of a batch; with fewer, to transform the kernels costs more than it saves
 SQUARES_AT_ONCE = 64  # in the gradient by the weight
 UNUSED = 1  # square after each 64 or so: without it the 36 numbers of a pixel fall to the same places of a cache
 
@@ -53,7 +54,7 @@ class _FastConvolutions(TorchFunctionMode):
     ) -> Any:
         """Compute those convolutions that suit in another way."""
         if function is F.conv2d and not kwargs and _suits(*args):
-            return _Convolution.apply(*args[:3])
+            return _Convolution.apply(*args[:3])  # type: ignore[no-untyped-call]
         return function(*args, **(kwargs or {}))
 
 
@@ -66,8 +67,14 @@ def _suits(
         and (stride, padding, dilation, groups) == ((1, 1), (1, 1), (1, 1), 1)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
         and min(x.shape[2:]) >= SMALLEST_SIDE
+        and len(x) * _squares(*x.shape[2:]) >= FEWEST_SQUARES
         and bias is not None
     )
+
+
+def _squares(height: int, width: int) -> int:
+    """How many there are in an image."""
+    return math.ceil(height / SIDE) * math.ceil(width / SIDE)
 
 
 class _Convolution(torch.autograd.Function):
@@ -89,7 +96,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The transposed transforms; by the weight, a product of the numbers of both sides."""
         x, weight = ctx.saved_tensors
         pixels, of_result = _pixels(x), _pixels(gradient)
@@ -132,10 +139,9 @@ def _weight_gradient(pixels: Tensor, of_result: Tensor) -> Tensor:
     _, h, w, c = pixels.shape
     k = of_result.shape[3]
     of_kernels = pixels.new_zeros(36, k, c)
-    squares_of_image = math.ceil(h / SIDE) * math.ceil(w / SIDE)
-    images = math.ceil(SQUARES_AT_ONCE / squares_of_image)
+    images = math.ceil(SQUARES_AT_ONCE / _squares(h, w))
     for some, of_some in zip(pixels.split(images), of_result.split(images), strict=True):
-        squares = len(some) * squares_of_image
+        squares = len(some) * _squares(h, w)
         inputs, outputs = (some.new_empty(36, squares + UNUSED, channels) for channels in (c, k))
         _call("input_to_numbers", some, inputs, *some.shape, squares + UNUSED)
         _call("output_to_numbers", of_some, outputs, *of_some.shape, squares + UNUSED)
@@ -144,14 +150,17 @@ def _weight_gradient(pixels: Tensor, of_result: Tensor) -> Tensor:
 
 
 def _scratch(channels: int) -> Tensor:
-    return torch.empty(_library().scratch_size(ctypes.c_long(channels)))
+    return torch.empty(_call("scratch_size", channels))
 
 
-def _call(name: str, *arguments: Tensor | int) -> None:
+def _call(name: str, *arguments: Tensor | int) -> int:
     """Call a function of `winograd.c`; Python's other threads run meanwhile."""
-    getattr(_library(), name)(
+    library = _library()
+    assert library is not None
+    result: int = getattr(library, name)(
         *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)
     )
+    return result
 
 
 def _in_threads(compute: Callable[[slice], Any], images: int) -> list[Any]:
@@ -176,7 +185,7 @@ def _library() -> ctypes.CDLL | None:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "winograd.so"
         source = Path(__file__).with_name("winograd.c")
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source]
+        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
         if subprocess.run(command, capture_output=True, check=False).returncode != 0:
             return None
         return ctypes.CDLL(str(library))
