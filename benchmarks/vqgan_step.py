@@ -1,14 +1,14 @@
 """How fast the VQ-GAN trains and encodes, beside the original's way to do it and beside what the machine can do.
 
-    python benchmarks/vqgan_step.py [--batch 64] [--rounds 3] [--precision fp32 bf16]
+    python benchmarks/vqgan_step.py [--rounds 3] [--losses pixels discriminator lpips] [--precision fp32 bf16]
 
-The default network (32 x 32 RGB) on random images. For each loss: images/s of whole training steps (batch from memory,
-losses, clipping, optimisers, codebook); of the bare step, which is forward and backward of the networks on one fixed
-batch with plain convolutions; of a step as taming-transformers arranges it; and the ratios of the first to the others.
-Then the encoder alone. Medians of interleaved rounds, with a 1024 x 1024 x 1024 float32 matrix product in each: beside
-its GFLOP/s the arithmetic of a training image and the FLOP/s that the bare step reaches. The perceptual loss runs on
-random weights here: its speed is the same, and nothing is downloaded. glibc's allocator keeps its pages for all of
-them, the original's included.
+The default network (32 x 32 RGB) on random images, batch 64, with three losses: of the pixels alone, with the
+discriminator, with LPIPS too. Images/s of whole training steps (batch from memory, losses, clipping, optimisers,
+codebook); of a step as taming-transformers arranges it; of the bare step, which is forward and backward of the networks
+on one fixed batch, with plain convolutions; and of the encoder alone. Medians of interleaved rounds, with a 1024 x 1024
+x 1024 float32 matrix product in each: beside its GFLOP/s those that the bare step reaches. Where the two are equal, only
+less arithmetic can be faster. The perceptual loss runs on random weights here: its speed is the same, and nothing is
+downloaded. glibc's allocator keeps its pages for all of them, the original's included.
 """
 
 import argparse
@@ -37,8 +37,8 @@ from vqgpt.vqgan.training import VQGANTraining
 SIZE = 32
 LOSSES = {
     "pixels": {"disc_weight": 0.0},
-    "pixels, discriminator": {"disc_start": 0, "warmup": 0},
-    "pixels, discriminator, LPIPS": {"disc_start": 0, "warmup": 0, "perceptual_weight": 1.0},
+    "discriminator": {"disc_start": 0, "warmup": 0},
+    "lpips": {"disc_start": 0, "warmup": 0, "perceptual_weight": 1.0},
 }
 
 
@@ -160,53 +160,58 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def measure(losses: str, batch: int, precision: str, rounds: int) -> dict[str, float]:
+    """The medians, over interleaved rounds, of the seconds of each kind of step, the encoder and a matrix product."""
+    training = new_training(batch, precision, LOSSES[losses])
+    images = to_unit_range(training.images[:batch])
+    matrix = torch.randn(1024, 1024)
+    calls: dict[str, Callable[[], object]] = {
+        "matrix": partial(torch.mm, matrix, matrix),
+        "step": partial(next_step, training, training.schedule.steps(0)),
+        "bare": partial(bare_step, training, images, precision),
+        "encoder": partial(encode, training, images, precision),
+    }
+    if precision == "fp32":
+        calls["original"] = partial(Original(batch, LOSSES[losses]).take_step, images)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(rounds + 1):
+        for name, call in calls.items():
+            took = seconds(call)
+            if index > 0:  # the first is to warm up
+                times[name].append(took)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def flops_per_image(losses: str, precision: str) -> float:
+    """Floating-point operations of a bare step with plain convolutions, per image."""
+    training = new_training(2, precision, LOSSES[losses])
+    with FlopCounterMode(display=False) as counter:
+        bare_step(training, to_unit_range(training.images[:2]), precision)
+    return counter.get_total_flops() / 2
+
+
 def main() -> None:
-    """Print a table per precision."""
+    """Print a table per precision, a line as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     arguments = parser.parse_args()
     keep_memory_pages()
-    matrix = torch.randn(1024, 1024)
     for precision in arguments.precision:
-        trainings = {name: new_training(arguments.batch, precision, losses) for name, losses in LOSSES.items()}
-        images = to_unit_range(next(iter(trainings.values())).images[: arguments.batch])
-        calls: dict[str, Callable[[], object]] = {"matrix": partial(torch.mm, matrix, matrix)}
-        for name, training in trainings.items():
-            steps = training.schedule.steps(0)
-            calls[f"{name}: step"] = partial(next_step, training, steps)
-            calls[f"{name}: bare"] = partial(bare_step, training, images, precision)
-            if precision == "fp32":
-                original = Original(arguments.batch, LOSSES[name])
-                calls[f"{name}: original"] = partial(original.take_step, images)
-        calls["encoder"] = partial(encode, training, images, precision)
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        for call in calls.values():
-            call()  # to warm up
-        for _ in range(arguments.rounds):
-            for name, call in calls.items():
-                times[name].append(seconds(call))
-        middle = {name: statistics.median(values) for name, values in times.items()}
-        print(
-            f"{precision}, batch {arguments.batch}: matrix product {2 * 1024**3 / middle['matrix'] / 1e9:.0f} GFLOP/s"
-        )
-        print(
-            f"{'losses, images/s':32} {'step':>6} {'bare':>6} {'ratio':>6} {'original':>8} {'ratio':>6} "
-            f"{'GFLOP/img':>10} {'GFLOP/s, bare':>14}"
-        )
-        for name, training in trainings.items():
-            with FlopCounterMode(display=False) as counter:
-                bare_step(training, images, precision)
-            flops = counter.get_total_flops()
-            step, bare = middle[f"{name}: step"], middle[f"{name}: bare"]
-            original_step = middle.get(f"{name}: original", math.nan)
-            print(
-                f"{name:32} {arguments.batch / step:6.1f} {arguments.batch / bare:6.1f} {bare / step:6.2f} "
-                f"{arguments.batch / original_step:8.1f} {original_step / step:6.2f} "
-                f"{flops / arguments.batch / 1e9:10.1f} {flops / bare / 1e9:14.0f}"
-            )
-        print(f"{'encoder alone':32} {arguments.batch / middle['encoder']:6.1f}\n")
+        print(f"{precision}, batch {arguments.batch}; images/s; GFLOP/s of a matrix product, and of the bare step")
+        columns = ("step", "original", "ratio", "bare", "ratio", "encoder", "matrix", "GFLOP/s", "GFLOP/image")
+        print(f"{'':14}", *(f"{column:>9}" for column in columns))
+        for losses in arguments.losses:
+            times = measure(losses, arguments.batch, precision, arguments.rounds)
+            speeds = {name: arguments.batch / value for name, value in times.items()}
+            original = speeds.get("original", math.nan)
+            flops = flops_per_image(losses, precision)
+            figures = (speeds["step"], original, speeds["step"] / original, speeds["bare"])
+            figures += (speeds["step"] / speeds["bare"], speeds["encoder"], 2 * 1024**3 / times["matrix"] / 1e9)
+            figures += (flops * speeds["bare"] / 1e9, flops / 1e9)
+            print(f"{losses:14}", *(f"{figure:9.2f}" for figure in figures), flush=True)
 
 
 if __name__ == "__main__":
