@@ -133,7 +133,7 @@ def test_muon_moves_the_matrices_of_the_blocks_and_learns():
 
 
 @pytest.mark.parametrize("position", [0, 5, 15])
-def test_llama_sees_no_future_and_decodes_with_its_cache(position):
+def test_llama_sees_no_future(position):
     model = new_model(arch="llama", order="hilbert").eval()
     tokens = torch.randint(16, (2, 16))
     changed = tokens.clone()
@@ -141,9 +141,6 @@ def test_llama_sees_no_future_and_decodes_with_its_cache(position):
     before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :position], after[:, :position])
     assert not torch.allclose(before[:, position:], after[:, position:])
-    caches = model.new_caches(2)
-    steps = [model(tokens[:, t : t + 1], t, caches) for t in range(16)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), before, atol=1e-5, rtol=1e-5)
 
 
 def test_the_two_architectures_are_of_one_size():

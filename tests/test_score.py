@@ -127,8 +127,6 @@ def test_validation_and_score_agree(pipeline):
 
 def test_sampled_rows_have_the_log_probability_that_they_were_drawn_with(pipeline):
     tokens = TokenCache(SAMPLES).read_split("samples")
-    if getattr(tokens, "log_prob", None) is None:
-        pytest.skip("sampled caches do not have log-probabilities")
     assert run_here("score", SAMPLES, "--out", "s.npz").code == 0
     with np.load("s.npz", allow_pickle=False) as scores:
         np.testing.assert_allclose(scores["nats"], -tokens.log_prob, atol=1e-3)

@@ -9,7 +9,6 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -25,7 +24,7 @@ from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.interrupt import cut_short_on_signals
 from vqgpt.moving_average import move_average
-from vqgpt.runtime import autocast, derived_seed
+from vqgpt.runtime import autocast, derived_seed, new_workers
 from vqgpt.schedule import Schedule, Step
 from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
 
@@ -275,15 +274,6 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])
-
-
-def new_workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that compute a pass each, in one thread each.
-
-    Operations that are cut among threads wait for each other thousands of times in a step, which costs little on idle
-    cores and nearly all the time on shared ones.
-    """
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:

@@ -24,7 +24,7 @@ from vqgpt.stages.parts import Part
 UNFINISHED, FINISHED = ".unfinished.json", "about.json"
 PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.partial")
 WITHOUT_CLASS = "without-class"
-THREADS = min(8, os.cpu_count() or 1)  # compressing and flushing leave Python to the others
+THREADS = 8  # more than cores: each waits for the disk most of the time
 SECONDS_TO_LEAVE = 4.0  # after a signal
 
 
