@@ -130,6 +130,7 @@ def test_deterministic_operations_are_asked_for_and_no_longer_than_wanted(cache)
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch gives up
 def test_a_compiled_network_takes_the_same_steps(here):
     models = [new_model(dropout_t=0.0) for _ in range(2)]
     plain, compiled = (
