@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -14,6 +16,7 @@ from vqgpt.config.cache_commands import (
     CacheConfig,
     CacheImportConfig,
     ExportConfig,
+    ListConfig,
     PreviewConfig,
     RemoveConfig,
     VerifyConfig,
@@ -127,8 +130,20 @@ def _train(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, An
 def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Generate tokens with a GPT, and a picture of them."""
     from vqgpt.stages import sample
+    from vqgpt.stages.completion import read_prompts
 
-    plan = sample.plan(config)
+    def encode(path: Path, description: Any) -> Any:
+        from vqgpt.stages import prompt_images
+
+        vqgan = EncoderOptions(checkpoint_vae=config.checkpoint_vae, device=config.run.device)
+        return prompt_images.encode_image(path, description, vqgan)
+
+    def read_mask(path: Path) -> Any:
+        from vqgpt.stages import prompt_images
+
+        return prompt_images.read_mask(path)
+
+    plan = sample.plan(config, partial(read_prompts, config, encode=encode, read_mask=read_mask), report)
     vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
     wants_picture = not config.tokens_only and (config.checkpoint_vae is not None or vqgan.exists())
     encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)
@@ -168,11 +183,11 @@ def _export(config: ModelExportConfig, flags: Flags, report: Report) -> Mapping[
     return export_model.run(config, flags.overwrite, flags.dry_run)
 
 
-def _cache_list(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """List the token caches in cache/."""
+def _cache_list(config: ListConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """List the token caches in cache/, or in another folder."""
     from vqgpt.stages import caches
 
-    return caches.list_all(report)
+    return caches.list_all(config.folder, report)
 
 
 def _cache_info(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -247,7 +262,7 @@ add_command(vqgan_app, "vqgan train", VQGANTrainConfig, _train_vqgan, several_pr
 add_command(vqgan_app, "vqgan reconstruct", ReconstructConfig, _reconstruct)
 add_command(vqgan_app, "vqgan import", ImportConfig, _import_vqgan)
 add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=False)
-add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
+add_command(cache_app, "cache list", ListConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
 add_command(cache_app, "cache preview", PreviewConfig, _cache_preview)

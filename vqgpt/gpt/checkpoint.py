@@ -28,12 +28,14 @@ LARGEST_WEIGHTS = 2**40  # bytes
 class LoadedGPT:
     """A GPT in eval mode, the description (JSON) of the cache it was trained on, and its codebook (K, D) float32.
 
-    GenerativeZoo's files have neither of the latter two: both are None then.
+    GenerativeZoo's files have neither of the latter two: both are None then. `label_dropout` is the share of training
+    images that were shown without their label, None where that is not known.
     """
 
     model: GPT
     cache_description: dict[str, Any] | None
     codebook: Tensor | None
+    label_dropout: float | None = None
 
 
 def gpt_content(
@@ -73,8 +75,12 @@ def load_gpt(
     content = load_checkpoint(path, KIND, how_to_make_one)
     model = GPT(from_json(GPTConfig, content["architecture"], str(path)))
     load_weights(model, content["model"], path)
+    training = content["configuration"].get("training", {})
     return LoadedGPT(
-        model=model.to(device).eval(), cache_description=content["cache_description"], codebook=content["codebook"]
+        model=model.to(device).eval(),
+        cache_description=content["cache_description"],
+        codebook=content["codebook"],
+        label_dropout=training.get("label_dropout"),
     )
 
 

@@ -127,7 +127,7 @@ def _run(
             write_atomically(result.with_suffix(".samples.png"), picture)
 
     with (
-        wandb_log(config.logging.wandb, result, to_json(config)) as to_wandb,
+        wandb_log(config.logging.wandb, result, to_json(config), report) as to_wandb,
         tensorboard_log(config.logging.tensorboard, result) as to_tensorboard,
         stop_on_signals() as stop,
     ):

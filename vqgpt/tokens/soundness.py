@@ -63,7 +63,9 @@ def manifest_fault(manifest: Manifest) -> str:
             if not within or shard.rows != codes.rows_in(index):
                 return f"impossible shard {split}/{index}"
             files = {name: getattr(shard, name) for name in description.layouts(split)}
-            sound = all(file and _can_be(file, _largest_file(layouts[f"{split}/{name}"])) for name, file in files.items())
+            sound = all(
+                file and _can_be(file, _largest_file(layouts[f"{split}/{name}"])) for name, file in files.items()
+            )
             if not sound or (shard.log_prob and not description.has_log_prob):
                 return f"impossible files of shard {split}/{index}"
     for split, statistics in manifest.statistics.items():

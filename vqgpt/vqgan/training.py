@@ -9,6 +9,7 @@ pass of the generator serves both optimisers. Knows nothing of GPT and token cac
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from vqgpt.vqgan.metrics import figures_of, reconstruct
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.perceptual import PerceptualLoss
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, codebook_loss, commitment_loss
+from vqgpt.vqgan.winograd import fast_convolutions
 
 SHOWN_IMAGES = 16
 START_VECTORS = 2**14  # latents that the codebook starts from
@@ -82,6 +84,8 @@ class VQGANTraining:
             self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
             self.discriminator_optimizer = _adam(list(self.discriminator.parameters()), options)
         self.averaged = copy.deepcopy(model) if options.ema else None
+        winograd = options.winograd == "auto"
+        self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
         self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
 
     @property
@@ -94,14 +98,14 @@ class VQGANTraining:
         self.model.train()
         share = local_share(step.rows)
         images = to_unit_range(self.images[local_rows(step.rows).to(self.images.device)])
-        with autocast(images.device, self.precision):
+        with autocast(images.device, self.precision), self.convolutions:
             out = self.model(images)
         losses = {
             "pixel_loss": reconstruction_loss(out.images, images),
             "codebook_loss": self.options.codebook_weight * codebook_term(out, self.options),
         }
         if self.perceptual_loss:
-            with autocast(images.device, self.precision):
+            with autocast(images.device, self.precision), self.convolutions:
                 losses["perceptual_loss"] = self.perceptual_weight * self.perceptual_loss(images, out.images).mean()
         image_loss = torch.stack([loss for name, loss in losses.items() if name != "codebook_loss"]).sum()
         (image_gradient,) = torch.autograd.grad(image_loss, out.images)
