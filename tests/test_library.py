@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def test_the_five_lines_of_the_readme_do_what_the_commands_do(pipeline):
     assert namespace["images"].shape == (20, 1, 16, 16)
     with Image.open("threes-and-sevens.png") as ours, Image.open("s.png") as theirs:
         assert ours.width == theirs.width
+
+
+def test_options_are_those_of_the_command(pipeline):
+    gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
+    codes = gpt.sample(num_samples=3, seed=5, top_k=7, min_p=0.01, cfg_scale=2.0, cfg_schedule="linear")
+    words = ["--num-samples", "3", "--seed", "5", "--top-k", "7", "--min-p", "0.01"]
+    words += ["--cfg-scale", "2", "--cfg-schedule", "linear", "--tokens-only", "--out", "s.zarr"]
+    assert run_here("sample", *words).code == 0
+    np.testing.assert_array_equal(codes, vqgpt.TokenCache(Path("s.zarr")).read_split("samples").codes[:, 0])
+    unconditional = replace(gpt, gpt=replace(gpt.gpt, label_dropout=0))
+    with pytest.raises(UsageError, match="label-dropout"):
+        unconditional.sample(cfg_scale=2.0)
 
 
 def test_scores_are_those_of_the_command(pipeline):

@@ -189,7 +189,7 @@ def test_scores_do_not_depend_on_the_passes(here, monkeypatch):
         ({"codebook_size": 32}, ["codes 16", "has 32"]),
         ({"grid": (3, 4)}, ["4 x 3", "3 x 4"]),
         ({"tokenizer_sha256": "u" * 64}, ["t" * 12, "u" * 12]),
-        ({"class_names": ("a", "b", "c")}, ["classes 2", "has 3"]),
+        ({"class_names": ("b", "a")}, ["the classes a, b", "has b, a"]),
     ],
 )
 def test_a_gpt_of_other_tokens_is_refused_with_both_sides(here, changes, words):

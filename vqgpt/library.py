@@ -23,7 +23,7 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.progress import silent
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.sample import bits_turn, class_turn
+from vqgpt.stages.sample import bits_turn, check_can_guide, class_turn
 from vqgpt.tokens import Description
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Generator:
     `description` is that of the token cache it was trained on; None for a GPT of GenerativeZoo, which does not tell.
     """
 
+    path: Path
     gpt: LoadedGPT
     description: Description | None
     device: torch.device
@@ -61,11 +62,13 @@ class Generator:
         precision: str = "auto",
         **options: Any,
     ) -> NDArray[np.int64]:
-        """Codes (N, h, w): those that `vqgpt sample` draws with the same options (`temperature`, `top_k`, ...).
+        """Codes (N, h, w): those that `vqgpt sample` draws with the same options (`temperature`, `cfg_scale`, ...).
 
         `classes`, as of --class, are generated in turn. Raises UsageError for an unknown class or an impossible value.
         """
         sampling = SamplingOptions(num_samples=num_samples, **options)
+        if sampling.cfg_scale != 1:
+            check_can_guide(self.gpt, self.path)
         by_bits = self.gpt.model.config.options.condition == "bits"
         words = tuple(map(str, classes))
         turn: list[Any] = bits_turn(words, self.class_names) if by_bits else class_turn(words, self.class_names)
@@ -140,7 +143,7 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int = 8) -> Generat
     gpt = load_checkpoint(Path(path), "train one with: vqgpt train", chosen, n_head)
     told = gpt.cache_description
     description = None if told is None else from_json(Description, told, str(path))
-    return Generator(gpt=gpt, description=description, device=chosen)
+    return Generator(path=Path(path), gpt=gpt, description=description, device=chosen)
 
 
 def load_vqgan(path: str | Path, device: str = "auto", tokens_of: Generator | None = None) -> Tokenizer:

@@ -130,7 +130,7 @@ def class_folders(names: Sequence[str]) -> list[str]:
     taken = {WITHOUT_CLASS}
     for index, name in enumerate(names):
         safe = re.sub(r"[^\w ,()+-]+", "_", name).strip(" _")[:100] or "class"
-        if safe.casefold() in taken:
+        while safe.casefold() in taken:
             safe = f"{safe}-{index}"
         taken.add(safe.casefold())
         folders.append(safe)
