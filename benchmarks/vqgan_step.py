@@ -4,11 +4,11 @@
 
 The default network (32 x 32 RGB) on random images, batch 64, with three losses: of the pixels alone, with the
 discriminator, with LPIPS too. Images/s of whole training steps (batch from memory, losses, clipping, optimisers,
-codebook); of a step as taming-transformers arranges it; of the bare step, which is forward and backward of the networks
-on one fixed batch, with plain convolutions; and of the encoder alone. Medians of interleaved rounds, with a 1024 x 1024
-x 1024 float32 matrix product in each: beside its GFLOP/s those that the bare step reaches. Where the two are equal, only
-less arithmetic can be faster. The perceptual loss runs on random weights here: its speed is the same, and nothing is
-downloaded. glibc's allocator keeps its pages for all of them, the original's included.
+codebook); of a step as taming-transformers arranges it; of the bare step, which is forward and backward of the
+networks on one fixed batch, with plain convolutions; and of the encoder alone. Medians of interleaved rounds, with a
+1024 x 1024 x 1024 float32 matrix product in each: beside its GFLOP/s those that the bare step reaches. Where the two
+are equal, only less arithmetic can be faster. The perceptual loss runs on random weights here: its speed is the same,
+and nothing is downloaded. glibc's allocator keeps its pages for all of them, the original's included.
 """
 
 import argparse

@@ -4,8 +4,9 @@
 
 F(4x4, 3x3) of Lavin and Gray 2015 (arXiv:1509.09308): a square of 4 x 4 pixels of the result and the 6 x 6 pixels it
 depends on become 36 numbers per channel each, a kernel 36 numbers per pair of channels, and the convolution 36 matrix
-products. Both gradients are such products too, between the transposed transforms. Those of the pixels are in
-`winograd.c`, which is compiled at first use (a second); without a C compiler nothing is made faster.
+products. Both gradients are such products too, between the transposed transforms. The transforms and most of the
+products are in `winograd.c`, which is compiled at first use (a second); without a C compiler nothing is made faster.
+One thread computes a convolution, while others may compute theirs.
 
 Letters: N images, H W pixels, C channels in, K channels out.
 """
@@ -17,7 +18,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-
-from vqgpt.runtime import new_workers
 
 SIDE = 4  # pixels of a square
 LANES = 16  # channels that the C code takes at once
@@ -82,16 +80,12 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Each thread computes its share of the images."""
+        """All in one call of `winograd.c`."""
         ctx.save_for_backward(x, weight)
         pixels, kernels = _pixels(x), _kernel_to_numbers(weight)
         result = pixels.new_empty(*pixels.shape[:3], len(weight))
 
-        def compute(share: slice) -> None:
-            some = pixels[share]
-            _call("convolve", some, kernels, bias, result[share], _scratch(weight.shape[1]), *some.shape, len(weight))
-
-        _in_threads(compute, len(x))
+        _call("convolve", pixels, kernels, bias, result, _scratch(weight.shape[1]), *pixels.shape, len(weight))
         return result.permute(0, 3, 1, 2)
 
     @staticmethod
@@ -103,17 +97,11 @@ class _Convolution(torch.autograd.Function):
         of_pixels = of_weight = None
         if ctx.needs_input_grad[0]:
             kernels, of_pixels = _kernel_to_numbers(weight.transpose(0, 1)), torch.zeros_like(pixels)
-
-            def compute(share: slice) -> None:
-                scratch = _scratch(len(weight))
-                arrays = of_result[share], kernels, of_pixels[share], scratch
-                _call("convolve_transposed", *arrays, *pixels[share].shape, len(weight))
-
-            _in_threads(compute, len(x))
+            scratch = _scratch(len(weight))
+            _call("convolve_transposed", of_result, kernels, of_pixels, scratch, *pixels.shape, len(weight))
         if ctx.needs_input_grad[1]:
-            numbers = _in_threads(lambda share: _weight_gradient(pixels[share], of_result[share]), len(x))
             of_weight = torch.empty_like(weight, memory_format=torch.channels_last)
-            _call("numbers_to_kernel", functools.reduce(Tensor.add_, numbers), of_weight, *weight.shape[:2])
+            _call("numbers_to_kernel", _weight_gradient(pixels, of_result), of_weight, *weight.shape[:2])
         return (
             None if of_pixels is None else of_pixels.permute(0, 3, 1, 2),
             of_weight,
@@ -161,19 +149,6 @@ def _call(name: str, *arguments: Tensor | int) -> int:
         *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)
     )
     return result
-
-
-def _in_threads(compute: Callable[[slice], Any], images: int) -> list[Any]:
-    """What each thread makes of its share of the images, in order."""
-    threads = torch.get_num_threads()
-    size = math.ceil(images / threads)
-    shares = [slice(first, min(first + size, images)) for first in range(0, images, size)]
-    return list(_workers(threads).map(compute, shares) if threads > 1 else map(compute, shares))
-
-
-@functools.cache
-def _workers(threads: int) -> ThreadPoolExecutor:
-    return new_workers(threads)
 
 
 @functools.cache
