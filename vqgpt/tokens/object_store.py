@@ -56,11 +56,13 @@ class ObjectStore:
         self.url = url
         self.obstore: Any = obstore
         self.errors = (BaseError, FileNotFoundError)
-        seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS, "timeout": REQUEST_SECONDS}
+        retry_seconds = RETRY_SECONDS if patient else IMPATIENT_RETRY_SECONDS
+        silence_seconds = min(SILENCE_SECONDS, retry_seconds)
+        seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": silence_seconds, "timeout": REQUEST_SECONDS}
         options: Any = {name: timedelta(seconds=value) for name, value in seconds.items()}
         # http:// is what whoever names such an endpoint wants
         options["allow_http"] = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-        retry: Any = {"retry_timeout": timedelta(seconds=RETRY_SECONDS if patient else IMPATIENT_RETRY_SECONDS)}
+        retry: Any = {"retry_timeout": timedelta(seconds=retry_seconds)}
         config: Any = {"disable_bulk_delete": True} if url.startswith("s3:") else None  # not all stores have it
         try:
             self.store: Any = from_url(url, config=config, client_options=options, retry_config=retry)
