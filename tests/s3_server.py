@@ -79,6 +79,7 @@ class Handler(S3Handler):
         elif isinstance(fault, int):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self._send(fault, BODIES[fault])
+            self.wfile.flush()
             return False
         return True
 

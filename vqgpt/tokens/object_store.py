@@ -22,6 +22,7 @@ IMPATIENT_RETRY_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0  # of a server in the middle of an answer
 REQUEST_SECONDS = 600.0  # for the slowest shard
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "InsufficientCapacity", "507"}
 
 ResultT = TypeVar("ResultT")
@@ -56,16 +57,21 @@ class ObjectStore:
         self.url = url
         self.obstore: Any = obstore
         self.errors = (BaseError, FileNotFoundError)
-        seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": SILENCE_SECONDS, "timeout": REQUEST_SECONDS}
+        retry_seconds = RETRY_SECONDS if patient else IMPATIENT_RETRY_SECONDS
+        silence_seconds = min(SILENCE_SECONDS, retry_seconds)
+        seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": silence_seconds, "timeout": REQUEST_SECONDS}
         options: Any = {name: timedelta(seconds=value) for name, value in seconds.items()}
-        # http:// is what whoever names such an endpoint wants
-        options["allow_http"] = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-        retry: Any = {"retry_timeout": timedelta(seconds=RETRY_SECONDS if patient else IMPATIENT_RETRY_SECONDS)}
+        endpoints = [os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)]
+        options["allow_http"] = any(endpoint.startswith("http://") for endpoint in endpoints)  # it is asked for
+        retry: Any = {"retry_timeout": timedelta(seconds=retry_seconds)}
         config: Any = {"disable_bulk_delete": True} if url.startswith("s3:") else None  # not all stores have it
+        hint = "check the address, and what the environment says of the store (AWS_ENDPOINT_URL, ...)"
+        for endpoint in endpoints:
+            if url.startswith("s3:") and not re.fullmatch(r"https?://[^\s/]+\S*", endpoint):  # obstore would panic
+                raise UsageError(f"{url}: the endpoint {endpoint!r} is no address", hint)
         try:
             self.store: Any = from_url(url, config=config, client_options=options, retry_config=retry)
         except (BaseError, ValueError) as error:
-            hint = "check the address, and what the environment says of the store (AWS_ENDPOINT_URL, ...)"
             raise UsageError(f"{url}: {first_line(error)}", hint) from None
 
     def exists(self) -> bool:
