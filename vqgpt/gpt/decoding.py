@@ -3,9 +3,10 @@
     tokens (R,) int64, position -> logits (R, K) float32, for the code at that position
 
 The weights are laid out once as the products want them, keys and values lie where attention reads them, and no buffer
-of the cache is allocated twice. Products have a fixed number of rows, so that neither the other rows nor their
-number can be felt in a row's rounding; everything else works row by row. Attention to the cache is one batched product for all heads: the query of each head stands in its own
-columns of a row that is as wide as the cache, zeros elsewhere. Letters: R rows, T positions, K codes, D width, A heads.
+of the cache is allocated twice. Products have a fixed number of rows, so that neither the other rows nor their number
+can be felt in a row's rounding; everything else works row by row. Attention to the cache is one batched product for all
+heads: the query of each head stands in its own columns of a row that is as wide as the cache, zeros elsewhere.
+Letters: R rows, T positions, K codes, D width, A heads.
 Knows nothing of images, the VQ-GAN and token caches.
 """
 
