@@ -17,6 +17,7 @@ from vqgpt.cli.app import main
 from vqgpt.tokens import CacheWriter, Description, Split
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: test processes share the cores, and equal bytes need equal threads
+os.environ["WANDB_MODE"] = "disabled"  # where it is set up, trainings log by themselves
 
 TINY_VQGAN = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 TINY_VQGAN += ["--n-embed", "16", "--embed-dim", "4", "--batch-size", "128", "--n-epochs", "1", "--lr", "1e-3"]

@@ -76,8 +76,8 @@ def test_attention_with_dropout_is_that_of_its_definition():
 def test_how_a_step_is_cut_into_passes_changes_nothing(arch):
     """Dropout included: an image's masks do not depend on the pass that it is in."""
     once, thrice = (new_training(grad_accum=parts, model=new_model(arch=arch)) for parts in (1, 3))
-    assert len(once.passes(40)) == 1
-    assert len(thrice.passes(40)) == 3
+    assert len(once.passes(40, 40)) == 1
+    assert len(thrice.passes(40, 40)) == 3
     (losses, weights), (more_losses, more_weights) = trained(once), trained(thrice)
     assert losses == pytest.approx(more_losses, rel=1e-5)
     for one, other in zip(weights, more_weights, strict=True):
@@ -214,7 +214,9 @@ def test_out_of_memory_names_batch_precision_and_flags(pipeline, monkeypatch):
 
 def test_small_sets_train(here):
     write_cache(Path("small.zarr"), description(rows=(3, 1)))
-    assert run_here("train", "--cache", "small.zarr", *TINY_GPT, "--out", "x.pt").code == 0
+    outcome = run_here("train", "--cache", "small.zarr", *TINY_GPT, "--out", "x.pt")
+    assert outcome.code == 0, outcome.err
+    assert "a step takes all 3 rows: --batch-size is 256" in outcome.err
 
 
 RANKS = """

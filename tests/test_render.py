@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import TINY_VQGAN, assert_refused, files_of, run_here, start_process
@@ -233,6 +235,13 @@ def test_formats_follow_from_names():
     assert (form(out=Path("x.npz")).form, form(out=Path("folder")).form) == ("npz", "png")
     assert form(format="png").result == Path("a/b-png")
     assert form(format="tree").result == Path("a/b-tree")
+
+
+@given(st.lists(st.one_of(st.text(max_size=4), st.sampled_from(["a", "A", "a-1", "a-2", "a-2-3", "a/"])), max_size=9))
+def test_no_two_classes_share_a_folder(names):
+    folders = class_folders(names)
+    assert len({folder.casefold() for folder in folders}) == len(names)
+    assert all(Path(folder).name == folder for folder in folders)
 
 
 def test_names_of_folders_are_safe_and_different():

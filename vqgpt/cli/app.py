@@ -16,6 +16,7 @@ from vqgpt.config.cache_commands import (
     CacheConfig,
     CacheImportConfig,
     ExportConfig,
+    ListConfig,
     PreviewConfig,
     RemoveConfig,
     VerifyConfig,
@@ -182,11 +183,11 @@ def _export(config: ModelExportConfig, flags: Flags, report: Report) -> Mapping[
     return export_model.run(config, flags.overwrite, flags.dry_run)
 
 
-def _cache_list(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """List the token caches in cache/."""
+def _cache_list(config: ListConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """List the token caches in cache/, or in another folder."""
     from vqgpt.stages import caches
 
-    return caches.list_all(report)
+    return caches.list_all(config.folder, report)
 
 
 def _cache_info(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -261,7 +262,7 @@ add_command(vqgan_app, "vqgan train", VQGANTrainConfig, _train_vqgan, several_pr
 add_command(vqgan_app, "vqgan reconstruct", ReconstructConfig, _reconstruct)
 add_command(vqgan_app, "vqgan import", ImportConfig, _import_vqgan)
 add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=False)
-add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
+add_command(cache_app, "cache list", ListConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
 add_command(cache_app, "cache preview", PreviewConfig, _cache_preview)

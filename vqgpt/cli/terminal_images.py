@@ -84,8 +84,8 @@ def escape_sequence(protocol: Protocol, path: Path) -> str:
     """What shows a .png file on the terminal, made narrower if it does not fit."""
     from PIL import Image
 
-    with Image.open(path) as picture:
-        picture = picture.convert("RGB")
+    with Image.open(path) as file:
+        picture = file.convert("RGB")
     width = terminal_width()
     if picture.width > width:
         picture = picture.resize((width, max(1, round(picture.height * width / picture.width))))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vqgpt.config.cache_path import CachePath, beside
 from vqgpt.config.datasets import DATASETS
 from vqgpt.config.gpt import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.config.options import argument, check, option
@@ -125,7 +126,12 @@ class RunOptions:
 class LoggingOptions:
     """Where a training's metrics go, beside metrics.jsonl."""
 
-    wandb: bool = option(False, "Log to Weights & Biases too (package of the extra 'wandb').", group=RUN)
+    wandb: bool | None = option(
+        None,
+        "Log to Weights & Biases too (default: where the package, extra 'wandb', is installed and has a login or "
+        "WANDB_MODE=offline).",
+        group=RUN,
+    )
     tensorboard: bool = option(
         False, "Log for TensorBoard too, beside the result (package of the extra 'tensorboard').", group=RUN
     )
@@ -236,7 +242,7 @@ class TokenizeConfig:
 
     images: ImageOptions
     size: int | None = option(None, SIZE_HELP, group=DATA)
-    cache: Path | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
+    cache: CachePath | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
     views: tuple[str, ...] = option(
         (),
         "Views of each image to encode: identity, hflip, five-crop, ten-crop, with commas between "
@@ -258,7 +264,7 @@ class TokenizeConfig:
             parse_views(self.views)
 
     @property
-    def result(self) -> Path:
+    def result(self) -> CachePath:
         """The token cache to write."""
         return self.cache or cache_path(self.images.dataset)
 
@@ -268,7 +274,7 @@ class TrainConfig:
     """`vqgpt train`."""
 
     dataset: str | None = option(None, "Train on cache/DATASET.zarr (default: the only cache there is).", group=DATA)
-    cache: Path | None = option(None, "The token cache to train on.", group=DATA)
+    cache: CachePath | None = option(None, "The token cache to train on.", group=DATA)
     out: Path | None = option(None, "The checkpoint to write (default: runs/DATASET/gpt.pt).", group=DATA)
     checkpoint_gpt: Path | None = option(
         None, "GPT to start from, of the same architecture, ours or of GenerativeZoo.", group=DATA
@@ -291,7 +297,7 @@ class SampleConfig:
 
     dataset: str | None = option(None, "Sample from runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
     checkpoint_gpt: Path | None = option(None, "GPT checkpoint, ours or of GenerativeZoo.", group=DATA)
-    cache: Path | None = option(
+    cache: CachePath | None = option(
         None,
         "For a GPT of GenerativeZoo: a token cache of the tokenizer that it was trained with (default: "
         "cache/DATASET.zarr, or the only one there is).",
@@ -301,7 +307,7 @@ class SampleConfig:
     checkpoint_vae: Path | None = option(
         None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
     )
-    out: Path | None = option(
+    out: CachePath | None = option(
         None, "The token cache to write (default: runs/DATASET/samples.zarr); the picture lies beside it.", group=DATA
     )
     tokens_only: bool = option(False, "Write the tokens and no picture: needs no VQ-GAN.", group=DATA)
@@ -341,7 +347,7 @@ class SampleConfig:
 class RenderConfig:
     """`vqgpt render`."""
 
-    cache: Path = argument("The token cache to render, encoded or sampled.")
+    cache: CachePath = argument("The token cache to render, encoded or sampled.")
     vqgan: EncoderOptions
     format: Literal["sheet", "png", "tree", "npz"] | None = option(
         None,
@@ -387,7 +393,7 @@ class RenderConfig:
     def result(self) -> Path:
         """The picture, array file or folder to write."""
         endings = {"sheet": ".png", "npz": "-images.npz", "png": "-png", "tree": "-tree"}
-        return self.out or self.cache.with_name(self.cache.stem + endings[self.form])
+        return self.out or beside(self.cache, self.cache.stem + endings[self.form])
 
     def chosen_rows(self, total: int) -> range:
         """Which of `total` rows to render, but for what a sheet can show."""
@@ -400,13 +406,13 @@ class RenderConfig:
 class ScoreConfig:
     """`vqgpt score`."""
 
-    cache: Path = argument("The token cache to score, encoded or sampled.")
+    cache: CachePath = argument("The token cache to score, encoded or sampled.")
     checkpoint_gpt: Path | None = option(
         None, "GPT checkpoint, ours or of GenerativeZoo (default: runs/DATASET/gpt.pt).", group=DATA
     )
     n_head: int = option(8, N_HEAD_HELP, group=DATA)
     split: str | None = option(None, "Score only this split (default: all).", group=DATA)
-    against: Path | None = option(
+    against: CachePath | None = option(
         None,
         "A token cache: find for each row the nearest one of its split train, in tokens that differ. 0 is a copy.",
         group=DATA,
@@ -429,7 +435,7 @@ class ScoreConfig:
     @property
     def result(self) -> Path:
         """The file to write."""
-        return self.out or self.cache.with_name(f"{self.cache.stem}-scores.csv")
+        return self.out or beside(self.cache, f"{self.cache.stem}-scores.csv")
 
 
 @dataclass(frozen=True, kw_only=True)

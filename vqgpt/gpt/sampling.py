@@ -21,7 +21,7 @@ from vqgpt.gpt.decoding import Decoder, DecoderWeights
 from vqgpt.gpt.drawing import draw, guidance_scale, guide
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
-from vqgpt.gpt.training import new_workers
+from vqgpt.runtime import new_workers
 
 MOST_GROUPS_PER_PASS = 4  # on a CPU
 MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is

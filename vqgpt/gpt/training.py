@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
-from vqgpt.distributed import fewest_rows, local_rows, local_share, sum_gradients, sum_over_ranks
+from vqgpt.distributed import fewest_rows, local_rows, local_share, sum_gradients, sum_over_ranks, world_size
 from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.interrupt import cut_short_on_signals
 from vqgpt.moving_average import move_average
-from vqgpt.runtime import autocast, derived_seed
+from vqgpt.runtime import autocast, derived_seed, new_workers
 from vqgpt.schedule import Schedule, Step
 from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
 
@@ -152,7 +153,8 @@ class GPTTraining:
 
     def start_epoch_clock(self) -> None:
         """Begin to count the tokens and the seconds of waiting for data anew."""
-        self.tokens, self.waited, self.started = 0, 0.0, time.perf_counter()
+        self.tokens, self.waited = 0, 0.0
+        self.started: float | None = None  # by the first step, since there may be a validation before it
 
     @property
     def result(self) -> GPT:
@@ -168,6 +170,7 @@ class GPTTraining:
         self.model.train()
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
+        self.started = self.started or start
         draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.model.config.block_size, self.options)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
         codes, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
@@ -204,10 +207,11 @@ class GPTTraining:
 
         loss = torch.zeros((), device=self.device)
         compute = self.workers.map if self.workers else map
-        for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
-            loss += part_loss
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        with cut_short_on_signals() if world_size() == 1 else nullcontext():  # several ranks finish what they began
+            for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
+                loss += part_loss
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         sum_gradients(parameters)
         return loss
 
@@ -241,6 +245,7 @@ class GPTTraining:
 
     def epoch_figures(self) -> dict[str, float]:
         """Tokens per second, over all processes, and the seconds in which the device waited for its data."""
+        assert self.started is not None
         seconds = time.perf_counter() - self.started
         figures = {"tokens_per_second": self.tokens / seconds, "waiting_seconds": self.waited}
         self.start_epoch_clock()
@@ -269,15 +274,6 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])
-
-
-def new_workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that compute a pass each, in one thread each.
-
-    Operations that are cut among threads wait for each other thousands of times in a step, which costs little on idle
-    cores and nearly all the time on shared ones.
-    """
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.config.cache_path import parse_cache_path
 from vqgpt.config.commands import CACHE_FOLDER, SampleConfig, cache_path
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.errors import InputError, UsageError
@@ -72,9 +73,10 @@ def cache_row(
         raise UsageError(
             f"--prompt {prompt} names no row of a token cache", "write it as cache:train/17 or cache:PATH.zarr:train/17"
         )
-    path = Path(path_text) if path_text else config.cache or cache_path(description.dataset)
-    if path_text and not path.exists() and (CACHE_FOLDER / f"{path_text}.zarr").exists():
-        path = CACHE_FOLDER / f"{path_text}.zarr"
+    path = parse_cache_path(path_text) if path_text else config.cache or cache_path(description.dataset)
+    in_cache_folder = CACHE_FOLDER / f"{path_text}.zarr"
+    if isinstance(path, Path) and not path.exists() and in_cache_folder.exists():
+        path = in_cache_folder
     cache, row = TokenCache(path), int(row_text)
     check_same_tokens(cache, description)
     if row >= cache.rows(split):

@@ -24,7 +24,7 @@ from vqgpt.stages.parts import Part
 UNFINISHED, FINISHED = ".unfinished.json", "about.json"
 PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.partial")
 WITHOUT_CLASS = "without-class"
-THREADS = min(8, os.cpu_count() or 1)  # compressing and flushing leave Python to the others
+THREADS = 8  # more than cores: each waits for the disk most of the time
 SECONDS_TO_LEAVE = 4.0  # after a signal
 
 
@@ -130,7 +130,7 @@ def class_folders(names: Sequence[str]) -> list[str]:
     taken = {WITHOUT_CLASS}
     for index, name in enumerate(names):
         safe = re.sub(r"[^\w ,()+-]+", "_", name).strip(" _")[:100] or "class"
-        if safe.casefold() in taken:
+        while safe.casefold() in taken:
             safe = f"{safe}-{index}"
         taken.add(safe.casefold())
         folders.append(safe)

@@ -5,11 +5,11 @@ they are the right ones is checked before anything is written.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, TokenizeConfig
 from vqgpt.config.options import resolve
 from vqgpt.errors import InputError
@@ -48,7 +48,7 @@ def run(config: VerifyConfig, report: Report) -> None:
 
 
 def tokenize_config(
-    cache: Path | None, description: Description, sources: SourceOptions, batch_size: int | None = None
+    cache: CachePath | None, description: Description, sources: SourceOptions, batch_size: int | None = None
 ) -> TokenizeConfig:
     """The `vqgpt tokenize` that makes the cache which `description` describes; None for what does not matter."""
     return resolve(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.checkpoint import weights_sha256
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, samples_path
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import from_json, nearest_hint, to_json
@@ -47,7 +48,7 @@ class SamplePlan:
     labels: NDArray[np.int64]
     kept: NDArray[np.int64] | None
     description: Description
-    cache: Path
+    cache: CachePath
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from vqgpt.stages.find import find_gpt
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
 ROWS_PER_SEARCH = 1024
+SHOWN_NAMES = 5
 Columns = dict[str, NDArray[Any]]  # one number, name or list of bits per row
 
 
@@ -87,8 +88,8 @@ def check_goes_with(gpt: LoadedGPT, path: Path, cache: TokenCache, report: Repor
     else:
         trained_with = gpt.cache_description["tokenizer_sha256"][:12]
         pairs.append(("the VQ-GAN", trained_with, description.tokenizer_sha256[:12]))
-    if config.num_classes and description.label_kind == config.options.condition:
-        pairs.append(("classes", config.num_classes, len(description.class_names)))
+        if description.label_kind == config.options.condition != "none":
+            pairs.append(("the classes", gpt.cache_description["class_names"], list(description.class_names)))
     for what, ours, theirs in pairs:
         if ours != theirs:
             raise InputError(
@@ -100,6 +101,8 @@ def check_goes_with(gpt: LoadedGPT, path: Path, cache: TokenCache, report: Repor
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join([*value[:SHOWN_NAMES], "..."] if len(value) > SHOWN_NAMES else value)
     return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

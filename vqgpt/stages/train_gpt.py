@@ -80,7 +80,9 @@ def _run(
         return plan
     train, stream = training_rows(config, cache, architecture, device)
     held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
-    options = config.training
+    options, rows = config.training, cache.rows("train")
+    if options.batch_size > rows:
+        report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
     identity = {
         "architecture": to_json(architecture),
         "training": {name: value for name, value in to_json(options).items() if name not in ("keep_last", "shard")},
@@ -92,7 +94,7 @@ def _run(
     training_run = TrainingRun(result, KIND, identity, overwrite, report, options.keep_last)
     schedule = Schedule(
         seed=config.run.seed,
-        num_rows=cache.rows("train"),
+        num_rows=rows,
         batch_size=options.batch_size,
         n_epochs=options.n_epochs,
         max_steps=options.max_steps,
@@ -127,7 +129,7 @@ def _run(
             write_atomically(result.with_suffix(".samples.png"), picture)
 
     with (
-        wandb_log(config.logging.wandb, result, to_json(config)) as to_wandb,
+        wandb_log(config.logging.wandb, result, to_json(config), report) as to_wandb,
         tensorboard_log(config.logging.tensorboard, result) as to_tensorboard,
         stop_on_signals() as stop,
     ):

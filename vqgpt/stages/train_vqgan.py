@@ -119,7 +119,7 @@ def _run(
         return figures["psnr_db"]
 
     with (
-        wandb_log(config.logging.wandb, config.result, to_json(config)) as training_run.also_log,
+        wandb_log(config.logging.wandb, config.result, to_json(config), report) as training_run.also_log,
         stop_on_signals() as stop,
     ):
         every_epochs = config.training.sample_and_save_freq
