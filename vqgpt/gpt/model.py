@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.gpt.dropout import DroppedAttention, Masks
+from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks
 from vqgpt.gpt.order import scan_order
 
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
@@ -115,17 +115,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, position: int, cache: KVCache | None, masks: Masks | None) -> Tensor:
         """(B, S, D) -> (B, S, D); with a cache, S must be 1 unless the cache is empty."""
-        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        if self.rotary:  # q, k, v: (B, A, S, D/A) each
-            q, k = self.rotary(self.q_norm(q), self.k_norm(k), position)
-        if cache is not None:
-            k, v = cache.append(position, k, v)
+        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (3, B, A, S, D/A)
+        if self.rotary:
+            q, k, v = qkv
+            qkv = torch.stack([*self.rotary(self.q_norm(q), self.k_norm(k), position), v])
         if masks:
-            keep = masks.keep(self.n_head, q.shape[2], q.shape[2]).flatten(0, 1)
-            heads = [part.flatten(0, 1).float() for part in (q, k, v)]
             with torch.autocast(x.device.type, enabled=False):
-                y = DroppedAttention.apply(*heads, keep, masks.scale).view(q.shape).to(v.dtype)  # type: ignore[no-untyped-call]
+                y = DroppedAttention.apply(qkv.float(), masks).to(qkv.dtype)  # type: ignore[no-untyped-call]
         else:
+            q, k, v = qkv.contiguous()
+            if cache is not None:
+                k, v = cache.append(position, k, v)
             rate = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=q.shape[2] > 1)
         return dropout(self.c_proj(y.transpose(1, 2).flatten(2)), self.dropout, masks, self.training)
@@ -220,7 +220,7 @@ class GPT(nn.Module):
         """How many activations of an image dropout decides on: `Masks` must have as many."""
         options, positions = self.config.options, self.config.block_size
         stream = positions * options.embed_dim_t
-        return stream + options.n_layer * (options.n_head * positions**2 + 2 * stream)
+        return stream + options.n_layer * (options.n_head * attention_masks(positions) + 2 * stream)
 
     def new_caches(self, batch: int) -> list[KVCache]:
         """Empty key-value caches for sampling `batch` images, one per layer."""
