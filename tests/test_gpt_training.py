@@ -15,7 +15,7 @@ from tests.test_interruption import wait_for
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
-from vqgpt.gpt.dropout import DroppedAttention, Masks
+from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks, query_blocks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.training import GPTTraining, Sequences
@@ -51,25 +51,39 @@ def trained(training):
 def test_masks_drop_at_the_stated_rate_and_belong_to_their_image():
     for rate in (0.1, 0.25, 0.5):
         masks = Masks(rate, 0, 5, range(8), 100_000)
-        kept = masks.keep(100_000)
+        kept = masks.keep(100_000).float()
         assert set(kept.unique().tolist()) == {0.0, 1.0}
         deviation = math.sqrt(rate * (1 - rate) / kept.numel())
         assert abs(1 - kept.mean().item() - rate) < 5 * deviation
         assert kept.mean().item() * masks.scale == pytest.approx(1, abs=5 * deviation / (1 - rate))
         neighbours = (kept[:, 1:] * kept[:, :-1]).mean().item()
         assert neighbours == pytest.approx((1 - rate) ** 2, abs=0.005)
-        assert torch.equal(Masks(rate, 0, 5, range(3, 6), 100_000).keep(100_000), kept[3:6])
+        assert torch.equal(Masks(rate, 0, 5, range(3, 6), 100_000).keep(100_000).float(), kept[3:6])
     for other in (Masks(0.5, 1, 5, range(8), 100_000), Masks(0.5, 0, 6, range(8), 100_000)):
         assert 0.49 < (other.keep(100_000) == kept).float().mean() < 0.51
 
 
-def test_attention_with_dropout_is_that_of_its_definition():
+@pytest.mark.parametrize("positions", [5, 40])
+def test_attention_with_dropout_is_that_of_its_definition(positions):
+    """Also where the queries make several blocks."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    keep = (torch.rand(3, 5, 5) > 0.3).double()
-    scores = (q @ k.transpose(1, 2) / 2).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
-    torch.testing.assert_close(DroppedAttention.apply(q, k, v, keep, 1.25), (scores.softmax(-1) * keep * 1.25) @ v)
-    assert torch.autograd.gradcheck(lambda *heads: DroppedAttention.apply(*heads, keep, 1.25), (q, k, v))
+    heads, features = 2, 3
+    qkv = torch.randn(3, 2, heads, positions, features, dtype=torch.float64, requires_grad=True)
+
+    def masks():
+        return Masks(0.3, 0, 5, range(2), heads * attention_masks(positions))
+
+    def attention(qkv):
+        return DroppedAttention.apply(qkv, masks())
+
+    drawn, keep = masks(), torch.zeros(2, heads, positions, positions, dtype=torch.float64)
+    for block in query_blocks(positions):
+        keep[:, :, block, : block.stop] = drawn.keep(heads, block.stop - block.start, block.stop).double()
+    q, k, v = qkv
+    future = torch.ones(positions, positions).triu(1).bool()
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(features)).masked_fill(future, -math.inf).softmax(-1)
+    torch.testing.assert_close(attention(qkv), (weights * keep * drawn.scale) @ v)
+    assert torch.autograd.gradcheck(attention, (qkv,), fast_mode=positions > 10)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])

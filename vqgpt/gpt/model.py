@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.gpt.dropout import DroppedAttention, Masks
+from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks
 from vqgpt.gpt.order import scan_order
 
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
@@ -99,16 +99,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        if self.rotary:  # q, k, v: (B, A, S, D/A) each
+        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (3, B, A, S, D/A)
+        if self.rotary:
+            q, k, v = qkv
             q, k = self.rotary(self.q_norm(q.float()), self.k_norm(k.float()))
-            q, k = q.to(v.dtype), k.to(v.dtype)
+            qkv = torch.stack([q.to(v.dtype), k.to(v.dtype), v])
         if masks:
-            keep = masks.keep(self.n_head, q.shape[2], q.shape[2]).flatten(0, 1)
-            heads = [part.flatten(0, 1).float() for part in (q, k, v)]
             with torch.autocast(x.device.type, enabled=False):
-                y = DroppedAttention.apply(*heads, keep, masks.scale).view(q.shape).to(v.dtype)  # type: ignore[no-untyped-call]
+                y = DroppedAttention.apply(qkv.float(), masks).to(qkv.dtype)  # type: ignore[no-untyped-call]
         else:
+            q, k, v = qkv.contiguous()
             rate = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
         return dropout(self.c_proj(y.transpose(1, 2).flatten(2)), self.dropout, masks, self.training)
@@ -195,7 +195,7 @@ class GPT(nn.Module):
         """How many activations of an image dropout decides on: `Masks` must have as many."""
         options, positions = self.config.options, self.config.block_size
         stream = positions * options.embed_dim_t
-        return stream + options.n_layer * (options.n_head * positions**2 + 2 * stream)
+        return stream + options.n_layer * (options.n_head * attention_masks(positions) + 2 * stream)
 
     def start(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Labels of B images -> their start tokens (B, 1), and their bits for `forward` if they are bits.
