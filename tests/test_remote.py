@@ -90,7 +90,7 @@ def test_the_whole_pipeline_works_on_addresses_with_the_bytes_of_folders(pipelin
     info = run_here("cache", "info", url, "--json").json
     assert info == {**run_here("cache", "info", "cache/digits.zarr", "--json").json, "cache": url}
     assert run_here("cache", "verify", url).code == 0
-    assert list(run_here("cache", "list", "--folder", url.rpartition("/")[0], "--json").json) == [url]
+    assert list(run_here("cache", "list", "--folder", url.rpartition("/")[0], "--json").json) == ["c.zarr"]
     for command in (["preview"], ["export", "--format", "npz"]):
         assert run_here("cache", *command, url).code == 0
     assert run_here("render", url).code == 0
@@ -102,10 +102,10 @@ def test_the_whole_pipeline_works_on_addresses_with_the_bytes_of_folders(pipelin
         outcome = run_here("train", *TINY_GPT, *cache, "--out", f"{name}.pt", "--json")
         assert outcome.code == 0, outcome.err
         results[name] = torch.load(f"{name}.pt", weights_only=True)
-    assert results["remote"]["config"]["cache"] == url
-    for name, tensor in results["local"]["weights"].items():
-        assert torch.equal(tensor, results["remote"]["weights"][name])
-        assert torch.equal(tensor, results["stream"]["weights"][name])
+    assert results["remote"]["configuration"]["cache"] == url
+    for name, tensor in results["local"]["model"].items():
+        assert torch.equal(tensor, results["remote"]["model"][name])
+        assert torch.equal(tensor, results["stream"]["model"][name])
 
     assert run_here("sample", "--num-samples", "20", "--out", samples).code == 0
     assert Path("samples.png").exists()
