@@ -58,7 +58,7 @@ def fill_small_cache(cache: Path) -> None:
 
     def codes_of(shard):
         log_call()
-        yield rows_of(shard, SMALL)[0]
+        yield rows_of(shard, SMALL)[:1]
 
     def labels_of(shard):
         return rows_of(shard, SMALL)[1:]

@@ -20,7 +20,7 @@ def fill(place: str) -> None:
     codebook = np.arange(32, dtype=np.float32).reshape(16, 2)
 
     def codes_of(shard):
-        yield rows_of(shard, SMALL)[0]
+        yield rows_of(shard, SMALL)[:1]
 
     def labels_of(shard):
         return rows_of(shard, SMALL)[1:]

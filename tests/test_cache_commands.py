@@ -97,7 +97,7 @@ def fill(path, what, codes):
     events = []
 
     def codes_of(shard):
-        yield np.resize(codes, (shard.stop - shard.start, 1, *what.grid))
+        yield (np.resize(codes, (shard.stop - shard.start, 1, *what.grid)),)
 
     def labels_of(shard):
         rows = np.arange(shard.start, shard.stop)
