@@ -30,7 +30,7 @@ from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation
-TOKENS_PER_CPU_PASS = 1024  # in training: their activations stay in a core's cache
+TOKENS_PER_CPU_PASS = 2048  # in training: a compromise between the cache and the launches of operations
 STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 
