@@ -6,8 +6,8 @@ A GPT with classes (2 layers, 4 heads, width 80: the architectures differ by 2 %
 a token cache in batches of 32 images, less than an epoch, by one thread. Every variant has the same `--seconds` of CPU
 time, not of the clock, since the machine may be shared. What a step of each takes is measured first, interleaved; then
 each takes as many steps as fit, its learning rate one cycle over them. The peak rate is chosen for each architecture
-and optimiser with seed 0 and one order, on held-out images that are not those of the table. Results are appended to the
---out file as they come, and what is there is not run again.
+and optimiser on the first dataset, with seed 0 and one order, by held-out images that are not in the tables. Results
+are appended to the --out file as they come, and what is there is not run again.
 """
 
 import argparse
@@ -112,40 +112,50 @@ def once(out: Path, key: Record, measure: Callable[[], Record]) -> Record:
     return record
 
 
-def compare(name: str, cache: TokenCache, seconds: float, seeds: list[int], out: Path) -> None:
-    """Run what is missing for one dataset and print its tables."""
-    common = {"dataset": name, "cache": cache.digest}
-    step_seconds = once(out, {**common, "what": "step"}, lambda: time_steps(cache))["seconds_per_step"]
+class Comparison:
+    """The trainings on the tokens of one dataset, each for so many CPU seconds."""
 
-    def run(kind: tuple[str, str], order: str, lr: float, seed: int) -> Record:
-        steps = int(seconds / step_seconds["-".join(kind)])
-        key = {**common, "kind": "-".join(kind), "order": order, "lr": lr, "seed": seed, "seconds": seconds}
-        return once(out, key, lambda: train(cache, kind, order, lr, seed, steps))
+    def __init__(self, name: str, path: Path, seconds: float, out: Path) -> None:
+        self.name, self.cache, self.seconds, self.out = name, TokenCache(path), seconds, out
+        self.common = {"dataset": name, "cache": self.cache.digest}
+        timed = once(out, {**self.common, "what": "step"}, lambda: time_steps(self.cache))
+        self.step_seconds: dict[str, float] = timed["seconds_per_step"]
 
-    best = {}
-    print(f"| {name}, {ORDERS[0]}, seed 0 | bits per token at each learning rate |\n|---|---|")
-    for kind in KINDS:
-        tried = {lr: run(kind, ORDERS[0], lr, 0)["bits_per_token_to_choose_by"] for lr in LRS[kind[1]]}
-        best[kind] = min(tried, key=tried.__getitem__)
-        print(f"| {', '.join(kind)} |", ", ".join(f"{bits:.3f} at {lr:g}" for lr, bits in tried.items()), "|")
-    results = {
-        (kind, order): [run(kind, order, best[kind], seed) for seed in seeds] for kind, order in product(KINDS, ORDERS)
-    }
-    print(f"\n| {name} | parameters | lr | steps | CPU s |", *(f"{order} |" for order in ORDERS))
-    print("|---|---|---|---|---|" + "---|" * len(ORDERS))
-    for kind in KINDS:
-        runs = [run for order in ORDERS for run in results[kind, order]]
-        cpu_seconds = statistics.mean(run["cpu_seconds"] for run in runs)
-        cells = [f"{runs[0]['parameters']:,}", f"{best[kind]:g}", str(runs[0]["steps"]), f"{cpu_seconds:.0f}"]
-        for order in ORDERS:
-            bits = [run["bits_per_token"] for run in results[kind, order]]
-            cells.append(f"{statistics.mean(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})")
-        print(f"| {', '.join(kind)} |", *(f"{cell} |" for cell in cells))
-    print()
+    def run(self, kind: tuple[str, str], order: str, lr: float, seed: int) -> Record:
+        """The figures of one training."""
+        steps = int(self.seconds / self.step_seconds["-".join(kind)])
+        key = {"kind": "-".join(kind), "order": order, "lr": lr, "seed": seed, "seconds": self.seconds}
+        return once(self.out, {**self.common, **key}, lambda: train(self.cache, kind, order, lr, seed, steps))
+
+    def choose_rates(self) -> dict[tuple[str, str], float]:
+        """The best learning rate of each architecture and optimiser; prints what was tried."""
+        best = {}
+        print(f"| {self.name}, {ORDERS[0]}, seed 0 | bits per token at each learning rate |\n|---|---|")
+        for kind in KINDS:
+            tried = {lr: self.run(kind, ORDERS[0], lr, 0)["bits_per_token_to_choose_by"] for lr in LRS[kind[1]]}
+            best[kind] = min(tried, key=tried.__getitem__)
+            print(f"| {', '.join(kind)} |", ", ".join(f"{bits:.3f} at {lr:g}" for lr, bits in tried.items()), "|")
+        return best
+
+    def compare(self, rates: dict[tuple[str, str], float], seeds: list[int]) -> None:
+        """Print the table of all variants: mean (lowest to highest)."""
+        results = {}
+        for seed, kind, order in product(seeds, KINDS, ORDERS):
+            results.setdefault((kind, order), []).append(self.run(kind, order, rates[kind], seed))
+        print(f"\n| {self.name} | parameters | lr | steps | CPU s |", *(f"{order} |" for order in ORDERS))
+        print("|---|---|---|---|---|" + "---|" * len(ORDERS))
+        for kind in KINDS:
+            runs = [run for order in ORDERS for run in results[kind, order]]
+            cpu_seconds = statistics.mean(run["cpu_seconds"] for run in runs)
+            cells = [f"{runs[0]['parameters']:,}", f"{rates[kind]:g}", str(runs[0]["steps"]), f"{cpu_seconds:.1f}"]
+            for order in ORDERS:
+                bits = [run["bits_per_token"] for run in results[kind, order]]
+                cells.append(f"{statistics.mean(bits):.3f} ({min(bits):.3f} to {max(bits):.3f})")
+            print(f"| {', '.join(kind)} |", *(f"{cell} |" for cell in cells))
 
 
 def main() -> None:
-    """Two tables for each dataset: the learning rates, and the variants."""
+    """A table of the learning rates on the first dataset given, and one of the variants for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist-cache", type=Path)
     parser.add_argument("--cifar10-cache", type=Path)
@@ -153,11 +163,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("gpt_variants.jsonl"))
     arguments = parser.parse_args()
+    paths = {"MNIST": arguments.mnist_cache, "CIFAR-10": arguments.cifar10_cache}
+    given = [(name, path) for name, path in paths.items() if path]
+    if not given:
+        parser.error("give a token cache")
     keep_memory_pages()
     torch.set_num_threads(1)
-    for name, path in (("MNIST", arguments.mnist_cache), ("CIFAR-10", arguments.cifar10_cache)):
-        if path:
-            compare(name, TokenCache(path), arguments.seconds, arguments.seeds, arguments.out)
+    comparisons = [Comparison(name, path, arguments.seconds, arguments.out) for name, path in given]
+    rates = comparisons[0].choose_rates()
+    for comparison in comparisons:
+        comparison.compare(rates, arguments.seeds)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.dropout import DroppedAttention, Masks
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.muon import Muon, orthogonal
+from vqgpt.gpt.muon import Muon
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.training import GPTTraining, Sequences
 from vqgpt.schedule import Schedule
@@ -148,7 +148,6 @@ def test_muon_takes_the_steps_of_torchs_own(shape):
         muon.step()
         reference.step()
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
-    assert torch.linalg.svdvals(orthogonal(torch.randn(shape))).sub(1).abs().max() < 0.35
 
 
 @pytest.mark.parametrize("position", [0, 5, 15])
