@@ -22,6 +22,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.found_inf: Tensor | None = None  # where it is 1 nothing moves, as in torch's fused optimisers
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # there is no closure
@@ -33,8 +34,10 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(matrix)
                 state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
                 update = orthogonal(matrix.grad.lerp(state["momentum"], group["momentum"]))
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(update, alpha=-group["lr"] * RMS * math.sqrt(max(matrix.shape)))
+                update = update * (RMS * math.sqrt(max(matrix.shape))) + group["weight_decay"] * matrix
+                if self.found_inf is not None:
+                    update = update.masked_fill(self.found_inf > 0, 0.0)
+                matrix.sub_(update, alpha=group["lr"])
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -53,10 +53,8 @@ class Optimizer:
             return torch.where(torch.isfinite(norm), norm, 0.0)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self.stopped = torch.maximum(self.stopped, (~finite).to(self.stopped.dtype))
-        if self.muon and self.stopped.item():  # which cannot leave out a step by itself
-            return norm
-        self.adamw.found_inf = self.stopped  # type: ignore[attr-defined]  # fused kernels do nothing where it is 1
         for optimizer in self._optimizers():
+            optimizer.found_inf = self.stopped  # type: ignore[attr-defined]  # they do nothing where it is 1
             optimizer.step()
         return norm
 
