@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-from vqgpt.cli.app import main
+from vqgpt.__main__ import run
 from vqgpt.tokens import CacheWriter, layout
 
 layout.MAX_SHARD_ROWS = 64
@@ -21,4 +21,4 @@ def store_or_die(*arguments):
 
 
 CacheWriter.store = store_or_die
-main(sys.argv[1:])
+run(sys.argv[1:])

@@ -4,11 +4,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, files_of, run_here, write_cache
+from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, files_of, rows_of, run_here, write_cache
 from vqgpt.cli.commands import explain
+from vqgpt.tokens import CacheWriter
 
 
 def test_no_vqgan_yet(here):
@@ -216,6 +218,36 @@ def test_a_start_of_another_architecture(pipeline):
     start = ["train", "--checkpoint-gpt", "runs/digits/gpt.pt", "--condition", "class", "--out", "x.pt"]
     assert_refused(run_here(*start, *TINY_GPT, "--n-head", "4"), 3, "n_head: 2 there, 4 here")
     assert run_here(*start, *TINY_GPT, "--dropout-t", "0").code == 0
+
+
+def test_a_start_of_another_grid_or_vocabulary(here):
+    write_cache(Path("a.zarr"), description())
+    assert run_here("train", "--cache", "a.zarr", *TINY_GPT, "--out", "a.pt").code == 0
+    write_cache(Path("b.zarr"), description(grid=(3, 4)))
+    write_cache(Path("c.zarr"), description(codebook_size=32))
+    start = ["train", "--checkpoint-gpt", "a.pt", *TINY_GPT, "--out", "x.pt", "--cache"]
+    before = files_of(here)
+    assert_refused(run_here(*start, "b.zarr", "-q"), 3, "a.pt", "grid: [4, 3] there, [3, 4] here")
+    assert_refused(run_here(*start, "c.zarr", "-q"), 3, "a.pt", "codebook_size: 16 there, 32 here")
+    assert files_of(here) == before
+
+
+def test_labels_outside_the_classes(here):
+    what = description()
+    writer = CacheWriter.create_or_resume(Path("a.zarr"), what, np.zeros((16, 2), np.float32), {})
+    for shard in writer.missing():
+        codes, labels, source_index = rows_of(shard, what)
+        writer.write(shard, codes, labels + 1, source_index)
+    assert_refused(run_here("train", *TINY_GPT, "--cache", "a.zarr", "-q"), 3, "labels outside -1..1", "verify")
+
+
+@pytest.mark.parametrize(("rows", "split"), [((0, 30), "train"), ((30, 0), "test")])
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_an_empty_split(here, rows, split, stream):
+    write_cache(Path("a.zarr"), description(rows=rows))
+    command = ["train", "--cache", "a.zarr", *TINY_GPT, "--out", "x/gpt.pt", "-q", *stream]
+    assert_refused(run_here(*command), 3, f"a.zarr: split '{split}' is empty", "tokenize")
+    assert not Path("x").exists()
 
 
 def test_classes_where_there_are_none(pipeline):

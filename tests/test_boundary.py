@@ -20,7 +20,7 @@ sys.meta_path.insert(0, Blocker())
 
 
 def test_stage_two_runs_where_the_vqgan_cannot_be_imported(pipeline):
-    """Trains and samples with the VQ-GAN, the image data, torchvision, medmnist and PIL unimportable."""
+    """Trains, samples, scores and exports with the VQ-GAN, image data, torchvision, medmnist and PIL unimportable."""
     blocked = {"torchvision", "medmnist", "PIL"}
     code = (
         BLOCK.format(blocked=blocked)
@@ -29,6 +29,8 @@ from vqgpt.cli.app import main
 for command in (
     ["train", "--out", "x.pt", *{TINY_GPT!r}],
     ["sample", "--checkpoint-gpt", "x.pt", "--tokens-only", "--out", "x.zarr", "--num-samples", "3"],
+    ["score", "x.zarr", "--checkpoint-gpt", "x.pt"],
+    ["export", "x.safetensors", "--to", "safetensors", "--checkpoint-gpt", "x.pt"],
     ["cache", "verify", "x.zarr"],
 ):
     try:
@@ -47,6 +49,7 @@ for name in ("vqgpt.vqgan", "vqgpt.data", "torchvision", "medmnist", "PIL"):
 @pytest.mark.parametrize(
     "module",
     [
+        "vqgpt",
         "vqgpt.tokens",
         "vqgpt.cli.app",
         "vqgpt.config.commands",

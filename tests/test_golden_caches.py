@@ -26,21 +26,28 @@ DESCRIPTIONS = {
         origin="sampled",
         sampling={"num_samples": 32, "temperature": 1.0, "top_k": None, "classes": [0, 1], "seed": 0},
     ),
+    "v1-sampled-log-prob": description(
+        splits=(Split(name="samples", rows=40),),
+        origin="sampled",
+        sampling={"num_samples": 40, "temperature": 1.0, "classes": [0, 1], "seed": 0, "log_prob": True},
+    ),
 }
 DIGESTS = {
     "v1-classes": "79872864467dd27dfb9c43d6d0d1499a6fdb017f1eab2f86881d8d7187dde97b",
     "v1-bits": "f886b4fe71e581c2e370068eb63897ee1ea33734aea8e405800f3306ad36869d",
     "v1-sampled": "256a542e5217cf14c3eab6cc99bf0dac5ec838147c8822bb8b30201ce90c2b05",
+    "v1-sampled-log-prob": "f04f41f4bacc4b3742b86598def32918c620d4f971075fe6eab76e6c9e75bb69",
 }
 
 
 def golden_rows(what, start, stop):
-    """Codes, labels and source indices of rows, by arithmetic alone."""
+    """Codes, labels, source indices and, where there are some, log-probabilities of rows, by arithmetic alone."""
     shape = (stop - start, len(what.views), *what.grid)
     codes = (7 * np.arange(np.prod(shape)) + 31 * start).reshape(shape) % what.codebook_size
     rows = np.arange(start, stop)
     labels = np.stack([rows >> bit & 1 for bit in range(3)], axis=1) if what.label_kind == "bits" else rows % 2
-    return codes, labels, 2 * rows
+    columns = codes, labels, 2 * rows
+    return (*columns, -np.float32(rows + 1) / 8) if what.has_log_prob else columns
 
 
 def golden_codebook(what):
@@ -58,9 +65,10 @@ def test_a_committed_cache_opens_with_what_was_written(name):
     tokens = cache.read_split(split.name)
     starts = range(0, split.rows, what.shard_rows)
     parts = [golden_rows(what, start, min(start + what.shard_rows, split.rows)) for start in starts]
-    for found, expected in zip(
-        (tokens.codes, tokens.labels, tokens.source_index), zip(*parts, strict=True), strict=True
-    ):
+    assert (tokens.log_prob is not None) == what.has_log_prob
+    columns = [tokens.codes, tokens.labels, tokens.source_index]
+    columns += [tokens.log_prob] if what.has_log_prob else []
+    for found, expected in zip(columns, zip(*parts, strict=True), strict=True):
         np.testing.assert_array_equal(found, np.concatenate(expected))
     assert find_faults(path) == []
 

@@ -1,25 +1,25 @@
-"""The GPT: order, causality, training arithmetic, and sampling against plain references."""
+"""The GPT: order, causality, training arithmetic."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
-from vqgpt.gpt.sampling import draw, keep_top_k, sample_codes, uniform_numbers
+from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.training import Draws, Sequences, learning_rate
 from vqgpt.schedule import Schedule, Step
 
 
 def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) -> GPT:
     torch.manual_seed(seed)
-    options = GPTOptions(n_layer=2, n_head=2, embed_dim_t=16, **changes)
+    options = GPTOptions(**{"n_layer": 2, "n_head": 2, "embed_dim_t": 16, **changes})
     model = GPT(GPTConfig(options=options, codebook_size=codebook_size, grid=grid, num_classes=num_classes))
     for parameter in model.parameters():  # far from the flat distribution of the start
         parameter.data += 0.3 * torch.randn_like(parameter)
@@ -27,7 +27,8 @@ def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) ->
 
 
 def sampled(model, classes, seed=0, **options) -> torch.Tensor:
-    return torch.cat(list(sample_codes(model, torch.as_tensor(classes), 0, seed, SamplingOptions(**options), "fp32")))
+    images = sample_codes(model, torch.as_tensor(classes), 0, seed, SamplingOptions(**options), "fp32")
+    return torch.cat([codes for codes, _ in images])
 
 
 def test_the_s_pattern_turns_every_other_row_round():
@@ -52,17 +53,6 @@ def test_no_token_sees_what_follows_it(position):
     before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :position], after[:, :position])
     assert not torch.allclose(before[:, position:], after[:, position:])
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("prefill", [1, 5])
-def test_cached_decoding_equals_full_passes(bias, prefill):
-    model = tiny_gpt(bias=bias)
-    tokens = torch.randint(16, (3, 12))
-    caches = model.new_caches(3)
-    parts = [model(tokens[:, :prefill], 0, caches)]
-    parts += [model(tokens[:, t : t + 1], t, caches) for t in range(prefill, 12)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_logits_are_for_codes_only():
@@ -103,63 +93,6 @@ def test_it_learns_a_handful_of_grids_by_heart():
     assert loss.item() < 0.05
     drawn = sampled(model, [0, 1, 2, 3], temperature=0)
     assert torch.equal(grid_to_sequence(drawn, scan_order("s-pattern", (3, 3))), codes)
-
-
-def test_image_i_depends_on_the_seed_and_i_alone():
-    model = tiny_gpt()
-    classes = [i % 3 for i in range(130)]
-    many = sampled(model, classes)
-    assert torch.equal(many[:5], sampled(model, classes[:5]))
-    assert torch.equal(many[:64], sampled(model, classes[:64]))
-    assert not torch.equal(many, sampled(model, classes, seed=1))
-    later = torch.cat(list(sample_codes(model, torch.as_tensor(classes[64:]), 64, 0, SamplingOptions(), "fp32")))
-    assert torch.equal(many[64:], later)
-
-
-def test_sampling_does_not_touch_torchs_own_random_numbers():
-    state = torch.random.get_rng_state()
-    sampled(tiny_gpt(), [0, 1])
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_draws_follow_the_softmax():
-    """Chi-square of 20,000 draws against softmax(logits / temperature), restricted to the top k."""
-    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
-    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    for temperature, top_k in ((1.0, None), (0.5, None), (2.0, 3)):
-        codes = draw(logits.repeat(20_000, 1), uniforms, SamplingOptions(temperature=temperature, top_k=top_k))
-        scaled = logits / temperature
-        if top_k:
-            scaled[top_k:] = -torch.inf
-        expected = scaled.softmax(0).numpy() * 20_000
-        counts = np.bincount(codes.numpy(), minlength=6)
-        assert counts[expected == 0].sum() == 0
-        possible = expected > 0
-        chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
-        assert chi_square < 25  # 5 degrees of freedom: p < 0.0002
-
-
-def test_the_largest_uniform_number_draws_a_possible_code():
-    logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
-    assert draw(logits, torch.tensor([1 - 2**-24]), SamplingOptions()).item() == 1
-
-
-@given(k=st.integers(1, 20), seed=st.integers(0, 50))
-def test_top_k_keeps_the_k_most_likely(k, seed):
-    logits = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed))
-    kept = keep_top_k(logits, k)
-    assert (kept > -torch.inf).sum(dim=1).tolist() == [min(k, 16)] * 3
-    assert torch.equal(kept.argmax(1), logits.argmax(1))
-
-
-@settings(max_examples=20)
-@given(seed=st.integers(0, 2**63 - 1), first=st.integers(0, 2**40))
-def test_uniform_numbers_belong_to_their_image(seed, first):
-    numbers = uniform_numbers(seed, first, 4, 8)
-    assert not torch.equal(numbers, uniform_numbers(seed ^ 1, first, 4, 8))
-    assert torch.equal(numbers[2:], uniform_numbers(seed, first + 2, 2, 8))
-    assert numbers.min() >= 0
-    assert numbers.max() < 1
 
 
 def test_the_learning_rate_makes_one_cycle():

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import TINY_GPT, assert_refused, description, run_here, start_process, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, run_ranks, start_process, write_cache
 from tests.test_interruption import wait_for
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
-from vqgpt.gpt.dropout import DroppedAttention, Masks
+from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks, query_blocks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import Muon
 from vqgpt.gpt.order import scan_order
@@ -54,33 +52,47 @@ def trained(training):
 def test_masks_drop_at_the_stated_rate_and_belong_to_their_image():
     for rate in (0.1, 0.25, 0.5):
         masks = Masks(rate, 0, 5, range(8), 100_000)
-        kept = masks.keep(100_000)
+        kept = masks.keep(100_000).float()
         assert set(kept.unique().tolist()) == {0.0, 1.0}
         deviation = math.sqrt(rate * (1 - rate) / kept.numel())
         assert abs(1 - kept.mean().item() - rate) < 5 * deviation
         assert kept.mean().item() * masks.scale == pytest.approx(1, abs=5 * deviation / (1 - rate))
         neighbours = (kept[:, 1:] * kept[:, :-1]).mean().item()
         assert neighbours == pytest.approx((1 - rate) ** 2, abs=0.005)
-        assert torch.equal(Masks(rate, 0, 5, range(3, 6), 100_000).keep(100_000), kept[3:6])
+        assert torch.equal(Masks(rate, 0, 5, range(3, 6), 100_000).keep(100_000).float(), kept[3:6])
     for other in (Masks(0.5, 1, 5, range(8), 100_000), Masks(0.5, 0, 6, range(8), 100_000)):
         assert 0.49 < (other.keep(100_000) == kept).float().mean() < 0.51
 
 
-def test_attention_with_dropout_is_that_of_its_definition():
+@pytest.mark.parametrize("positions", [5, 40])
+def test_attention_with_dropout_is_that_of_its_definition(positions):
+    """Also where the queries make several blocks."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    keep = (torch.rand(3, 5, 5) > 0.3).double()
-    scores = (q @ k.transpose(1, 2) / 2).masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
-    torch.testing.assert_close(DroppedAttention.apply(q, k, v, keep, 1.25), (scores.softmax(-1) * keep * 1.25) @ v)
-    assert torch.autograd.gradcheck(lambda *heads: DroppedAttention.apply(*heads, keep, 1.25), (q, k, v))
+    heads, features = 2, 3
+    qkv = torch.randn(3, 2, heads, positions, features, dtype=torch.float64, requires_grad=True)
+
+    def masks():
+        return Masks(0.3, 0, 5, range(2), heads * attention_masks(positions))
+
+    def attention(qkv):
+        return DroppedAttention.apply(qkv, masks())
+
+    drawn, keep = masks(), torch.zeros(2, heads, positions, positions, dtype=torch.float64)
+    for block in query_blocks(positions):
+        keep[:, :, block, : block.stop] = drawn.keep(heads, block.stop - block.start, block.stop).double()
+    q, k, v = qkv
+    future = torch.ones(positions, positions).triu(1).bool()
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(features)).masked_fill(future, -math.inf).softmax(-1)
+    torch.testing.assert_close(attention(qkv), (weights * keep * drawn.scale) @ v)
+    assert torch.autograd.gradcheck(attention, (qkv,), fast_mode=positions > 10)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
 def test_how_a_step_is_cut_into_passes_changes_nothing(arch):
     """Dropout included: an image's masks do not depend on the pass that it is in."""
     once, thrice = (new_training(grad_accum=parts, model=new_model(arch=arch)) for parts in (1, 3))
-    assert len(once.passes(40)) == 1
-    assert len(thrice.passes(40)) == 3
+    assert len(once.passes(40, 40)) == 1
+    assert len(thrice.passes(40, 40)) == 3
     (losses, weights), (more_losses, more_weights) = trained(once), trained(thrice)
     assert losses == pytest.approx(more_losses, rel=1e-5)
     for one, other in zip(weights, more_weights, strict=True):
@@ -151,7 +163,7 @@ def test_muon_takes_the_steps_of_torchs_own(shape):
 
 
 @pytest.mark.parametrize("position", [0, 5, 15])
-def test_llama_sees_no_future_and_decodes_with_its_cache(position):
+def test_llama_sees_no_future(position):
     model = new_model(arch="llama", order="hilbert").eval()
     tokens = torch.randint(16, (2, 16))
     changed = tokens.clone()
@@ -159,9 +171,6 @@ def test_llama_sees_no_future_and_decodes_with_its_cache(position):
     before, after = model(tokens), model(changed)
     torch.testing.assert_close(before[:, :position], after[:, :position])
     assert not torch.allclose(before[:, position:], after[:, position:])
-    caches = model.new_caches(2)
-    steps = [model(tokens[:, t : t + 1], t, caches) for t in range(16)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), before, atol=1e-5, rtol=1e-5)
 
 
 def test_the_two_architectures_are_of_one_size():
@@ -235,33 +244,32 @@ def test_out_of_memory_names_batch_precision_and_flags(pipeline, monkeypatch):
 
 def test_small_sets_train(here):
     write_cache(Path("small.zarr"), description(rows=(3, 1)))
-    assert run_here("train", "--cache", "small.zarr", *TINY_GPT, "--out", "x.pt").code == 0
+    outcome = run_here("train", "--cache", "small.zarr", *TINY_GPT, "--out", "x.pt")
+    assert outcome.code == 0, outcome.err
+    assert "a step takes all 3 rows: --batch-size is 256" in outcome.err
 
 
 RANKS = """
 import sys
 import torch
 from tests.test_gpt_training import new_training, trained
+from vqgpt.__main__ import leave_at_once
 from vqgpt.distributed import process_group, rank
 
 with process_group(torch.device("cpu")):
     losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))
     if rank() == 0:
         torch.save({"losses": losses, "weights": weights}, sys.argv[1])
+leave_at_once(0)
 """
 
 
 def test_two_and_three_processes_take_the_steps_of_one(here):
     """With dropout: losses, weights and order are those of one process. The last batch of an epoch has 3 rows."""
-    import os
-
     Path("ranks.py").write_text(RANKS)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))
     for count in (2, 3):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        command += ["ranks.py", f"{count}.pt"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
+        result = run_ranks(count, "ranks.py", f"{count}.pt")
         assert result.returncode == 0, result.stderr
         theirs = torch.load(f"{count}.pt", weights_only=True)
         assert theirs["losses"] == pytest.approx(losses, rel=1e-5)
@@ -275,8 +283,7 @@ def test_a_training_of_one_process_continues_on_two(pipeline):
     wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
     process.kill()
     process.communicate(timeout=60)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run([*command, "-m", "vqgpt", "train", *flags], capture_output=True, text=True, check=False)
+    result = run_ranks(2, "-m", "vqgpt", "train", *flags)
     assert result.returncode == 0, result.stderr
     assert "continuing after step" in result.stderr
     assert Path("s/gpt.pt").exists()

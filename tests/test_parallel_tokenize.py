@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_refused, files_of, run_here
+from tests.conftest import assert_refused, files_of, run_here, run_ranks
 from vqgpt.errors import InputError
 from vqgpt.tokens import TokenCache, WriteLock, read_manifest
 
@@ -19,15 +19,7 @@ TOKENIZE = ["tokenize", "--dataset", "digits", "--limit", "300", "--cache"]
 
 
 def tokenize_on(processes: int, cache: str, **environment: str) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run(
-        [*launch, PROGRAM, *TOKENIZE, cache],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
+    return run_ranks(processes, PROGRAM, *TOKENIZE, cache, **environment)
 
 
 def test_any_number_of_processes_makes_the_same_bytes_and_completes_what_a_dead_one_left(pipeline):

@@ -73,6 +73,35 @@ def test_multi_label_bits_are_kept(tmp_path):
     assert labels.dtype == np.uint8
 
 
+def cache_with_log_prob(path, log_prob):
+    what = description((40, 1), origin="sampled", sampling={"log_prob": True})
+    writer = CacheWriter.create_or_resume(path, what, CODEBOOK, {})
+    for shard in writer.missing():
+        rows = slice(shard.start, shard.stop)
+        writer.write(shard, *rows_of(shard, what), np.full(40, log_prob, np.float32)[rows])
+    return path
+
+
+def test_sampled_rows_keep_their_log_probabilities(tmp_path):
+    path = cache_with_log_prob(tmp_path / "c.zarr", -1.5)
+    assert find_faults(path) == []
+    tokens = TokenCache(path).read_split("train", [1])
+    assert tokens.log_prob.tolist() == [-1.5] * 8
+    file = path / "train/log_prob/c/1"
+    file.write_bytes(file.read_bytes()[::-1])
+    assert any("train/log_prob/c/1" in fault for fault in find_faults(path))
+    with pytest.raises(InputError, match="train/log_prob/c/1"):
+        TokenCache(path).read_split("train")
+
+
+@pytest.mark.parametrize("log_prob", [0.5, np.nan, -np.inf])
+def test_what_is_no_log_probability_is_refused(tmp_path, log_prob):
+    path = cache_with_log_prob(tmp_path / "c.zarr", log_prob)
+    assert any("log_prob" in fault for fault in find_faults(path))
+    with pytest.raises(InputError, match="log_prob"):
+        TokenCache(path).read_split("train")
+
+
 def test_an_interrupted_cache_continues_to_the_same_bytes(tmp_path):
     what = description()
     whole = write_cache(tmp_path / "whole.zarr", what)

@@ -1,18 +1,15 @@
 """Whole trainings of the VQ-GAN: stopped and continued, with a damaged state, on several processes."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import assert_refused, run_here, start_process
+from tests.conftest import assert_refused, run_here, run_ranks, start_process
 from tests.test_interruption import assert_same_training, lines_of, wait_for
 from vqgpt.training_run import TrainingRun
 
@@ -137,9 +134,8 @@ def test_the_best_of_another_training_is_not_replaced_unasked(here):
 
 
 def train_on_ranks(processes, out, *more):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "vqgpt", "vqgan", "train", "--dataset", "digits", *SMALL, *more, "--out", out, "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    train = ["-m", "vqgpt", "vqgan", "train", "--dataset", "digits", *SMALL, *more, "--out", out, "--json"]
+    result = run_ranks(processes, *train)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)  # the main process alone prints
 
@@ -161,6 +157,7 @@ def test_two_processes_train_one_model(here):
 
 RANKS_AGREE = """
 import torch
+from vqgpt.__main__ import leave_at_once
 from vqgpt.checkpoint import weights_sha256
 from vqgpt.distributed import largest_over_ranks, process_group, rank
 from tests.test_vqgan_training import start_training
@@ -179,15 +176,14 @@ with process_group(torch.device("cpu")):
     assert largest_over_ranks(exact) == exact == -largest_over_ranks(-exact), (rank(), digest)
     assert training.epoch_counts.sum() == 2 * 41 * 64, training.epoch_counts.sum()
     print("agreed", rank())
+leave_at_once(0)
 """
 
 
 def test_two_processes_have_the_same_networks_and_codebook_after_every_kind_of_step(here):
     """With a discriminator, revival, a moving average, and batches of fewer rows than ranks: equal to the last bit."""
     Path("agree.py").write_text(RANKS_AGREE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "agree.py"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONHASHSEED": "0"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, env=environment)
+    result = run_ranks(2, "agree.py", PYTHONHASHSEED="0")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("agreed") == 2
 

@@ -1,33 +1,88 @@
 """Metrics to Weights & Biases: the real package, offline."""
 
-import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_VQGAN, assert_refused, run_here, start_process
+from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, run_here, start_process, write_cache
+from vqgpt.wandb_log import has_login, is_installed
 
-COMMAND = ["vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--n-epochs", "1", "--out", "x/vqgan.pt"]
+GPT = ["train", "--cache", "a.zarr", *TINY_GPT, "--out", "x/gpt.pt"]
+VQGAN = ["vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--limit", "128", "--out", "x/vqgan.pt"]
+
+needs_wandb = pytest.mark.skipif(not is_installed(), reason="the package wandb is not there")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="the package wandb is not there")
-def test_metrics_go_to_wandb_too(here):
-    process = start_process(*COMMAND, "--wandb", cwd=here, WANDB_MODE="offline")
+@pytest.fixture
+def cache(here):
+    """A folder with a token cache."""
+    write_cache(Path("a.zarr"), description())
+    return here
+
+
+@pytest.fixture
+def not_set_up(monkeypatch):
+    """An environment in which wandb has no login."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "netrc")
+    return monkeypatch
+
+
+@needs_wandb
+@pytest.mark.parametrize(("command", "figure"), [(GPT, "held_out_nats_per_token"), (VQGAN, "psnr_db")])
+def test_metrics_go_to_wandb_where_it_is_set_up(cache, command, figure):
+    process = start_process(*command, cwd=cache, WANDB_MODE="offline")
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    (log,) = (here / "x").glob("wandb/offline-run-*/*.wandb")
-    record = json.loads((here / "x/metrics.jsonl").read_text())
+    assert "logging to Weights & Biases (offline); --no-wandb turns it off" in err
+    (log,) = (cache / "x").glob("wandb/offline-run-*/*.wandb")
+    *_, record = map(json.loads, (cache / "x/metrics.jsonl").read_text().splitlines())
     data = log.read_bytes()
-    assert b"psnr_db" in data
-    assert str(record["psnr_db"]).encode()[:8] in data
+    assert figure.encode() in data
+    assert str(record[figure]).encode()[:8] in data
 
 
-def test_without_it_nothing_is_logged_there(here):
-    for flag in (["--no-wandb"], ["--no_wandb"]):
-        assert run_here(*COMMAND, *flag, "--overwrite").code == 0
-    assert not list(here.glob("**/wandb"))
+@pytest.mark.parametrize(
+    ("mode", "flags"), [("offline", ["--no-wandb"]), ("disabled", []), ("disabled", ["--wandb"]), (None, [])]
+)
+def test_nothing_is_logged_there_unasked(cache, not_set_up, mode, flags):
+    if mode:
+        not_set_up.setenv("WANDB_MODE", mode)
+    outcome = run_here(*GPT, *flags)
+    assert outcome.code == 0, outcome.err
+    assert "Biases" not in outcome.err
+    assert not list(cache.glob("**/wandb"))
 
 
-def test_without_the_package_the_error_says_what_to_do(here, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    assert_refused(run_here(*COMMAND, "--wandb", "-q"), 4, "wandb", "vqgpt[wandb]")
+@needs_wandb
+def test_a_server_that_does_not_answer_ends_no_training(cache, not_set_up):
+    nowhere = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
+    process = start_process(*GPT, cwd=cache, **nowhere)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "no longer logging to Weights & Biases" in err
+    assert Path("x/gpt.pt").exists()
+
+
+def test_a_login_is_a_key_or_an_entry_for_its_host(here, not_set_up):
+    assert not has_login()
+    Path("netrc").write_text("machine api.wandb.ai login user password 123\n")
+    assert has_login()
+    not_set_up.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_login()
+    not_set_up.setenv("WANDB_API_KEY", "123")
+    assert has_login()
+
+
+@needs_wandb
+def test_without_an_account_the_error_says_what_to_do(cache, not_set_up):
+    assert_refused(run_here(*GPT, "--wandb", "-q"), 4, "account", "wandb login", "WANDB_MODE=offline")
+
+
+def test_without_the_package_the_error_says_what_to_do(cache, not_set_up):
+    not_set_up.setitem(__import__("sys").modules, "wandb", None)
+    not_set_up.setenv("WANDB_MODE", "offline")
+    assert run_here(*GPT, "-q").code == 0
+    assert_refused(run_here(*GPT, "--wandb", "-q", "--overwrite"), 4, "wandb", "vqgpt[wandb]")

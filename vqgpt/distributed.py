@@ -60,6 +60,11 @@ def local_rows(rows: Tensor) -> Tensor:
     return rows if len(rows) < world_size() else rows.tensor_split(world_size())[rank()]
 
 
+def fewest_rows(rows: Tensor) -> int:
+    """How many rows of a batch the rank with the fewest has."""
+    return len(rows) // world_size() or len(rows)
+
+
 def local_share(rows: Tensor) -> float:
     """The weight of this rank's mean in the mean over a batch of `rows`; the weights of all ranks sum to 1.
 

@@ -6,6 +6,7 @@ Must not import torch: the token cache is written through this too.
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,27 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def folder_atomically(path: Path) -> Iterator[Path]:
+    """The same for a folder: one to fill, which takes the place of what is at `path` once the block has ended well."""
+    make_folder(path.parent)
+    temporary, old = (path.with_name(f".{path.name}{suffix}") for suffix in (PARTIAL_SUFFIX, ".old"))
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    make_folder(temporary)
+    try:
+        yield temporary
+        fsync_folder(temporary)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

@@ -10,6 +10,23 @@ from types import FrameType
 
 from vqgpt.errors import ExitCode, InterruptedRun
 
+_cuttable = False  # signals concern the whole process, and so does this
+
+
+class CutShort(Exception):
+    """A signal came while a block ran that loses nothing by not being finished."""
+
+
+@contextmanager
+def cut_short_on_signals() -> Iterator[None]:
+    """Within this block, which changes nothing that is kept, a signal that `stop_on_signals` hears raises CutShort."""
+    global _cuttable
+    _cuttable = True
+    try:
+        yield
+    finally:
+        _cuttable = False
+
 
 class StopRequest:
     """Whether a signal has asked us to stop."""
@@ -57,6 +74,8 @@ def stop_on_signals(cut_after: float | None = None, saved: str = "") -> Iterator
         if cut_after is not None:
             previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, cut)
             signal.setitimer(signal.ITIMER_REAL, cut_after)
+        if _cuttable:
+            raise CutShort
 
     def cut(number: int, frame: FrameType | None) -> None:
         raise request.as_error(saved)

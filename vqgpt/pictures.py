@@ -36,6 +36,11 @@ def to_displayable(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return ((mixed - low) / max(1e-9, high - low) * 255).round().astype(np.uint8)
 
 
+def to_rgb(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, C, H, W), grey or RGB -> (N, H, W, 3), as most tools hold images."""
+    return np.ascontiguousarray(np.broadcast_to(images, (len(images), 3, *images.shape[2:])).transpose(0, 2, 3, 1))
+
+
 def png_bytes(picture: Image.Image, configuration: Mapping[str, Any]) -> bytes:
     """The picture as a PNG file that carries the configuration that made it, as JSON, in the text field `vqgpt`."""
     about = PngInfo()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,16 @@ class Notice:
     text: str
 
 
-Report = Callable[[Progress | Notice], None]
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture that the user asked to see: a .png file."""
+
+    path: Path
 
 
-def silent(event: Progress | Notice) -> None:
+Event = Progress | Notice | Picture
+Report = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
     """A report that goes nowhere."""

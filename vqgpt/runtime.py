@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -77,3 +78,12 @@ def derived_seed(seed: int, *stream: int | str) -> int:
 def epoch_order(seed: int, epoch: int, rows: int) -> torch.Tensor:
     """The order in which an epoch visits its rows, (rows,) int64 on the CPU: a pure function of (seed, epoch)."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(derived_seed(seed, "order", epoch)))
+
+
+def new_workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that compute a pass each, in one thread each.
+
+    Operations that are cut among threads wait for each other thousands of times in a step, which costs little on idle
+    cores and nearly all the time on shared ones.
+    """
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -6,12 +6,12 @@ What a step is, and what is validated, belongs to the network: see `Training`.
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
 from vqgpt.distributed import largest_over_ranks, world_size
-from vqgpt.interrupt import StopRequest
+from vqgpt.interrupt import CutShort, StopRequest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.training_run import TrainingRun
@@ -30,7 +30,8 @@ class Training(Protocol):
     def take_step(self, step: Step) -> Mapping[str, float | Tensor]:
         """Learn from the rows of a step; returns its `loss`, its `gradient_norm` and other figures.
 
-        Where one of the two is not finite, no weight moves, neither now nor later.
+        Where one of the two is not finite, no weight moves, neither now nor later. Raises CutShort, with nothing moved,
+        where a signal comes before it is done.
         """
         ...
 
@@ -79,15 +80,23 @@ def run_training(
         training.load_state_dict(run.state["training"])
         report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
 
-    def save(step: Step) -> None:
-        state = {"step": step.index + 1, "losses": losses, "best": best, "worse": worse}
+    def save(done: int) -> None:
+        state = {"step": done, "losses": losses, "best": best, "worse": worse}
         run.save({**state, "training": training.state_dict()})
+
+    def leave(done: int) -> NoReturn:
+        save(done)
+        raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
 
     held_out: dict[str, float] = {}
     unread: list[tuple[Step, Mapping[str, float | Tensor]]] = []
     rows, start = 0, time.monotonic()
     for step in () if patience and worse >= patience else schedule.steps(first_step):
-        unread.append((step, training.take_step(step)))
+        try:
+            unread.append((step, training.take_step(step)))
+        except CutShort:
+            losses += read_figures(unread).get("loss", [])
+            leave(step.index)
         rows += len(step.rows)
         leaving = stop and world_size() == 1  # several ranks agree on it when all of them read
         if not (step.ends_epoch or leaving or len(unread) >= training.read_every):
@@ -117,7 +126,7 @@ def run_training(
                     best, worse = score(held_out), 0
                     run.keep_best(content(held_out))
                 show()
-                save(step)
+                save(done)
                 if patience and worse >= patience and done < total:
                     report(Notice(text=f"stopped after step {done}: no better validation in the last {worse}"))
                     break
@@ -126,8 +135,7 @@ def run_training(
             rows, start = 0, time.monotonic()
         stop.hear(largest_over_ranks(stop.number))
         if stop and done < total:
-            save(step)
-            raise stop.as_error(f"{done} of {total} steps are saved in {run.unfinished}")
+            leave(done)
     held_out = held_out or training.validate()
     run.finish(content(held_out))
     return held_out

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -14,6 +16,7 @@ from vqgpt.config.cache_commands import (
     CacheConfig,
     CacheImportConfig,
     ExportConfig,
+    ListConfig,
     PreviewConfig,
     RemoveConfig,
     VerifyConfig,
@@ -22,10 +25,12 @@ from vqgpt.config.commands import (
     DatasetsConfig,
     EncoderOptions,
     ImportConfig,
+    ModelExportConfig,
     NoConfig,
     ReconstructConfig,
     RenderConfig,
     SampleConfig,
+    ScoreConfig,
     TokenizeConfig,
     TrainConfig,
     VQGANInfoConfig,
@@ -125,11 +130,24 @@ def _train(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, An
 def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Generate tokens with a GPT, and a picture of them."""
     from vqgpt.stages import sample
+    from vqgpt.stages.completion import read_prompts
 
-    plan = sample.plan(config)
+    def encode(path: Path, description: Any) -> Any:
+        from vqgpt.stages import prompt_images
+
+        vqgan = EncoderOptions(checkpoint_vae=config.checkpoint_vae, device=config.run.device)
+        return prompt_images.encode_image(path, description, vqgan)
+
+    def read_mask(path: Path) -> Any:
+        from vqgpt.stages import prompt_images
+
+        return prompt_images.read_mask(path)
+
+    plan = sample.plan(config, partial(read_prompts, config, encode=encode, read_mask=read_mask), report)
     vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
     wants_picture = not config.tokens_only and (config.checkpoint_vae is not None or vqgan.exists())
-    rendering = RenderConfig(cache=plan.cache, vqgan=EncoderOptions(checkpoint_vae=vqgan, device=config.run.device))
+    encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)
+    rendering = RenderConfig(cache=plan.cache, vqgan=encoder, show=config.show)
     if wants_picture:
         from vqgpt.stages import render
 
@@ -151,11 +169,25 @@ def _render(config: RenderConfig, flags: Flags, report: Report) -> Mapping[str, 
     return render.run(config, flags.overwrite, flags.dry_run, report)
 
 
-def _cache_list(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """List the token caches in cache/."""
+def _score(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Tell how likely a GPT finds every row of a token cache."""
+    from vqgpt.stages import score
+
+    return score.run(config, flags.overwrite, flags.dry_run, report)
+
+
+def _export(config: ModelExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """Write a network in a format that others read: Hugging Face transformers, safetensors."""
+    from vqgpt.stages import export_model
+
+    return export_model.run(config, flags.overwrite, flags.dry_run)
+
+
+def _cache_list(config: ListConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
+    """List the token caches in cache/, or in another folder."""
     from vqgpt.stages import caches
 
-    return caches.list_all(report)
+    return caches.list_all(config.folder, report)
 
 
 def _cache_info(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -222,13 +254,15 @@ add_command(app, "tokenize", TokenizeConfig, _tokenize, several_processes=True)
 add_command(app, "train", TrainConfig, _train, several_processes=True)
 add_command(app, "sample", SampleConfig, _sample)
 add_command(app, "render", RenderConfig, _render)
+add_command(app, "score", ScoreConfig, _score)
+add_command(app, "export", ModelExportConfig, _export)
 add_command(app, "datasets", DatasetsConfig, _datasets, takes_recipe=False)
 add_command(app, "doctor", NoConfig, _doctor, takes_recipe=False)
 add_command(vqgan_app, "vqgan train", VQGANTrainConfig, _train_vqgan, several_processes=True)
 add_command(vqgan_app, "vqgan reconstruct", ReconstructConfig, _reconstruct)
 add_command(vqgan_app, "vqgan import", ImportConfig, _import_vqgan)
 add_command(vqgan_app, "vqgan info", VQGANInfoConfig, _vqgan_info, takes_recipe=False)
-add_command(cache_app, "cache list", NoConfig, _cache_list, takes_recipe=False)
+add_command(cache_app, "cache list", ListConfig, _cache_list, takes_recipe=False)
 add_command(cache_app, "cache info", CacheConfig, _cache_info, takes_recipe=False)
 add_command(cache_app, "cache verify", VerifyConfig, _cache_verify, takes_recipe=False)
 add_command(cache_app, "cache preview", PreviewConfig, _cache_preview)

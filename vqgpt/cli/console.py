@@ -25,7 +25,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from vqgpt.errors import VQGPTError, printable
-from vqgpt.progress import Notice, Progress
+from vqgpt.progress import Event, Notice, Picture, Progress
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -68,12 +68,14 @@ class Screen:
     ) -> None:
         self._stop_bar()
 
-    def report(self, event: Progress | Notice) -> None:
+    def report(self, event: Event) -> None:
         """Show an event of the work: a bar on a terminal, a line every ten seconds elsewhere."""
         if self.quiet:
             return
         if isinstance(event, Notice):
             self.stderr.print(printable(event.text), markup=False)
+        elif isinstance(event, Picture):
+            self._show_picture(event.path)
         elif self.stderr.is_terminal:
             self._draw(event)
         else:
@@ -93,15 +95,24 @@ class Screen:
             self.last_line = now if first else self.last_line
             return
         self.last_line = now
-        rate = max(event.done - done_before, 1e-9) / max(now - start, 1e-9)
-        eta = f"eta {(event.total - event.done) / rate:.0f} s"
-        parts = [
-            f"{event.task}: {event.done}/{event.total} {event.unit}",
-            f"{rate:,.1f} {event.unit}/s",
-            eta,
-            _figures(event.values),
-        ]
-        self.stderr.print("  ".join(part for part in parts if part), markup=False)
+        parts = [f"{event.task}: {event.done}/{event.total} {event.unit}"]
+        if event.done > done_before:
+            rate = (event.done - done_before) / max(now - start, 1e-9)
+            parts += [f"{rate:,.1f} {event.unit}/s", f"eta {(event.total - event.done) / rate:.0f} s"]
+        parts += [_figures(event.values)] if event.values else []
+        self.stderr.print("  ".join(parts), markup=False)
+
+    def _show_picture(self, path: Path) -> None:
+        """Show a picture where the terminal can, else say where it is."""
+        from vqgpt.cli.terminal_images import escape_sequence, protocol_here
+
+        self._stop_bar()
+        protocol = protocol_here()
+        if protocol is None:
+            self.stderr.print(f"this terminal shows no images; the picture is {path}", markup=False)
+            return
+        sys.stderr.write(escape_sequence(protocol, path) + "\n")
+        sys.stderr.flush()
 
     def _stop_bar(self) -> None:
         if self.task_ids:
@@ -132,9 +143,16 @@ class Screen:
 
 
 def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
-    width = max((len(name) for name in result), default=0)
+    width = max((len(name) for name, value in result.items() if not _holds_rows(value)), default=0)
     for name, value in result.items():
-        yield f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}"
+        if _holds_rows(value):
+            yield from ("", name.replace("_", " "), *_table(value))
+        else:
+            yield f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}"
+
+
+def _holds_rows(value: Any) -> bool:
+    return isinstance(value, Mapping) and _is_table(value)
 
 
 def _is_table(result: Mapping[str, Any]) -> bool:

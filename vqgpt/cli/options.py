@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.options import Option, options_of
 
 ENVIRONMENT_PREFIX = "VQGPT_"
@@ -56,10 +57,14 @@ def _with_default(option: Option) -> str:
 
 
 def _typer_type(option: Option) -> Any:
+    if option.type == CachePath:
+        return str  # pathlib would make one slash of the two in s3://
     return list[typing.get_args(option.type)[0]] if option.is_list else option.type  # type: ignore[misc]
 
 
 def _metavar(option: Option) -> str | None:
+    if option.type == CachePath:
+        return "PATH"
     if typing.get_origin(option.type) is Literal:
         return "|".join(typing.get_args(option.type))
     if typing.get_origin(option.type) is tuple:

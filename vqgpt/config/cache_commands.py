@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqgpt.config.commands import DATA, DEVICE_HELP, RUN
+from vqgpt.config.cache_path import CachePath, beside
+from vqgpt.config.commands import CACHE_FOLDER, DATA, DEVICE_HELP, RUN
 from vqgpt.config.options import argument, check, option
 from vqgpt.config.vqgan import REMAP_HELP
 
@@ -15,10 +16,17 @@ IDENTITY = "What the codes do not tell"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """`vqgpt cache list`."""
+
+    folder: CachePath = option(CACHE_FOLDER, "The folder of token caches, or s3://BUCKET/FOLDER.", group=DATA)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """`vqgpt cache info`."""
 
-    cache: Path = argument("A token cache.")
+    cache: CachePath = argument("A token cache.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class SourceOptions:
 class VerifyConfig:
     """`vqgpt cache verify`."""
 
-    cache: Path = argument("A token cache.")
+    cache: CachePath = argument("A token cache.")
     repair: bool = option(False, "Make what is damaged or missing again, and nothing else.", group=REPAIR)
     batch_size: int = option(256, "Images per pass of the encoder.", group=REPAIR)
     checkpoint_gpt: Path | None = option(
@@ -53,7 +61,7 @@ class VerifyConfig:
 class PreviewConfig:
     """`vqgpt cache preview`."""
 
-    cache: Path = argument("The token cache to look at, encoded or sampled.")
+    cache: CachePath = argument("The token cache to look at, encoded or sampled.")
     split: str | None = option(None, "Split to take rows from (default: the first).", group=DATA)
     num_images: int = option(16, "Rows to decode, chosen at random.", group=DATA)
     out: Path | None = option(None, "The .png file to write (default: the cache's name with -preview.png).", group=DATA)
@@ -68,7 +76,7 @@ class PreviewConfig:
     @property
     def result(self) -> Path:
         """The picture to write."""
-        return self.out or self.cache.with_name(f"{self.cache.stem}-preview.png")
+        return self.out or beside(self.cache, f"{self.cache.stem}-preview.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class CacheImportConfig:
     """`vqgpt cache import`."""
 
     source: Path = argument("A folder NAME_codes of LlamaGen, with NAME_labels beside it, or a .jsonl file of RAR.")
-    cache: Path | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
+    cache: CachePath | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
     val_split: float | None = option(
         None, "Make this share of the images, of each class, split val, on which `vqgpt train` is judged.", group=DATA
     )
@@ -123,7 +131,7 @@ class CacheImportConfig:
 class ExportConfig:
     """`vqgpt cache export`."""
 
-    cache: Path = argument("The token cache to export.")
+    cache: CachePath = argument("The token cache to export.")
     format: Literal["npy", "npz", "bin", "webdataset"] = option(
         "npy",
         "What to write. npy: a file per array; npz: all arrays in one file; bin: raw tokens as nanoGPT reads them; "
@@ -143,13 +151,13 @@ class ExportConfig:
     def result(self) -> Path:
         """The file or folder to write."""
         if self.format == "npz":
-            return self.out or self.cache.with_suffix(".npz")
-        return self.out or self.cache.with_name(f"{self.cache.stem}-{self.format}")
+            return self.out or beside(self.cache, f"{self.cache.stem}.npz")
+        return self.out or beside(self.cache, f"{self.cache.stem}-{self.format}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoveConfig:
     """`vqgpt cache rm`."""
 
-    cache: Path = argument("The token cache to delete, finished or not.")
+    cache: CachePath = argument("The token cache to delete, finished or not.")
     yes: bool = option(False, "Delete it; without this, the command only says what it would delete.", group=DATA)

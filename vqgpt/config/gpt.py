@@ -1,5 +1,6 @@
 """Options of the GPT: its architecture, its training, and sampling from it. Must not import torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,6 +120,12 @@ class GPTTrainingOptions:
     compile: Literal["auto", "on", "off"] = option(
         "auto", "Compile the network (needs a C++ compiler on a CPU); auto does on a CUDA device.", group=TRAINING
     )
+    shard: bool = option(
+        False,
+        "Cut weights, gradients and the optimiser's state among the processes (FSDP2), for networks that do not fit "
+        "on one device; needs torchrun.",
+        group=TRAINING,
+    )
     sample_and_save_freq: int = option(20, "Validate, sample and save every that many epochs.", group=TRAINING)
     keep_last: int = option(
         2,
@@ -158,8 +165,29 @@ class SamplingOptions:
     num_samples: int = option(16, "Images to generate.", group=SAMPLING)
     temperature: float = option(1.0, "Softmax temperature; 0 takes the most likely code.", group=SAMPLING)
     top_k: int | None = option(None, "Draw from the k most likely codes only (default: all).", group=SAMPLING)
+    top_p: float | None = option(
+        None,
+        "Draw from the fewest most likely codes that have this probability together (default: all).",
+        group=SAMPLING,
+    )
+    min_p: float | None = option(
+        None, "Draw from codes at least this many times as likely as the likeliest (default: all).", group=SAMPLING
+    )
+    cfg_scale: float = option(
+        1.0, "Classifier-free guidance towards the class or bits: 1 for none, above 1 to exaggerate.", group=SAMPLING
+    )
+    cfg_schedule: Literal["constant", "linear", "power-cosine"] = option(
+        "constant", "How guidance grows over the tokens of an image, from none to its scale.", group=SAMPLING
+    )
+    cfg_power: float = option(1.0, "Power of the power-cosine schedule: above 1, guidance comes later.", group=SAMPLING)
 
     def __post_init__(self) -> None:
         check(self.num_samples > 0, "num_samples", self.num_samples, "positive")
-        check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
         check(self.top_k is None or self.top_k > 0, "top_k", self.top_k, "positive")
+        check(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
+        check(0 <= self.cfg_scale < math.inf, "cfg_scale", self.cfg_scale, "0 or more")
+        check(0 < self.cfg_power < math.inf, "cfg_power", self.cfg_power, "positive")
+        needless = self.cfg_power != 1 and self.cfg_schedule != "power-cosine"
+        check(not needless, "cfg_power", self.cfg_power, "given with --cfg-schedule power-cosine only")

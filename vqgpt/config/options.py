@@ -6,6 +6,8 @@ Must not import torch: `vqgpt --help` reads these classes.
 """
 
 import difflib
+import functools
+import operator
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +15,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from vqgpt.config.cache_path import CachePath, parse_cache_path
 from vqgpt.errors import InputError, UsageError
 
 ConfigT = TypeVar("ConfigT")
@@ -107,6 +110,10 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
 
     Raises UsageError that names the option, what it takes and what it was given.
     """
+    if annotation == CachePath:
+        if isinstance(value, str):
+            return parse_cache_path(value)
+        annotation = Path
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is Any:
         return value
@@ -140,7 +147,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
 
 
 def _without_none(annotation: Any) -> Any:
-    return next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    return functools.reduce(operator.or_, (arg for arg in typing.get_args(annotation) if arg is not type(None)))
 
 
 def _describe(annotation: Any) -> str:
@@ -170,7 +177,7 @@ def _plain(value: Any) -> Any:
         return [_plain(element) for element in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(element) for key, element in value.items()}
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, CachePath) else value
 
 
 def from_json(config_class: type[ConfigT], data: Mapping[str, Any], source: str) -> ConfigT:

@@ -202,6 +202,12 @@ class VQGANTrainingOptions:
         "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.",
         group=TRAINING,
     )
+    winograd: Literal["auto", "off"] = option(
+        "auto",
+        "On a CPU in float32, let training steps compute 3x3 convolutions by Winograd's algorithm: faster, and rounded "
+        "otherwise (1e-6). 'auto' does where there is a C compiler (cc).",
+        group=TRAINING,
+    )
     sample_and_save_freq: int = option(20, "Validate, render a panel and save every that many epochs.", group=TRAINING)
     perceptual_weight: float | None = option(
         None,

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgpt.checkpoint import load_checkpoint, load_weights
+from vqgpt.checkpoint import load_checkpoint, load_weights, read_checkpoint_file
 from vqgpt.config.gpt import GPTConfig, GPTOptions
 from vqgpt.config.options import from_json, to_json
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.gpt.model import GPT
-from vqgpt.torch_files import StoredTensor, read_torch_file
+from vqgpt.torch_files import StoredTensor
 
 KIND = "gpt"
 LARGEST_WEIGHTS = 2**40  # bytes
@@ -28,12 +28,14 @@ LARGEST_WEIGHTS = 2**40  # bytes
 class LoadedGPT:
     """A GPT in eval mode, the description (JSON) of the cache it was trained on, and its codebook (K, D) float32.
 
-    GenerativeZoo's files have neither of the latter two: both are None then.
+    GenerativeZoo's files have neither of the latter two: both are None then. `label_dropout` is the share of training
+    images that were shown without their label, None where that is not known.
     """
 
     model: GPT
     cache_description: dict[str, Any] | None
     codebook: Tensor | None
+    label_dropout: float | None = None
 
 
 def gpt_content(
@@ -66,15 +68,19 @@ def load_gpt(
     """
     if not path.is_file():
         raise MissingDataError(f"there is no checkpoint {path}", how_to_make_one)
-    stored = read_torch_file(path)
+    stored = read_checkpoint_file(path)
     if isinstance(stored, Mapping) and "transformer.wte.weight" in stored and "format" not in stored:
         model = _load_generativezoo(path, stored, n_head, grid)
         return LoadedGPT(model=model.to(device).eval(), cache_description=None, codebook=None)
     content = load_checkpoint(path, KIND, how_to_make_one)
     model = GPT(from_json(GPTConfig, content["architecture"], str(path)))
     load_weights(model, content["model"], path)
+    training = content["configuration"].get("training", {})
     return LoadedGPT(
-        model=model.to(device).eval(), cache_description=content["cache_description"], codebook=content["codebook"]
+        model=model.to(device).eval(),
+        cache_description=content["cache_description"],
+        codebook=content["codebook"],
+        label_dropout=training.get("label_dropout"),
     )
 
 

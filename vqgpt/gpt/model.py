@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.gpt.dropout import DroppedAttention, Masks
+from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks
 from vqgpt.gpt.order import scan_order
 
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
@@ -48,22 +48,6 @@ def dropout(x: Tensor, rate: float, masks: Masks | None, training: bool) -> Tens
     return masks.drop(x) if masks else F.dropout(x, rate, training)
 
 
-class KVCache:
-    """Keys and values of one layer for all T positions, (B, A, T, D/A) each, filled from the left."""
-
-    def __init__(self, batch: int, config: GPTConfig, like: Tensor) -> None:
-        shape = (batch, config.options.n_head, config.block_size, config.options.embed_dim_t // config.options.n_head)
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
-
-    def append(self, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, A, S, D/A) from `position` on; return those of all positions up to there."""
-        end = position + keys.shape[2]
-        self.keys[:, :, position:end] = keys
-        self.values[:, :, position:end] = values
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
 class Rotary(nn.Module):
     """Rotary positions in two dimensions (Su et al. 2021): half of each head turns with the row, half with the column.
 
@@ -83,9 +67,9 @@ class Rotary(nn.Module):
             self.register_buffer(f"{name}_cos", turned.cos(), persistent=False)
             self.register_buffer(f"{name}_sin", turned.sin(), persistent=False)
 
-    def forward(self, q: Tensor, k: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, A, S, D/A), the first at `position` -> the same, turned."""
-        here = slice(position, position + q.shape[2])
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, A, S, D/A) of the first S positions -> the same, turned."""
+        here = slice(0, q.shape[2])
         return (
             _turned(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
             _turned(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
@@ -113,21 +97,20 @@ class Attention(nn.Module):
             self.q_norm = nn.RMSNorm(options.embed_dim_t // options.n_head, eps=1e-5)
             self.k_norm = nn.RMSNorm(options.embed_dim_t // options.n_head, eps=1e-5)
 
-    def forward(self, x: Tensor, position: int, cache: KVCache | None, masks: Masks | None) -> Tensor:
-        """(B, S, D) -> (B, S, D); with a cache, S must be 1 unless the cache is empty."""
-        q, k, v = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        if self.rotary:  # q, k, v: (B, A, S, D/A) each
-            q, k = self.rotary(self.q_norm(q), self.k_norm(k), position)
-        if cache is not None:
-            k, v = cache.append(position, k, v)
+    def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
+        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (3, B, A, S, D/A)
+        if self.rotary:
+            q, k, v = qkv
+            q, k = self.rotary(self.q_norm(q.float()), self.k_norm(k.float()))
+            qkv = torch.stack([q.to(v.dtype), k.to(v.dtype), v])
         if masks:
-            keep = masks.keep(self.n_head, q.shape[2], q.shape[2]).flatten(0, 1)
-            heads = [part.flatten(0, 1).float() for part in (q, k, v)]
             with torch.autocast(x.device.type, enabled=False):
-                y = DroppedAttention.apply(*heads, keep, masks.scale).view(q.shape).to(v.dtype)  # type: ignore[no-untyped-call]
+                y = DroppedAttention.apply(qkv.float(), masks).to(qkv.dtype)  # type: ignore[no-untyped-call]
         else:
+            q, k, v = qkv.contiguous()
             rate = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=q.shape[2] > 1)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
         return dropout(self.c_proj(y.transpose(1, 2).flatten(2)), self.dropout, masks, self.training)
 
 
@@ -163,9 +146,9 @@ class Block(nn.Module):
         self.ln_2 = new_norm(config.options)
         self.mlp = MLP(config.options)
 
-    def forward(self, x: Tensor, position: int, cache: KVCache | None, masks: Masks | None) -> Tensor:
+    def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        x = x + self.attn(self.ln_1(x), position, cache, masks)
+        x = x + self.attn(self.ln_1(x), masks)
         return x + self.mlp(self.ln_2(x), masks)
 
 
@@ -187,31 +170,23 @@ class GPT(nn.Module):
             if name.endswith("c_proj.weight"):  # residual projections: GPT-2's scaling by depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * options.n_layer))
 
-    def forward(
-        self,
-        tokens: Tensor,
-        position: int = 0,
-        caches: list[KVCache] | None = None,
-        bits: Tensor | None = None,
-        masks: Masks | None = None,
-    ) -> Tensor:
-        """Tokens (B, S) int64, the first at `position` -> logits (B, S, K) float32.
+    def forward(self, tokens: Tensor, bits: Tensor | None = None, masks: Masks | None = None) -> Tensor:
+        """Tokens (B, S) int64 -> logits (B, S, K) float32.
 
-        With `caches` (one per layer), the positions before `position` are read from them, and S must be 1 after the
-        first call. `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for not told. `masks`, where
-        given, are the dropout.
+        `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for not told. `masks`, where given, are the
+        dropout. One token after the other, with a key-value cache: `gpt.decoding`.
         """
         wte = cast(nn.Embedding, self.transformer["wte"])
         x = wte(tokens)
         if "wpe" in self.transformer:
-            positions = torch.arange(position, position + tokens.shape[1], device=tokens.device)
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
             x = x + self.transformer["wpe"](positions)
         if bits is not None:
             start = bits.to(x.dtype) @ wte.weight[self.config.bos + 1 :]
             x = torch.cat([x[:, :1] + start[:, None], x[:, 1:]], dim=1)
         x = dropout(x, self.config.options.dropout_t, masks, self.training)
-        for layer, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
-            x = block(x, position, caches[layer] if caches else None, masks)
+        for block in cast(nn.ModuleList, self.transformer["h"]):
+            x = block(x, masks)
         codes_only = wte.weight[: self.config.codebook_size]
         return F.linear(self.transformer["ln_f"](x), codes_only).float()
 
@@ -220,12 +195,7 @@ class GPT(nn.Module):
         """How many activations of an image dropout decides on: `Masks` must have as many."""
         options, positions = self.config.options, self.config.block_size
         stream = positions * options.embed_dim_t
-        return stream + options.n_layer * (options.n_head * positions**2 + 2 * stream)
-
-    def new_caches(self, batch: int) -> list[KVCache]:
-        """Empty key-value caches for sampling `batch` images, one per layer."""
-        like = next(self.parameters())
-        return [KVCache(batch, self.config, like) for _ in range(self.config.options.n_layer)]
+        return stream + options.n_layer * (options.n_head * attention_masks(positions) + 2 * stream)
 
     def start(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Labels of B images -> their start tokens (B, 1), and their bits for `forward` if they are bits.
@@ -241,10 +211,16 @@ class GPT(nn.Module):
 
         Tokens that are `hidden` (B, T) bool are not shown as input (BOS stands for them), but predicted.
         """
+        return F.cross_entropy(self.predictions(codes, labels, hidden, masks).flatten(0, 1), codes.flatten())
+
+    def predictions(
+        self, codes: Tensor, labels: Tensor, hidden: Tensor | None = None, masks: Masks | None = None
+    ) -> Tensor:
+        """Logits (B, T, K) for each token of sequences (B, T), from those before it, in one pass; see `loss`."""
         start, bits = self.start(labels)
         shown = codes if hidden is None else codes.masked_fill(hidden, self.config.bos)
         inputs = torch.cat([start, shown[:, :-1]], dim=1)
-        return F.cross_entropy(self(inputs, bits=bits, masks=masks).flatten(0, 1), codes.flatten())
+        return self(inputs, bits=bits, masks=masks)
 
 
 def _initialise(module: nn.Module) -> None:

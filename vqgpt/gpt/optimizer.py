@@ -12,6 +12,7 @@ from torch import Tensor
 from vqgpt.config.gpt import GPTTrainingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import Muon
+from vqgpt.sharding import is_part, load_whole_optimizer
 
 
 class Optimizer:
@@ -46,6 +47,7 @@ class Optimizer:
                 group["lr"] = rate
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.largest_norm)
+        norm = norm.full_tensor() if is_part(norm) else norm
         if scaler.is_enabled():
             for optimizer in self._optimizers():
                 scaler.step(optimizer)
@@ -68,4 +70,4 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         for optimizer, part in zip(self._optimizers(), state["parts"], strict=True):
-            optimizer.load_state_dict(part)
+            load_whole_optimizer(optimizer, part)

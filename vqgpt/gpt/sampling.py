@@ -1,78 +1,139 @@
-"""Sampling from the GPT with a key-value cache.
+"""Sampling from the GPT.
 
-    labels (N,) or (N, L), seed -> codes (N, h, w) int64
+    labels (N,) or (N, L), seed -> codes (N, h, w) int64, log_prob (N,) float32 in nats
 
-Image i is a function of (seed, i): each token is drawn by inverting its cumulative distribution at a uniform number
-that depends on (seed, i, position) alone, and passes always hold the same number of rows, so that not even rounding
-depends on how many images were asked for. Knows nothing of images, the VQ-GAN and token caches.
+Image i is a function of (seed, i) and of the settings: each token is drawn by inverting its cumulative distribution at
+a uniform number that depends on (seed, i, position) alone, and products always have the same number of rows and run in
+one thread, so that not even rounding depends on how many images were asked for, or on the cores. Knows nothing of
+images, the VQ-GAN and token caches.
 """
 
+import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.config.gpt import SamplingOptions
+from vqgpt.config.gpt import GPTConfig, SamplingOptions
+from vqgpt.gpt.decoding import Decoder, DecoderWeights
+from vqgpt.gpt.drawing import draw, guidance_scale, guide
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.order import scan_order, sequence_to_grid
-from vqgpt.runtime import autocast
+from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
+from vqgpt.runtime import new_workers
 
-IMAGES_PER_PASS = 64
-BELOW_ONE = 1 - 2**-22  # keeps rounding from reaching the end of the CDF, beyond the last code that may be drawn
+MOST_GROUPS_PER_PASS = 4  # on a CPU
+MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is
+IMAGES_ON_CPU = 32
+WIDE_IMAGES_ON_CPU = 8  # where a step is reading the weights
+WIDE = 256  # width of the network
+GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass
 
 
 def sample_codes(
-    model: GPT, labels: Tensor, first_image: int, seed: int, options: SamplingOptions, precision: str
-) -> Iterator[Tensor]:
-    """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them.
+    model: GPT,
+    labels: Tensor,
+    first_image: int,
+    seed: int,
+    options: SamplingOptions,
+    precision: str,
+    kept: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; codes `kept` (N, h, w) are not drawn.
 
-    Yields codes (n, h, w) int64 on the CPU, pass by pass, in order; `first_image` is a multiple of IMAGES_PER_PASS.
+    -1 in `kept` is a code to draw. Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass by
+    pass, in order; `first_image` is a multiple of `images_at_once`. On a CPU a pass is several such groups where many
+    images are asked for, as long operations wait less for Python's lock.
     """
-    assert first_image % IMAGES_PER_PASS == 0
-    config = model.config
+    config, device, guided = model.config, next(model.parameters()).device, options.cfg_scale != 1
+    at_once = images_at_once(config, device, precision, guided)
+    assert first_image % at_once == 0
     scan = scan_order(config.options.order, config.grid)
-    for first in range(0, len(labels), IMAGES_PER_PASS):
-        wanted = labels[first : first + IMAGES_PER_PASS]
-        padding = wanted.new_full((IMAGES_PER_PASS - len(wanted), *wanted.shape[1:]), 0 if wanted.ndim == 2 else -1)
-        uniforms = uniform_numbers(seed, first_image + first, IMAGES_PER_PASS, config.block_size)
-        tokens = sample_pass(model, torch.cat([wanted, padding]), uniforms, options, precision)
-        yield sequence_to_grid(tokens[: len(wanted)].cpu(), scan, config.grid)
+    forced = None if kept is None else grid_to_sequence(kept, scan)
+    groups = -(-len(labels) // at_once)
+    threads = min(torch.get_num_threads(), groups) if device.type == "cpu" else 1
+    rows = at_once * min(MOST_GROUPS_PER_PASS, -(-groups // threads)) if device.type == "cpu" else at_once
+    weights = DecoderWeights(model, precision, at_once if device.type == "cpu" or not guided else 2 * at_once)
+    decoders: SimpleQueue[Decoder] = SimpleQueue()
+    for _ in range(threads):
+        decoders.put(Decoder(weights, 2 * rows if guided else rows))
+    ended = threading.Event()
+
+    def run(start: int) -> tuple[Tensor, Tensor]:
+        decoder = decoders.get()
+        try:
+            uniforms = uniform_numbers(seed, first_image + start, rows, config.block_size)
+            here = slice(start, start + rows)
+            tokens = None if forced is None else forced[here]
+            return sample_pass(model, decoder, labels[here], uniforms.to(device), tokens, options, ended)
+        finally:
+            decoders.put(decoder)
+
+    with new_workers(threads) as workers:
+        try:
+            for tokens, log_prob in workers.map(run, range(0, len(labels), rows)):
+                yield sequence_to_grid(tokens, scan, config.grid), log_prob
+        finally:
+            ended.set()
 
 
-@torch.no_grad()
-def sample_pass(model: GPT, labels: Tensor, uniforms: Tensor, options: SamplingOptions, precision: str) -> Tensor:
-    """Labels (B, ...), uniforms (B, T) -> tokens (B, T) int64, one position after the other."""
-    device = next(model.parameters()).device
-    model.eval()
-    uniforms = uniforms.to(device)
-    caches = model.new_caches(len(labels))
-    token, bits = model.start(labels.to(device))
-    tokens = []
-    for position in range(model.config.block_size):
-        with autocast(device, precision):
-            logits = model(token, position, caches, bits if position == 0 else None)[:, -1]
-        token = draw(logits, uniforms[:, position], options)[:, None]
-        tokens.append(token)
-    return torch.cat(tokens, dim=1)
+def images_at_once(config: GPTConfig, device: torch.device, precision: str, guided: bool) -> int:
+    """How many images a product has: a function of the network and the kind of device, of nothing else.
+
+    On a GPU as many as their keys and values leave room for. On a CPU few, so that those stay in a core's cache, and
+    so that a request for a few images does not pay for many.
+    """
+    if device.type == "cpu":
+        return IMAGES_ON_CPU if config.options.embed_dim_t < WIDE else WIDE_IMAGES_ON_CPU
+    options = config.options
+    bytes_per_image = options.n_layer * 2 * config.block_size * options.embed_dim_t * (2 if precision == "bf16" else 4)
+    images = max(1, GPU_CACHE_BYTES // (bytes_per_image * (1 + guided)))
+    return min(MOST_IMAGES_AT_ONCE, 2 ** (images.bit_length() - 1))
 
 
-def draw(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:
-    """Logits (B, K), uniforms (B,) in [0, 1) -> codes (B,): temperature, then top-k, then the inverse of the CDF."""
-    if options.temperature == 0:
-        return logits.argmax(dim=-1)
-    likeliest = logits.max(dim=-1, keepdim=True).values  # taken away first, so that a tiny temperature cannot overflow
-    logits = keep_top_k((logits - likeliest) / options.temperature, options.top_k)
-    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
-    target = uniforms[:, None] * (cumulative[:, -1:] * BELOW_ONE)
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+@torch.inference_mode()
+def sample_pass(
+    model: GPT,
+    decoder: Decoder,
+    labels: Tensor,
+    uniforms: Tensor,
+    forced: Tensor | None,
+    options: SamplingOptions,
+    ended: threading.Event,
+) -> tuple[Tensor, Tensor]:
+    """Labels (n, ...), uniforms (B, T), n at most B -> tokens (n, T) int64 and log_prob (n,), on the CPU.
+
+    `forced` (n, T) are tokens that are not drawn, -1 where they are. Nobody waits for the result once it has `ended`.
+    """
+    images, positions = uniforms.shape
+    guided = options.cfg_scale != 1
+    untold = 0 if labels.ndim == 2 else -1
+    token, bits = model.start(_padded(labels, 2 * images if guided else images, untold).to(uniforms.device))
+    token = token[:, 0]
+    forced = None if forced is None else _padded(forced, images, -1).to(uniforms.device)
+    tokens = torch.empty(images, positions, dtype=torch.int64, device=uniforms.device)
+    log_prob = torch.zeros(images, 1, device=uniforms.device)
+    for position in range(positions):
+        if ended.is_set():
+            break
+        logits = decoder.step(token, position, bits if position == 0 else None)
+        own = logits[:images]
+        if guided:
+            logits = guide(own, logits[images:], guidance_scale(position, positions, options))
+        token = draw(logits, uniforms[:, position], options)
+        if forced is not None:
+            token = torch.where(forced[:, position] < 0, token, forced[:, position])
+        tokens[:, position] = token
+        log_prob += own.log_softmax(dim=-1).gather(1, token[:, None])
+        if guided:
+            token = token.repeat(2)
+    return tokens[: len(labels)].cpu(), log_prob[: len(labels), 0].clamp(max=0).cpu()
 
 
-def keep_top_k(logits: Tensor, top_k: int | None) -> Tensor:
-    """(B, K) logits with all but the k largest of each row at -inf; of equal ones all stay."""
-    if top_k is None or top_k >= logits.shape[-1]:
-        return logits
-    return logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+def _padded(values: Tensor, rows: int, untold: int) -> Tensor:
+    """Rows (n, ...) filled up to as many with what says nothing: the unconditional half of guidance, and spare rows."""
+    return torch.cat([values, values.new_full((rows - len(values), *values.shape[1:]), untold)])
 
 
 def uniform_numbers(seed: int, first: int, images: int, positions: int) -> Tensor:

@@ -8,22 +8,25 @@ A batch is one gather on the device. Knows nothing of images, the VQ-GAN and fil
 import copy
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
-from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
+from vqgpt.distributed import fewest_rows, local_rows, local_share, sum_gradients, sum_over_ranks, world_size
 from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.interrupt import cut_short_on_signals
 from vqgpt.moving_average import move_average
-from vqgpt.runtime import autocast, derived_seed
+from vqgpt.runtime import autocast, derived_seed, new_workers
 from vqgpt.schedule import Schedule, Step
+from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation
@@ -128,22 +131,30 @@ class GPTTraining:
         self.schedule = schedule
         self.precision = precision
         self.device = next(model.parameters()).device
-        self.optimizer = Optimizer(model, options)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
         compiled = options.compile == "on" or (options.compile == "auto" and self.device.type == "cuda")
-        self.loss = torch.compile(model.loss) if compiled else model.loss
+        self.loss = torch.compile(model.loss) if compiled and not options.shard else model.loss
+        if options.shard:
+            for network in (model, self.averaged) if self.averaged else (model,):
+                blocks = cast(nn.ModuleList, network.transformer["h"])
+                if compiled:  # one by one, since what FSDP does between them cannot be compiled
+                    for block in blocks:
+                        block.compile()
+                shard(network, blocks)
+        self.optimizer = Optimizer(model, options)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
-        threads = torch.get_num_threads() if on_cpu and not compiled else 1
+        threads = torch.get_num_threads() if on_cpu and not compiled and not options.shard else 1
         self.workers = new_workers(threads) if threads > 1 else None
         self.read_every = STEPS_BETWEEN_READS if self.device.type == "cuda" else 1
         self.start_epoch_clock()
 
     def start_epoch_clock(self) -> None:
         """Begin to count the tokens and the seconds of waiting for data anew."""
-        self.tokens, self.waited, self.started = 0, 0.0, time.perf_counter()
+        self.tokens, self.waited = 0, 0.0
+        self.started: float | None = None  # by the first step, since there may be a validation before it
 
     @property
     def result(self) -> GPT:
@@ -159,6 +170,7 @@ class GPTTraining:
         self.model.train()
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
+        self.started = self.started or start
         draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.model.config.block_size, self.options)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
         codes, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
@@ -168,36 +180,61 @@ class GPTTraining:
         self.waited += time.perf_counter() - start
         self.tokens += len(step.rows) * self.model.config.block_size
 
-        self.optimizer.zero_grad()
-        parameters = self.optimizer.parameters
         share = local_share(step.rows)
-        loss = torch.zeros((), device=self.device)
 
-        def gradients_of(part: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
+        def loss_of(part: slice) -> Tensor:
+            """What some images add to the loss of the step."""
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
                 part_loss = self.loss(codes[part], labels[part], None if hidden is None else hidden[part], masks)
-            part_loss = part_loss * (share * (part.stop - part.start) / len(mine))
-            return part_loss.detach(), torch.autograd.grad(self.scaler.scale(part_loss), parameters)
+            return part_loss * (share * (part.stop - part.start) / len(mine))
 
-        compute = self.workers.map if self.workers else map
-        for part_loss, gradients in compute(gradients_of, self.passes(len(mine))):  # in order, whoever is first
-            loss += part_loss
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        loss = sum_over_ranks(loss)
-        sum_gradients(self.model.parameters())
+        self.optimizer.zero_grad()
+        add_gradients = self._add_gradients_to_parts if self.options.shard else self._add_gradients
+        loss = sum_over_ranks(add_gradients(loss_of, self.passes(len(mine), fewest_rows(step.rows))))
         norm = self.optimizer.step(rate, loss, self.scaler)
         if self.averaged:
             move_average(self.averaged, self.model, self.options.ema, step.index)
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
 
-    def passes(self, images: int) -> list[slice]:
-        """How the images of a step are cut into passes, whose gradients are summed."""
-        size = math.ceil(images / self.options.grad_accum)
+    def _add_gradients(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
+        """Leave every rank with the gradients of the whole batch; returns the loss of this rank's passes."""
+        parameters = self.optimizer.parameters
+
+        def gradients_of(part: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
+            part_loss = loss_of(part)
+            return part_loss.detach(), torch.autograd.grad(self.scaler.scale(part_loss), parameters)
+
+        loss = torch.zeros((), device=self.device)
+        compute = self.workers.map if self.workers else map
+        with cut_short_on_signals() if world_size() == 1 else nullcontext():  # several ranks finish what they began
+            for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
+                loss += part_loss
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        sum_gradients(parameters)
+        return loss
+
+    def _add_gradients_to_parts(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
+        """The same where the network is cut: every rank ends with its part of the gradients, summed over the ranks."""
+        loss = torch.zeros((), device=self.device)
+        for part in passes:
+            sum_at_next_backward(self.model, part is passes[-1])
+            part_loss = loss_of(part)
+            self.scaler.scale(part_loss).backward()
+            loss += part_loss.detach()
+        return loss
+
+    def passes(self, images: int, fewest: int) -> list[slice]:
+        """How the images of a step are cut into passes, whose gradients are summed.
+
+        Their number follows from the rank with the `fewest` images, for it must be the same on all.
+        """
+        size = math.ceil(fewest / self.options.grad_accum)
         if self.images_per_pass:
             size = min(size, self.images_per_pass)
-        return [slice(first, min(first + size, images)) for first in range(0, images, size)]
+        count = math.ceil(fewest / size)
+        return [slice(images * number // count, images * (number + 1) // count) for number in range(count)]
 
     def masks(self, step: int, first: int, end: int) -> Masks | None:
         """The dropout of the images at places `first` to `end` of a step's batch, where torch's own is not used."""
@@ -208,6 +245,7 @@ class GPTTraining:
 
     def epoch_figures(self) -> dict[str, float]:
         """Tokens per second, over all processes, and the seconds in which the device waited for its data."""
+        assert self.started is not None
         seconds = time.perf_counter() - self.started
         figures = {"tokens_per_second": self.tokens / seconds, "waiting_seconds": self.waited}
         self.start_epoch_clock()
@@ -217,30 +255,25 @@ class GPTTraining:
         """Held-out loss in nats and bits per token."""
         return held_out_figures(self.result, self.held_out, self.precision)
 
+    def result_weights(self) -> dict[str, Tensor]:
+        """The weights of the result. Where they are cut, all processes call together, and the main one has them."""
+        return cast(dict[str, Tensor], whole(self.result.state_dict()))
+
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser, the scale of fp16, and the moving average."""
+        """Network, optimiser, the scale of fp16, and the moving average; whole, as `result_weights` are."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         state["scaler"] = self.scaler.state_dict()
         if self.averaged:
             state["averaged"] = self.averaged.state_dict()
-        return state
+        return cast(dict[str, Any], whole(state))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.model.load_state_dict(state["model"])
+        """Restore what `state_dict` gave, of any number of processes."""
+        load_whole(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
-            self.averaged.load_state_dict(state["averaged"])
-
-
-def new_workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that compute a pass each, in one thread each.
-
-    Operations that are cut among threads wait for each other thousands of times in a step, which costs little on idle
-    cores and nearly all the time on shared ones.
-    """
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+            load_whole(self.averaged, state["averaged"])
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:

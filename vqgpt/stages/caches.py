@@ -1,12 +1,11 @@
 """`vqgpt cache list`, `info` and `verify`. Must not import torch."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vqgpt.code_statistics import statistics_of_counts
-from vqgpt.config.commands import CACHE_FOLDER
+from vqgpt.config.cache_path import CachePath
 from vqgpt.errors import InputError
 from vqgpt.progress import Notice, Report
 from vqgpt.stages.find import list_caches
@@ -15,15 +14,15 @@ from vqgpt.tokens.reader import continue_hint, repair_hint
 from vqgpt.tokens.verify import STRANGER, UNFINISHED
 
 
-def list_all(report: Report) -> dict[str, Any]:
-    """What each cache in `cache/` holds, by name."""
-    caches = list_caches(CACHE_FOLDER)
+def list_all(folder: CachePath, report: Report) -> dict[str, Any]:
+    """What each cache in a folder holds, by name."""
+    caches = list_caches(folder)
     if not caches:
-        report(Notice(text=f"there is no token cache in {CACHE_FOLDER}/; `vqgpt tokenize` makes one"))
+        report(Notice(text=f"there is no token cache in {folder}/; `vqgpt tokenize` makes one"))
     return {path.name: _summary(path) for path in caches}
 
 
-def _summary(path: Path) -> dict[str, Any]:
+def _summary(path: CachePath) -> dict[str, Any]:
     try:
         manifest = read_manifest(path)
     except InputError as error:
@@ -38,7 +37,7 @@ def _summary(path: Path) -> dict[str, Any]:
     }
 
 
-def info(path: Path) -> dict[str, Any]:
+def info(path: CachePath) -> dict[str, Any]:
     """What a cache holds, and per split its rows, used codes, perplexity and unigram entropy in bits per token.
 
     Reads the manifest alone. Raises InputError if it is damaged or not finished.
@@ -81,7 +80,7 @@ def info(path: Path) -> dict[str, Any]:
     return result
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: CachePath) -> dict[str, Any]:
     """Check every file. Raises InputError that lists all faults, if there are any."""
     faults = find_faults(path)
     if faults:

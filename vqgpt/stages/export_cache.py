@@ -26,7 +26,6 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.files import canonical_json, open_atomically, tidy_after_a_kill
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import SplitTokens, TokenCache
-from vqgpt.tokens.manifest import ARRAYS
 
 ABOUT = "about.json"
 
@@ -75,7 +74,9 @@ def _files(config: ExportConfig, cache: TokenCache, splits: tuple[str, ...], abo
             return {config.result.name: partial(_write_npz, cache, splits, about)}
         case "npy":
             files: Files = {
-                f"{split}_{name}.npy": partial(_write_npy, cache, split, name) for split in splits for name in ARRAYS
+                f"{split}_{name}.npy": partial(_write_npy, cache, split, name)
+                for split in splits
+                for name in cache.description.layouts(split)
             }
             files["codebook.npy"] = lambda file: np.save(file, cache.codebook())
         case "bin":
@@ -140,7 +141,7 @@ def _write_npz(cache: TokenCache, splits: tuple[str, ...], about: Mapping[str, A
             return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)  # no time of day in it
 
         for split in splits:
-            for name in ARRAYS:
+            for name in cache.description.layouts(split):
                 with member(f"{split}_{name}") as inner:
                     _write_npy(cache, split, name, inner)
         with member("codebook") as inner:

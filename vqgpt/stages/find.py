@@ -1,13 +1,20 @@
 """Which token cache or GPT a command means when it was not told: the only one there is. Must not import torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from vqgpt.config.cache_path import CachePath, CacheURL
 from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
 from vqgpt.errors import MissingDataError, UsageError
 
+PathT = TypeVar("PathT", bound=CachePath)
 
-def find_cache(cache: Path | None, dataset: str | None) -> Path:
+
+def find_cache(cache: CachePath | None, dataset: str | None) -> CachePath:
     """The cache to train on: the one given, the dataset's, or the only one. Raises MissingDataError or UsageError."""
+    if isinstance(cache, CacheURL):
+        return cache  # opening it tells
     if cache is not None:
         return _existing(cache, f"make one with: vqgpt tokenize --cache {cache}")
     if dataset is not None:
@@ -26,14 +33,19 @@ def find_gpt(checkpoint: Path | None, dataset: str | None) -> Path:
     return _only(checkpoints, "trained GPT", RUNS_FOLDER, "train one with: vqgpt train", "--checkpoint-gpt")
 
 
-def check_dataset(asked: str | None, actual: str, path: Path) -> None:
+def check_dataset(asked: str | None, actual: str, path: CachePath) -> None:
     """Raise UsageError if `path` is of another dataset than --dataset asks for."""
     if asked not in (None, actual):
         raise UsageError(f"{path} is of dataset {actual}, not {asked}", "leave --dataset out, or give another path")
 
 
-def list_caches(folder: Path) -> list[Path]:
+def list_caches(folder: CachePath) -> list[CachePath]:
     """The token caches directly in a folder, finished or not."""
+    if isinstance(folder, CacheURL):
+        from vqgpt.tokens.object_store import ObjectStore
+
+        names = ObjectStore(folder).folders()
+        return [CacheURL(f"{folder}/{name}") for name in names if name.endswith(".zarr")]
     return sorted(path.parent for path in folder.glob("*.zarr/zarr.json"))
 
 
@@ -43,7 +55,7 @@ def _existing(path: Path, how_to_make_one: str) -> Path:
     return path
 
 
-def _only(found: list[Path], what: str, folder: Path, how_to_make_one: str, flag: str) -> Path:
+def _only(found: Sequence[PathT], what: str, folder: Path, how_to_make_one: str, flag: str) -> PathT:
     if not found:
         raise MissingDataError(f"there is no {what} in {folder}/", how_to_make_one)
     if len(found) > 1:

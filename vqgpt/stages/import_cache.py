@@ -7,13 +7,13 @@ only if a VQ-GAN is given.
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.config.cache_commands import CacheImportConfig
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import cache_path
 from vqgpt.config.datasets import DATASETS
 from vqgpt.data.images import held_out_rows
@@ -21,7 +21,7 @@ from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Progress, Report
 from vqgpt.stages.foreign_codes import ForeignCodes, read_llamagen, read_rar
-from vqgpt.tokens import CacheWriter, Description, Split, WriteLock
+from vqgpt.tokens import CacheWriter, Description, Split, lock_of
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.versions import library_versions
@@ -163,7 +163,7 @@ def class_names(dataset: str, asked: int | None, found: ForeignCodes) -> tuple[s
 
 
 def write(
-    path: Path,
+    path: CachePath,
     description: Description,
     codebook: NDArray[np.float32],
     found: ForeignCodes,
@@ -171,14 +171,15 @@ def write(
     overwrite: bool,
     report: Report,
 ) -> None:
-    """Write the cache, or continue it. Raises what `WriteLock` and `CacheWriter` raise, and InterruptedRun."""
+    """Write the cache, or continue it. Raises what the lock and `CacheWriter` raise, and InterruptedRun."""
     saved = f"the shards that are done are saved in {path}"
-    with WriteLock(path) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
+    with lock_of(path) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
         lock.take()
         writer = CacheWriter.create_or_resume(path, description, codebook, library_versions(), overwrite)
         missing = list(writer.missing())
         for done, shard in enumerate(missing, start=1):
             numbers = rows[shard.split][shard.start : shard.stop]
+            lock.check()
             codes = found.codes[numbers].reshape(len(numbers), len(found.views), *description.grid)
             writer.write(shard, codes, found.labels[numbers], found.source_index[numbers])
             report(Progress(task="write", done=done, total=len(missing), unit="shards"))

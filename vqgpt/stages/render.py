@@ -1,52 +1,128 @@
-"""`vqgpt render`: rows of a token cache, encoded or sampled -> PNG, through the VQ-GAN's decoder."""
+"""`vqgpt render`: rows of a token cache, encoded or sampled -> pictures, through the VQ-GAN's decoder.
 
+    sheet    one .png: a grid of images with their classes
+    png      a folder: 000000.png, ..., by row
+    tree     a folder of folders, one per class
+    npz      arr_0 (N, H, W, 3) uint8, grey repeated in three channels: what the evaluator of ADM reads
+
+Rows pass shard by shard and a pass of the decoder at a time: no more images than that are in memory, but for a sheet.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
-from vqgpt.config.commands import EncoderOptions, RenderConfig
-from vqgpt.config.options import to_json
+from vqgpt.config.commands import ROWS_ON_A_SHEET, EncoderOptions, RenderConfig
+from vqgpt.config.options import nearest_hint, to_json
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import write_atomically
-from vqgpt.pictures import contact_sheet, png_bytes, to_pil
+from vqgpt.files import open_atomically, write_atomically
+from vqgpt.pictures import contact_sheet, png_bytes, to_displayable, to_rgb
 from vqgpt.pixels import images_per_pass, to_uint8
-from vqgpt.progress import Progress, Report, silent
+from vqgpt.progress import Notice, Picture, Progress, Report, silent
 from vqgpt.runtime import autocast, select_device
+from vqgpt.stages.parts import Part, parts_of
+from vqgpt.stages.picture_folder import PictureFolder, class_folders
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
 MOST_COLUMNS = 16
+MOST_ROWS_ON_A_SHEET = 1000
+SEED_OF_COLORS = 0
 
 
 def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
-    """Render as configured; the result names the picture, or the folder of pictures."""
+    """Render as configured; the result names the picture, or the folder of pictures.
+
+    Raises UsageError for what exists or cannot be, InputError for an empty choice of rows or another VQ-GAN.
+    """
     cache = TokenCache(config.cache)
     description = cache.description
-    out = config.result
     model = check_ready(config, description, overwrite)
     split = config.split or cache.split_names[0]
-    tokens = cache.read_split(split)
-    rows = slice(0, config.limit or None)
-    codes, labels = tokens.codes[rows, 0], tokens.labels[rows]
-    plan = {"picture": out, "split": split, "images": len(codes)}
+    rows = config.chosen_rows(cache.rows(split))
+    if config.form == "sheet":
+        rows = for_a_sheet(rows, config, report)
+    view = view_number(config, description)
+    plan = {"picture": config.result, "split": split, "images": len(rows)}
+    if not len(rows):
+        raise InputError(
+            f"{cache.path}: no rows of split {split!r} are asked for, of {cache.rows(split)}",
+            "render other rows with --rows, or another split with --split",
+        )
+    about = {**to_json(config), "cache_digest": cache.digest, "split": split}
+    parts = parts_of(cache, split, view, rows, images_per_pass(*image_shape(model, description)[1:]))
+    precision = config.vqgan.precision
+    folder = None
+    if config.form in ("png", "tree"):
+        identity = {"cache_digest": cache.digest, "split": split, "rows": [rows.start, rows.stop]}
+        identity |= {"view": description.views[view], "format": config.form, "precision": precision}
+        folders = class_folders(description.class_names) if config.form == "tree" else None
+        folder = PictureFolder(config.result, identity, folders, overwrite)
     if dry_run:
         return plan
-    if not len(codes):
-        raise InputError(f"{cache.path}: split {split!r} is empty", "render another split, with --split")
-    about = {**to_json(config), "cache_digest": cache.digest, "split": split}
-    images = decode(model, codes, config.vqgan.precision, report)
-    if out.suffix == ".png":
-        sheet = contact_sheet(images, captions(labels, description), columns(description))
-        write_atomically(out, png_bytes(sheet, about))
+    if folder:
+        folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)
+    elif config.form == "npz":
+        images = decoded(model, (part.codes for part in parts), len(rows), precision, report)
+        write_npz(config.result, (len(rows), *image_shape(model, description)[1:], 3), images)
     else:
-        for row, image in enumerate(images):
-            write_atomically(out / f"{row:06d}.png", png_bytes(to_pil(image), about))
+        write_atomically(config.result, png_bytes(sheet(list(parts), model, description, precision, report), about))
+        if config.show:
+            report(Picture(path=config.result))
     return plan
+
+
+def sheet(parts: Sequence[Part], model: VQGAN, description: Description, precision: str, report: Report) -> Image:
+    """The contact sheet of rows."""
+    images = decode(model, np.concatenate([part.codes for part in parts]), precision, report)
+    texts = captions(np.concatenate([part.labels for part in parts]), description)
+    return contact_sheet(to_displayable(images, SEED_OF_COLORS), texts, columns(description))
+
+
+def for_a_sheet(rows: range, config: RenderConfig, report: Report) -> range:
+    """The rows that a sheet shows: what was asked for explicitly, up to what a picture can hold."""
+    most = ROWS_ON_A_SHEET if config.limit is None and config.rows is None else MOST_ROWS_ON_A_SHEET
+    if len(rows) > most:
+        report(
+            Notice(
+                text=f"the sheet shows the first {most} of {len(rows)} rows; --limit and --rows choose others, and a "
+                "folder or .npz file as --out takes all"
+            )
+        )
+    return rows[:most]
+
+
+def view_number(config: RenderConfig, description: Description) -> int:
+    """Which view of each row to render. Raises UsageError, with the nearest name, if there is no such view."""
+    if config.view is None:
+        return 0
+    if config.view not in description.views:
+        raise UsageError(f"{config.cache} has no view {config.view!r}", nearest_hint(config.view, description.views))
+    return description.views.index(config.view)
+
+
+def image_shape(model: VQGAN, description: Description) -> tuple[int, int, int]:
+    """(C, H, W) of the decoded images."""
+    height, width = (side * model.config.downsampling for side in description.grid)
+    return model.config.image_channels, height, width
+
+
+def write_npz(path: Path, shape: tuple[int, ...], batches: Iterator[NDArray[np.uint8]]) -> None:
+    """An uncompressed .npz file with one array arr_0 (N, H, W, 3), written as its images (n, C, H, W) come."""
+    with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
+        member = zipfile.ZipInfo("arr_0.npy")  # no time of day in it
+        with archive.open(member, "w", force_zip64=True) as inner:
+            np.lib.format.write_array_header_1_0(inner, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for images in batches:
+                inner.write(to_rgb(images).tobytes())
 
 
 def sheet_of(codes: torch.Tensor, description: Description, path: Path) -> bytes | None:
@@ -61,13 +137,24 @@ def sheet_of(codes: torch.Tensor, description: Description, path: Path) -> bytes
 def check_ready(config: RenderConfig, description: Description, overwrite: bool) -> VQGAN:
     """The VQ-GAN that decodes these tokens.
 
-    Raises UsageError if the picture, or a file in the folder of pictures, exists already, and InputError if the VQ-GAN
+    Raises UsageError if the file exists already or if the format cannot hold the images, and InputError if the VQ-GAN
     is another one than the tokens were made with.
     """
     out = config.result
-    taken = any(out.iterdir()) if out.is_dir() else out.exists()
-    if taken and not (overwrite and out.is_dir() == (out.suffix == "")):
+    is_file = config.form in ("sheet", "npz")
+    if out.exists() and out.is_dir() == is_file:
+        raise UsageError(f"{out} is a {'folder' if is_file else 'file'}", "give another --out")
+    if is_file and out.exists() and not overwrite:
         raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
+    if config.form == "tree" and description.label_kind != "class":
+        raise UsageError(
+            f"{config.cache} has no classes to make folders of", "use --format png, for one folder without classes"
+        )
+    if config.form != "sheet" and description.image_channels not in (1, 3):
+        raise UsageError(
+            f"{config.cache} has images of {description.image_channels} channels, which are neither grey nor RGB",
+            "use --format sheet, which shows them in colours of its own",
+        )
     return load_its_vqgan(description, config.vqgan)
 
 
@@ -90,18 +177,30 @@ def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
     return model
 
 
-@torch.no_grad()
 def decode(model: VQGAN, codes: NDArray[Any], precision: str, report: Report) -> NDArray[np.uint8]:
-    """Codes (N, h, w) -> images (N, C, H, W) uint8."""
-    device = model.quantize.embedding.weight.device
-    images = []
+    """Codes (N, h, w) -> images (N, C, H, W) uint8, all of them in memory."""
     at_once = images_per_pass(*(side * model.config.downsampling for side in codes.shape[1:]))
-    for batch in torch.from_numpy(codes.astype(np.int64)).split(at_once):
-        with autocast(device, precision):
-            images.append(to_uint8(model.decode(batch.to(device))).cpu().numpy())
-        done = sum(map(len, images))
-        report(Progress(task="render", done=done, total=len(codes), unit="images"))
-    return np.concatenate(images)
+    batches = (codes[start : start + at_once] for start in range(0, len(codes), at_once))
+    return np.concatenate(list(decoded(model, batches, len(codes), precision, report)))
+
+
+def decoded(
+    model: VQGAN, batches: Iterable[NDArray[Any]], total: int, precision: str, report: Report
+) -> Iterator[NDArray[np.uint8]]:
+    """The images (n, C, H, W) of each batch of codes (n, h, w), of `total` in all."""
+    done = 0
+    for codes in batches:
+        yield one_pass(model, codes, precision)
+        done += len(codes)
+        report(Progress(task="render", done=done, total=total, unit="images"))
+
+
+@torch.no_grad()
+def one_pass(model: VQGAN, codes: NDArray[Any], precision: str) -> NDArray[np.uint8]:
+    """Codes (n, h, w) -> images (n, C, H, W) uint8, at once."""
+    device = model.quantize.embedding.weight.device
+    with autocast(device, precision):
+        return to_uint8(model.decode(torch.from_numpy(codes.astype(np.int64)).to(device))).cpu().numpy()
 
 
 def captions(labels: NDArray[np.integer[Any]], description: Description) -> list[str]:

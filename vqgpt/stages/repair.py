@@ -5,13 +5,16 @@ they are the right ones is checked before anything is written.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+
+import numpy as np
 
 from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, TokenizeConfig
 from vqgpt.config.options import resolve
 from vqgpt.errors import InputError
 from vqgpt.progress import Report
+from vqgpt.stages.completion import Prompts
 from vqgpt.tokens import Description, read_manifest
 from vqgpt.tokens.reader import continue_hint
 
@@ -37,13 +40,15 @@ def run(config: VerifyConfig, report: Report) -> None:
             from vqgpt.stages import sample
 
             sampling = sample_config(config, description)
-            sample.run(sample.plan(sampling), sampling, overwrite=False, report=report)
+            recorded = recorded_prompts(description)
+            planned = sample.plan(sampling, lambda *_: recorded, report)
+            sample.run(planned, sampling, overwrite=False, report=report)
     except InputError as error:
         raise InputError(error.message, f"{error.hint}; or {continue_hint(config.cache, description)}") from None
 
 
 def tokenize_config(
-    cache: Path | None, description: Description, sources: SourceOptions, batch_size: int | None = None
+    cache: CachePath | None, description: Description, sources: SourceOptions, batch_size: int | None = None
 ) -> TokenizeConfig:
     """The `vqgpt tokenize` that makes the cache which `description` describes; None for what does not matter."""
     return resolve(
@@ -78,11 +83,19 @@ def sample_config(config: VerifyConfig, description: Description) -> SampleConfi
             "dataset": description.dataset,
             "checkpoint_gpt": config.checkpoint_gpt,
             "out": config.cache,
-            "classes": [class_word(turn, description.class_names) for turn in description.sampling["classes"]],
+            "classes": None
+            if description.sampling.get("prompts")
+            else [class_word(turn, description.class_names) for turn in description.sampling["classes"]],
             "device": config.sources.device,
             "precision": description.precision,
         },
     )
+
+
+def recorded_prompts(description: Description) -> Prompts | None:
+    """The prompts that a sampled cache completes, with the label of each image in turn."""
+    kept = description.sampling.get("prompts")
+    return Prompts(kept=np.array(kept), labels=description.sampling["classes"]) if kept else None
 
 
 def class_word(turn: int | Sequence[int], names: tuple[str, ...]) -> str:

@@ -3,7 +3,7 @@
 Must not import the VQ-GAN, image data, torchvision or PIL: rendering is `stages.render`, and is called by the CLI.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,32 +13,42 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.checkpoint import weights_sha256
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, samples_path
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import from_json, nearest_hint, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
+from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sampling import sample_codes
-from vqgpt.progress import Report
+from vqgpt.progress import Notice, Report
 from vqgpt.runtime import resolve_precision, select_device
+from vqgpt.stages.completion import Prompts, is_prefix
 from vqgpt.stages.find import check_dataset, find_cache, find_gpt
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 
 SPLIT = "samples"
+SHARD_ROWS = 1024  # what a kill can cost, in images
+
+FindPrompts = Callable[[GPTConfig, Description], Prompts | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePlan:
-    """What will be sampled: the GPT, the label of each image as `GPT.start` takes it, and the cache to write."""
+    """What will be sampled: the GPT, the label of each image as `GPT.start` takes it, and the cache to write.
+
+    Image i completes `kept[i % n]` (n, h, w), if there are any, -1 where a code is to be drawn.
+    """
 
     gpt: LoadedGPT
     codebook: NDArray[np.float32]
     checkpoint: Path
     labels: NDArray[np.int64]
+    kept: NDArray[np.int64] | None
     description: Description
-    cache: Path
+    cache: CachePath
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -52,8 +62,12 @@ class SamplePlan:
         }
 
 
-def plan(config: SampleConfig) -> SamplePlan:
-    """Load the GPT and settle what to sample. Raises UsageError for classes that the GPT does not know."""
+def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> SamplePlan:
+    """Load the GPT and settle what to sample.
+
+    Raises UsageError for classes that the GPT does not know, and what `find_prompts` raises; a notice tells of prompts
+    that it does not see whole.
+    """
     device = select_device(config.run.device)
     checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
     gpt = load_gpt(checkpoint, "train one with: vqgpt train", device, config.n_head)
@@ -66,7 +80,22 @@ def plan(config: SampleConfig) -> SamplePlan:
     check_dataset(config.dataset, trained_on.dataset, checkpoint)
     known_classes = trained_on.class_names if gpt.model.config.num_classes else ()
     by_bits = gpt.model.config.options.condition == "bits"
-    turn: list[Any] = bits_turn(config.classes, known_classes) if by_bits else class_turn(config.classes, known_classes)
+    if config.sampling.cfg_scale != 1:
+        check_can_guide(gpt, checkpoint)
+    prompts = find_prompts(gpt.model.config, trained_on)
+    turn: list[Any]
+    if prompts and not config.classes:
+        turn = prompts.labels
+    else:
+        turn = (bits_turn if by_bits else class_turn)(config.classes, known_classes)
+        turn = [label for label in turn for _ in (prompts.labels if prompts else [None])]
+    if prompts and not is_prefix(prompts.kept, scan_of(gpt.model.config)):
+        report(
+            Notice(
+                text="some kept codes come after drawn ones in the order in which this GPT reads the grid "
+                f"({gpt.model.config.options.order}): a drawn code follows from those before it alone"
+            )
+        )
     num_samples = config.sampling.num_samples
     row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
     description = replace(
@@ -78,14 +107,21 @@ def plan(config: SampleConfig) -> SamplePlan:
         limit=None,
         views=("identity",),
         precision=resolve_precision(config.run.precision, device),
-        sampling={**to_json(config.sampling), "classes": turn, "seed": config.run.seed},
-        shard_rows=default_shard_rows(row_bytes),
+        sampling={
+            **to_json(config.sampling),
+            "classes": turn,
+            "prompts": prompts.kept.tolist() if prompts else [],
+            "seed": config.run.seed,
+            "log_prob": True,
+        },
+        shard_rows=min(SHARD_ROWS, default_shard_rows(row_bytes)),
     )
     return SamplePlan(
         gpt=gpt,
         codebook=codebook,
         checkpoint=checkpoint,
         labels=np.array(turn)[np.arange(num_samples) % len(turn)],
+        kept=prompts.kept if prompts else None,
         description=description,
         cache=config.out or samples_path(trained_on.dataset),
     )
@@ -94,11 +130,16 @@ def plan(config: SampleConfig) -> SamplePlan:
 def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:
     """Sample as planned; the result names the cache."""
 
-    def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
+    def rows_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         labels = torch.from_numpy(plan.labels[shard.start : shard.stop])
-        precision = plan.description.precision
-        for codes in sample_codes(plan.gpt.model, labels, shard.start, config.run.seed, config.sampling, precision):
-            yield codes.numpy()[:, None]
+        kept = None
+        if plan.kept is not None:
+            kept = torch.from_numpy(plan.kept[np.arange(shard.start, shard.stop) % len(plan.kept)])
+        drawn = sample_codes(
+            plan.gpt.model, labels, shard.start, config.run.seed, config.sampling, plan.description.precision, kept
+        )
+        for codes, log_prob in drawn:
+            yield codes.numpy()[:, None], log_prob.numpy()
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         labels = plan.labels[shard.start : shard.stop]
@@ -106,9 +147,27 @@ def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report)
             labels = np.maximum(labels, 0)
         return labels, np.arange(shard.start, shard.stop)
 
-    codes, labels, description = codes_of, labels_of, plan.description
-    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", codes, labels, report)
+    rows, labels, description = rows_of, labels_of, plan.description
+    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", rows, labels, report)
     return {**plan.summary, "digest": manifest.digest}
+
+
+def check_can_guide(gpt: LoadedGPT, checkpoint: Path) -> None:
+    """Raise UsageError if a GPT has no label to guide towards, or was never shown an image without one."""
+    if not gpt.model.config.num_classes:
+        raise UsageError(
+            f"{checkpoint} was trained without classes, so there is nothing to guide towards", "leave --cfg-scale out"
+        )
+    if gpt.label_dropout == 0:
+        raise UsageError(
+            f"{checkpoint} was trained with --label-dropout 0: it does not know images without their label",
+            "leave --cfg-scale out, or train one with --label-dropout 0.1",
+        )
+
+
+def scan_of(config: GPTConfig) -> NDArray[np.int64]:
+    """The raster index of each token, in the order in which the GPT reads the grid."""
+    return scan_order(config.options.order, config.grid).numpy()
 
 
 def what_it_was_trained_on(

@@ -1,44 +1,44 @@
 """Filling a token cache shard by shard, the same way for encoded and for sampled codes, on one or several processes."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.config.cache_path import CachePath
 from vqgpt.distributed import gather_to_main, main_first, rank, world_size
 from vqgpt.errors import VQGPTError
 from vqgpt.interrupt import StopRequest, stop_on_signals
 from vqgpt.progress import Notice, Progress, Report
-from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, WriteLock
+from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, lock_of
 from vqgpt.versions import library_versions
 
 SECONDS_TO_LEAVE = 4.0  # after a signal
 FEW_CODES = 0.1  # share of the codebook below which a tokenizer gets a warning
 
-Codes = NDArray[np.integer[Any]]
+Made = tuple[NDArray[Any], ...]  # codes (n, V, h, w), and log_prob (n,) of those that were sampled
 Labels = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 def fill_cache(
-    path: Path,
+    path: CachePath,
     description: Description,
     codebook: NDArray[np.float32],
     overwrite: bool,
     task: str,
-    codes_of: Callable[[ShardRows], Iterator[Codes]],
+    rows_of: Callable[[ShardRows], Iterator[Made]],
     labels_of: Callable[[ShardRows], Labels],
     report: Report,
 ) -> Manifest:
     """Create or continue the cache at `path`, make and commit what is missing; returns its manifest.
 
-    `codes_of` yields a shard's codes (n, V, h, w) in batches, `labels_of` gives its labels and source indices. Of
-    several processes, each makes its share. Raises what `WriteLock` and `CacheWriter` raise, and InterruptedRun when a
+    `rows_of` yields what is made of a shard in batches, `labels_of` gives its labels and source indices. Of
+    several processes, each makes its share. Raises what the lock and `CacheWriter` raise, and InterruptedRun when a
     signal asks to stop; the shard in hand is dropped then.
     """
     saved = f"the shards that are done are saved in {path}"
-    with WriteLock(path) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
+    with lock_of(path) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
         with main_first():
             if rank() == 0:
                 lock.take()
@@ -47,15 +47,16 @@ def fill_cache(
             else:
                 lock.join()
                 writer = CacheWriter.join(path, description)
-        _write_missing(writer, task, codes_of, labels_of, report, stop, saved)
+        _write_missing(writer, lock.check, task, rows_of, labels_of, report, stop, saved)
         _warn_of_unused_codes(writer.manifest, report)
         return writer.manifest
 
 
 def _write_missing(
     writer: CacheWriter,
+    check_lock: Callable[[], None],
     task: str,
-    codes_of: Callable[[ShardRows], Iterator[Codes]],
+    rows_of: Callable[[ShardRows], Iterator[Made]],
     labels_of: Callable[[ShardRows], Labels],
     report: Report,
     stop: StopRequest,
@@ -73,18 +74,21 @@ def _write_missing(
         stored = None
         if rank() < len(together):
             shard, batches = together[rank()], []
-            for codes in codes_of(shard):
-                batches.append(codes)
-                used[codes] = True
-                in_hand = len(together) * sum(map(len, batches))
+            for batch in rows_of(shard):
+                batches.append(batch)
+                used[batch[0]] = True
+                in_hand = len(together) * sum(len(codes) for codes, *_ in batches)
                 values = {"shards": first, "of": len(missing), "used_codes": int(used.sum())}
                 report(Progress(task=task, done=min(done + in_hand, total), total=total, unit="images", values=values))
                 if stop:
                     raise stop.as_error(saved)
-            stored = writer.store(shard, np.concatenate(batches), *labels_of(shard))
+            codes, *log_prob = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+            check_lock()
+            stored = writer.store(shard, codes, *labels_of(shard), *log_prob)
         gathered = _gather((stored, used), stop, saved)
         if gathered:  # we are the main process
             entries = [entry for entry, _ in gathered[: len(together)]]
+            check_lock()
             writer.commit({(shard.split, shard.index): entry for shard, entry in zip(together, entries, strict=True)})
             used = np.logical_or.reduce([of_one for _, of_one in gathered])
         done += sum(shard.stop - shard.start for shard in together)

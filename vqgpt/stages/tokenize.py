@@ -63,10 +63,10 @@ def _run(
     rows = sum(split.rows for split in description.splits)
     codebook = model.quantize.vectors().detach().cpu().numpy()
 
-    def codes_of(shard: ShardRows) -> Iterator[NDArray[np.int64]]:
+    def codes_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64]]]:
         batches = row_batches(shard.start, shard.stop, max(1, config.batch_size // len(views)))
         for batch in prepared_batches(images.splits[shard.split], batches, preprocessing, config.images.workers):
-            yield encode_batch(model, batch, config.vqgan.precision, device)
+            yield (encode_batch(model, batch, config.vqgan.precision, device),)
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[Any], NDArray[np.int64]]:
         split = images.splits[shard.split]

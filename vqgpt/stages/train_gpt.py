@@ -17,7 +17,7 @@ from vqgpt.config.commands import TrainConfig, gpt_path
 from vqgpt.config.datasets import held_out_split
 from vqgpt.config.gpt import GPTConfig, SamplingOptions
 from vqgpt.config.options import differences, to_json
-from vqgpt.distributed import process_group, rank
+from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
@@ -54,6 +54,11 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, ren
 def _run(
     config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, render: Render, device: torch.device
 ) -> dict[str, Any]:
+    if config.training.shard and world_size() == 1:
+        raise UsageError(
+            "--shard cuts the network among processes, and there is one",
+            "start several with torchrun (docs/cluster.md), or leave --shard out",
+        )
     precision = resolve_precision(config.run.precision, device)
     cache = TokenCache(find_cache(config.cache, config.dataset))
     check_dataset(config.dataset, cache.description.dataset, cache.path)
@@ -75,10 +80,12 @@ def _run(
         return plan
     train, stream = training_rows(config, cache, architecture, device)
     held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
-    options = config.training
+    options, rows = config.training, cache.rows("train")
+    if options.batch_size > rows:
+        report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
     identity = {
         "architecture": to_json(architecture),
-        "training": {name: value for name, value in to_json(options).items() if name != "keep_last"},
+        "training": {name: value for name, value in to_json(options).items() if name not in ("keep_last", "shard")},
         "cache": cache.digest,
         "start": weights_sha256(model, {}),
         "seed": config.run.seed,
@@ -87,7 +94,7 @@ def _run(
     training_run = TrainingRun(result, KIND, identity, overwrite, report, options.keep_last)
     schedule = Schedule(
         seed=config.run.seed,
-        num_rows=cache.rows("train"),
+        num_rows=rows,
         batch_size=options.batch_size,
         n_epochs=options.n_epochs,
         max_steps=options.max_steps,
@@ -97,7 +104,7 @@ def _run(
     codebook = torch.from_numpy(cache.codebook())
 
     def content(figures: dict[str, float]) -> dict[str, Any]:
-        weights, description = training.result.state_dict(), to_json(cache.description)
+        weights, description = training.result_weights(), to_json(cache.description)
         return gpt_content(architecture, weights, description, cache.digest, codebook, to_json(config), figures)
 
     def score(figures: dict[str, float]) -> float:
@@ -105,11 +112,14 @@ def _run(
 
     def show() -> None:
         """Samples given the labels of the first held-out images: a picture, or their codes."""
+        weights = training.result_weights()
         if rank() > 0:
             return
+        shown = GPT(architecture).to(device)
+        shown.load_state_dict(weights)
         labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
-        sampled = sample_codes(training.result, labels, 0, config.run.seed, sampling, _without_scaling(precision))
-        codes = torch.cat(list(sampled))
+        sampled = sample_codes(shown, labels, 0, config.run.seed, sampling, _without_scaling(precision))
+        codes = torch.cat([codes for codes, _ in sampled])
         picture = render(codes, cache.description)
         if picture is None:
             buffer = io.BytesIO()
@@ -119,7 +129,7 @@ def _run(
             write_atomically(result.with_suffix(".samples.png"), picture)
 
     with (
-        wandb_log(config.logging.wandb, result, to_json(config)) as to_wandb,
+        wandb_log(config.logging.wandb, result, to_json(config), report) as to_wandb,
         tensorboard_log(config.logging.tensorboard, result) as to_tensorboard,
         stop_on_signals() as stop,
     ):

@@ -67,8 +67,8 @@ def _run(
     if dry_run:
         return plan
     with main_first():  # which downloads what is missing
-        perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
         images = images or read_images(config, dataset, size, report)
+        perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
         held_out_name = held_out_split(images.splits, dataset.name)
         train, held_out = (
             load_tensor(images.splits[name], preprocessing, config.images.workers, f"{dataset.name} {name}", report)
@@ -119,7 +119,7 @@ def _run(
         return figures["psnr_db"]
 
     with (
-        wandb_log(config.logging.wandb, config.result, to_json(config)) as training_run.also_log,
+        wandb_log(config.logging.wandb, config.result, to_json(config), report) as training_run.also_log,
         stop_on_signals() as stop,
     ):
         every_epochs = config.training.sample_and_save_freq

@@ -3,7 +3,7 @@
 The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torch.
 """
 
-from vqgpt.tokens.lock import WriteLock
+from vqgpt.tokens.lock import WriteLock, lock_of
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
 from vqgpt.tokens.reader import SplitTokens, TokenCache, read_manifest
 from vqgpt.tokens.verify import find_faults
@@ -20,6 +20,7 @@ __all__ = [
     "TokenCache",
     "WriteLock",
     "find_faults",
+    "lock_of",
     "read_manifest",
     "remove_cache",
 ]

@@ -1,4 +1,4 @@
-"""One run at a time writes a cache: a lock that the kernel drops when its holder dies.
+"""One run at a time writes a cache in a folder: a lock that the kernel drops when its holder dies.
 
 The lock is `flock` on the file `.NAME.lock` beside the cache, which says who holds it. The main process of a run takes
 it alone, sets the cache up, and then shares it with the other processes of its run: as long as one of them lives, no
@@ -10,9 +10,23 @@ import os
 import socket
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from vqgpt.config.cache_path import CachePath
 from vqgpt.errors import InputError
 from vqgpt.files import make_folder
+
+if TYPE_CHECKING:
+    from vqgpt.tokens.lease import Lease
+
+
+def lock_of(path: CachePath) -> "WriteLock | Lease":
+    """The right to write the cache at `path`: `WriteLock` in a folder, `Lease` on an object store."""
+    if isinstance(path, Path):
+        return WriteLock(path)
+    from vqgpt.tokens.lease import Lease
+
+    return Lease(path)
 
 
 class WriteLock:
@@ -42,6 +56,9 @@ class WriteLock:
         if not self.file.exists():
             raise InputError(f"the main process that writes {self.path} has ended", "see its message")
         self._lock(fcntl.LOCK_SH)
+
+    def check(self) -> None:
+        """Nobody takes this lock from a process that lives."""
 
     def release(self) -> None:
         """Give the lock back; the main process removes its file."""

@@ -17,7 +17,6 @@ from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
 
 FORMAT_VERSION = 1
 UNKNOWN_TOKENIZER = "unknown"  # in place of the digest, where codes were imported without their VQ-GAN
-ARRAYS = ("codes", "labels", "source_index")
 
 Origin = Literal["encoded", "sampled"]
 LabelKind = Literal["none", "class", "bits"]
@@ -62,16 +61,24 @@ class Description:
         names = self.preprocessing.get("unverified", [])
         return tuple(map(str, names)) if isinstance(names, list) else ()
 
+    @property
+    def has_log_prob(self) -> bool:
+        """True if the rows know how likely the model that drew them found them."""
+        return self.origin == "sampled" and self.sampling.get("log_prob") is True
+
     def layouts(self, split: str) -> dict[str, ArrayLayout]:
         """The arrays of a split, by name."""
         rows = next(item.rows for item in self.splits if item.name == split)
         bits = (len(self.class_names),) if self.label_kind == "bits" else ()
         codes = (rows, len(self.views), *self.grid)
-        return {
+        arrays = {
             "codes": self._layout(codes, code_dtype(self.codebook_size), ("row", "view", "h", "w")),
             "labels": self._layout((rows, *bits), "uint8" if bits else "int64", ("row", "bit")[: 1 + len(bits)]),
             "source_index": self._layout((rows,), "int64", ("row",)),
         }
+        if self.has_log_prob:
+            arrays["log_prob"] = self._layout((rows,), "float32", ("row",))
+        return arrays
 
     def _layout(self, shape: tuple[int, ...], dtype: str, dimension_names: tuple[str, ...]) -> ArrayLayout:
         row_bytes = math.prod(shape[1:]) * np.dtype(dtype).itemsize
@@ -111,13 +118,14 @@ class StoredFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One committed shard: the same rows of every array of a split."""
+    """One committed shard: the same rows of every array of a split. `log_prob` is where the description has it."""
 
     rows: int
     max_code: int
     codes: StoredFile
     labels: StoredFile
     source_index: StoredFile
+    log_prob: StoredFile | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +168,12 @@ class Manifest:
     def body(self) -> dict[str, Any]:
         """All of it in JSON form, but for the digest."""
         status = "complete" if self.complete else "partial"
-        return {"format_version": FORMAT_VERSION, "status": status, **to_json(self)}
+        body = {"format_version": FORMAT_VERSION, "status": status, **to_json(self)}
+        for shards in body["shards"].values():
+            for shard in shards.values():
+                if shard["log_prob"] is None:
+                    del shard["log_prob"]
+        return body
 
     @property
     def digest(self) -> str:

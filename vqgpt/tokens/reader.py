@@ -5,24 +5,24 @@
 Imports numpy and zarr only.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.config.cache_path import CachePath
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.tokens.document import from_document
+from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.layout import ArrayLayout
-from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, Shard, StoredFile
+from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
 from vqgpt.tokens.shard_file import decode_shard
+from vqgpt.tokens.store import Store, store_at
 from vqgpt.tokens.stored_files import ROOT, metadata_faults, read_checked
 
-THREADS = min(8, os.cpu_count() or 1)  # hashing and decompressing leave Python to the others
 LARGEST_ROOT = 2**28  # bytes
 SMALL_SPLIT = 2**30  # bytes in memory that are allowed in any case
 LARGEST_RATIO = 1000  # of a larger split's bytes in memory to those on disk; beyond it, it is a decompression bomb
@@ -30,19 +30,24 @@ LARGEST_RATIO = 1000  # of a larger split's bytes in memory to those on disk; be
 
 @dataclass(frozen=True, kw_only=True)
 class SplitTokens:
-    """Rows in memory: codes (N, V, h, w), labels (N,) int64 (-1 for none) or (N, L) uint8, source_index (N,) int64."""
+    """Rows in memory: codes (N, V, h, w), labels (N,) int64 (-1 for none) or (N, L) uint8, source_index (N,) int64.
+
+    log_prob (N,) float32 is in nats, and None where the cache does not have it.
+    """
 
     codes: NDArray[np.unsignedinteger]
     labels: NDArray[np.integer]
     source_index: NDArray[np.int64]
+    log_prob: NDArray[np.float32] | None = None
 
 
 class TokenCache:
     """A finished cache, opened for reading."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: CachePath) -> None:
         """Raises MissingDataError if there is nothing at `path`, InputError if it is no finished, intact cache."""
         self.path = path
+        self.store = store_at(path)
         self.manifest = read_manifest(path)
         if not self.manifest.complete:
             raise InputError(
@@ -50,7 +55,7 @@ class TokenCache:
                 "or was interrupted",
                 continue_hint(path, self.description),
             )
-        for key, fault in metadata_faults(path, self.manifest).items():
+        for key, fault in metadata_faults(self.store, self.manifest).items():
             raise self._damaged(key, fault)
 
     @property
@@ -101,8 +106,12 @@ class TokenCache:
                 self._read_into(arrays[name][rows], layout, key, getattr(shard, name))
             self._check_values(f"{split}/codes/{layouts['codes'].shard_key(index)}", arrays["codes"][rows], shard)
             self._check_labels(f"{split}/labels/{layouts['labels'].shard_key(index)}", arrays["labels"][rows])
+            if "log_prob" in arrays:
+                self._check_log_prob(
+                    f"{split}/log_prob/{layouts['log_prob'].shard_key(index)}", arrays["log_prob"][rows]
+                )
 
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(self.store.threads) as pool:
             list(pool.map(read, range(len(wanted))))
         return SplitTokens(**arrays)
 
@@ -112,21 +121,19 @@ class TokenCache:
 
     def _check_size(self, split: str, layouts: dict[str, ArrayLayout], wanted: Sequence[int]) -> None:
         """Raise InputError, before anything is allocated, if files are missing, or claim to hold absurdly many rows."""
-        stored = 0
-        for index in wanted:
-            for name in ARRAYS:
-                key = f"{split}/{name}/{layouts[name].shard_key(index)}"
-                try:
-                    stored += (self.path / key).stat().st_size
-                except (FileNotFoundError, NotADirectoryError):
-                    raise self._damaged(key, "is missing") from None
+        keys = [f"{split}/{name}/{layouts[name].shard_key(index)}" for index in wanted for name in layouts]
+        sizes = self.store.sizes(keys)
+        for key in keys:
+            if key not in sizes:
+                raise self._damaged(key, "is missing")
+        stored = sum(sizes.values())
         rows = sum(layouts["codes"].rows_in(index) for index in wanted)
         needed = rows * sum(layout.row_bytes for layout in layouts.values())
         if needed > max(SMALL_SPLIT, LARGEST_RATIO * stored):
             raise self._damaged(split, f"claims {needed} bytes of rows in {stored} bytes of files")
 
     def _read_into(self, out: NDArray[Any], layout: ArrayLayout, key: str, file: StoredFile) -> None:
-        fault, data = read_checked(self.path / key, file)
+        fault, data = read_checked(self.store, key, file)
         if fault:
             raise self._damaged(key, fault)
         try:
@@ -148,6 +155,10 @@ class TokenCache:
         if not lowest <= int(labels.min()) <= int(labels.max()) <= highest:
             raise self._damaged(key, f"holds labels outside {lowest}..{highest}")
 
+    def _check_log_prob(self, key: str, log_prob: NDArray[Any]) -> None:
+        if not (np.isfinite(log_prob) & (log_prob <= 0)).all():
+            raise self._damaged(key, "holds numbers that are no logarithms of probabilities")
+
     def _damaged(self, key: str, fault: str) -> InputError:
         return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path))
 
@@ -156,26 +167,35 @@ def _empty(layout: ArrayLayout, rows: int) -> NDArray[Any]:
     return np.empty((rows, *layout.shape[1:]), np.dtype(layout.dtype).newbyteorder("<"))
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: CachePath) -> Manifest:
     """The manifest of a cache that may be unfinished."""
-    root = path / ROOT
-    if not path.exists():
-        raise MissingDataError(f"there is no token cache {path}", "make one with `vqgpt tokenize` or `vqgpt sample`")
-    if not root.is_file():
+    store = store_at(path)
+    root = read_root(store, path)
+    if root is None and store.exists():
         raise InputError(
             f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache"
         )
-    if root.stat().st_size > LARGEST_ROOT:
-        raise InputError(f"{path} is not a token cache (its {ROOT} is too large)", "give another path")
-    return from_document(root.read_bytes(), str(path))
+    if root is None:
+        raise MissingDataError(f"there is no token cache {path}", "make one with `vqgpt tokenize` or `vqgpt sample`")
+    return from_document(root, str(path))
 
 
-def repair_hint(path: Path) -> str:
+def read_root(store: Store, path: CachePath) -> bytes | None:
+    """The root document of what is at `path`, or None if there is none. Raises InputError if it is absurdly large."""
+    try:
+        return store.read(ROOT, LARGEST_ROOT)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+    except TooLargeError:
+        raise InputError(f"{path} is not a token cache (its {ROOT} is too large)", "give another path") from None
+
+
+def repair_hint(path: CachePath) -> str:
     """What to do about a cache with missing or damaged files."""
     return f"make just what is damaged again: vqgpt cache verify --repair {path}"
 
 
-def continue_hint(path: Path, description: Description) -> str:
+def continue_hint(path: CachePath, description: Description) -> str:
     """What to do about a cache that is not finished."""
     command, flag = _command(description)
     same_command = f"vqgpt {command} --dataset {description.dataset} {flag} {path}"

@@ -7,7 +7,7 @@ import math
 import re
 
 from vqgpt.tokens.layout import ArrayLayout
-from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, StoredFile
+from vqgpt.tokens.manifest import Description, Manifest, StoredFile
 
 LARGEST_ARRAY = 2**40  # elements
 LARGEST_SHARD = 2**30  # bytes, decoded
@@ -62,7 +62,11 @@ def manifest_fault(manifest: Manifest) -> str:
             within = 0 <= index < codes.num_shards and 0 <= shard.max_code < description.codebook_size
             if not within or shard.rows != codes.rows_in(index):
                 return f"impossible shard {split}/{index}"
-            if not all(_can_be(getattr(shard, name), _largest_file(layouts[f"{split}/{name}"])) for name in ARRAYS):
+            files = {name: getattr(shard, name) for name in description.layouts(split)}
+            sound = all(
+                file and _can_be(file, _largest_file(layouts[f"{split}/{name}"])) for name, file in files.items()
+            )
+            if not sound or (shard.log_prob and not description.has_log_prob):
                 return f"impossible files of shard {split}/{index}"
     for split, statistics in manifest.statistics.items():
         if len(statistics.histogram) != description.codebook_size:

@@ -1,14 +1,17 @@
 """The files of a token cache: where they lie, and reading one only if it is what the manifest says.
 
-Imports nothing but the manifest and what an array's metadata may say.
+Imports numpy and zarr only.
 """
 
 import json
-from pathlib import Path
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from vqgpt.files import sha256
 from vqgpt.tokens.array_metadata import metadata_fault
-from vqgpt.tokens.manifest import ARRAYS, Description, Manifest, Shard, StoredFile
+from vqgpt.tokens.folder_store import TooLargeError
+from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
+from vqgpt.tokens.store import Store
 
 ROOT = "zarr.json"
 
@@ -16,7 +19,7 @@ ROOT = "zarr.json"
 def shard_files(description: Description, split: str, index: int, shard: Shard) -> dict[str, StoredFile]:
     """The files of one shard, by path below the cache."""
     layouts = description.layouts(split)
-    return {f"{split}/{name}/{layouts[name].shard_key(index)}": getattr(shard, name) for name in ARRAYS}
+    return {f"{split}/{name}/{layout.shard_key(index)}": getattr(shard, name) for name, layout in layouts.items()}
 
 
 def all_files(manifest: Manifest) -> dict[str, StoredFile]:
@@ -28,40 +31,47 @@ def all_files(manifest: Manifest) -> dict[str, StoredFile]:
     return files
 
 
-def read_checked(path: Path, file: StoredFile) -> tuple[str, bytes]:
+def read_checked(store: Store, key: str, file: StoredFile) -> tuple[str, bytes]:
     """The bytes of a file and "", or what is wrong with it and no bytes."""
     try:
-        size = path.stat().st_size
-        if size != file.bytes:
-            return f"has {size} bytes instead of {file.bytes}", b""
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        data = store.read(key, file.bytes)
+    except FileNotFoundError:
         return "is missing", b""
     except IsADirectoryError:
         return "is a folder", b""
+    except TooLargeError as error:
+        return f"has {error.size} bytes instead of {file.bytes}", b""
+    if len(data) != file.bytes:
+        return f"has {len(data)} bytes instead of {file.bytes}", b""
     if sha256(data) != file.sha256:
         return "is not what was written (its sha256 differs)", b""
     return "", data
 
 
-def holds(path: Path, file: StoredFile) -> bool:
-    """True if the file is there and is what was written."""
-    fault, _ = read_checked(path, file)
-    return not fault
+def find_bad(store: Store, files: Mapping[str, StoredFile]) -> dict[str, str]:
+    """What is wrong with those of the files that are not as they were written, by key."""
+
+    def fault(key: str) -> str:
+        return read_checked(store, key, files[key])[0]
+
+    with ThreadPoolExecutor(store.threads) as pool:
+        faults = zip(files, pool.map(fault, files), strict=True)
+        return {key: fault for key, fault in faults if fault}
 
 
-def metadata_faults(path: Path, manifest: Manifest) -> dict[str, str]:
-    """What is wrong with the `zarr.json` files below the root, by path below the cache at `path`."""
+def metadata_faults(store: Store, manifest: Manifest) -> dict[str, str]:
+    """What is wrong with the `zarr.json` files below the root, by key."""
     layouts = manifest.description.all_layouts()
-    faults = {}
-    for key, file in manifest.files.items():
+
+    def fault(key: str) -> str:
         folder = key.removesuffix("/zarr.json")
-        if folder != key:
-            fault, data = read_checked(path / key, file)
-            fault = fault or (metadata_fault(layouts[folder], data) if folder in layouts else _group_fault(data))
-            if fault:
-                faults[key] = fault
-    return faults
+        wrong, data = read_checked(store, key, manifest.files[key])
+        return wrong or (metadata_fault(layouts[folder], data) if folder in layouts else _group_fault(data))
+
+    keys = [key for key in manifest.files if key.endswith("/zarr.json")]
+    with ThreadPoolExecutor(store.threads) as pool:
+        faults = zip(keys, pool.map(fault, keys), strict=True)
+        return {key: fault for key, fault in faults if fault}
 
 
 def _group_fault(data: bytes) -> str:

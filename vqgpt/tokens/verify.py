@@ -3,36 +3,30 @@
 Imports numpy and zarr only.
 """
 
-from pathlib import Path
-
 import numpy as np
 
+from vqgpt.config.cache_path import CachePath
 from vqgpt.errors import InputError
 from vqgpt.tokens.reader import TokenCache, read_manifest
 from vqgpt.tokens.statistics import count_codes, split_statistics
-from vqgpt.tokens.stored_files import ROOT, all_files, metadata_faults, read_checked
+from vqgpt.tokens.store import store_at
+from vqgpt.tokens.stored_files import ROOT, all_files, find_bad, metadata_faults
 
 STRANGER = "does not belong to this cache"
 UNFINISHED = "the cache is not finished"
 
 
-def find_faults(path: Path) -> list[str]:
+def find_faults(path: CachePath) -> list[str]:
     """Everything that is wrong with the cache at `path`, a line each; empty if it is whole.
 
     Raises InputError if it is not a cache at all, or its manifest is damaged.
     """
     manifest = read_manifest(path)
     faults = [] if manifest.complete else [UNFINISHED]
-    bad = {}
-    expected = all_files(manifest)
-    for key, file in expected.items():
-        fault, _ = read_checked(path / key, file)
-        if fault:
-            bad[key] = fault
-    bad = metadata_faults(path, manifest) | bad
+    store, expected = store_at(path), all_files(manifest)
+    bad = metadata_faults(store, manifest) | find_bad(store, expected)
     faults += [f"{key} {fault}" for key, fault in bad.items()]
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
-    faults += [f"{key} {STRANGER}" for key in sorted(present - set(expected) - {ROOT})]
+    faults += [f"{key} {STRANGER}" for key in sorted(set(store.files()) - set(expected) - {ROOT})]
     if manifest.complete and not bad:
         faults += _content_faults(TokenCache(path))
     return faults

@@ -1,31 +1,32 @@
 """Writing a token cache, shard by shard, so that it can be interrupted at any instant and continued.
 
-For each shard: files to temporary names, fsync, rename; then the manifest the same way. The manifest is the commit.
+For each shard: its files, whole and durable; then the manifest the same way. The manifest is the commit.
 Opening a cache that exists continues it: listed shards whose files hold their digests are kept, all others are
-missing. Several processes may store shards of one cache; one of them commits. The caller holds the cache's `WriteLock`.
+missing. Several processes may store shards of one cache; one of them commits. The caller holds the cache's lock.
 Imports numpy and zarr only.
 """
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.options import differences, to_json
 from vqgpt.errors import InputError
-from vqgpt.files import PARTIAL_SUFFIX, canonical_json, sha256, tidy_after_a_kill, write_atomically
+from vqgpt.files import PARTIAL_SUFFIX, canonical_json, sha256
 from vqgpt.tokens.document import DamagedManifestError, from_document, to_document
 from vqgpt.tokens.layout import array_metadata, encode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
-from vqgpt.tokens.reader import read_manifest
+from vqgpt.tokens.reader import read_manifest, read_root
 from vqgpt.tokens.shard_file import decode_shard
 from vqgpt.tokens.statistics import count_codes, split_statistics
-from vqgpt.tokens.stored_files import ROOT, holds, read_checked, shard_files
+from vqgpt.tokens.store import Store, store_at
+from vqgpt.tokens.stored_files import ROOT, all_files, find_bad, read_checked, shard_files
 
 USUAL_SPLITS = ("train", "val", "test", "samples")
 GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
@@ -47,14 +48,15 @@ class CacheWriter:
     Further processes of the same run make theirs with `join`, and hand what they `store` to the first to `commit`.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: CachePath, manifest: Manifest) -> None:
         self.path = path
+        self.place = store_at(path)
         self.manifest = manifest
 
     @classmethod
     def create_or_resume(
         cls,
-        path: Path,
+        path: CachePath,
         description: Description,
         codebook: NDArray[np.float32],
         versions: dict[str, str],
@@ -65,46 +67,46 @@ class CacheWriter:
         With `overwrite`, a finished or different cache is removed first. Raises InputError if something else is there:
         without `overwrite` a cache of another description (both sides are shown), and in any case other files.
         """
-        if overwrite and (path / ROOT).exists() and not _is_unfinished(path, description):
+        store = store_at(path)
+        root = read_root(store, path)
+        if overwrite and root is not None and not _is_unfinished(root, description):
             remove_cache(path)
-        if (path / ROOT).exists():
-            manifest = from_document((path / ROOT).read_bytes(), str(path))
+            root = None
+        if root is not None:
+            manifest = from_document(root, str(path))
             _check_same_work(path, description, manifest.description)
         else:
-            _remove_uncommitted_files(path, description)
+            _remove_uncommitted_files(store, path, description)
             shards: dict[str, dict[int, Shard]] = {split.name: {} for split in description.splits}
             manifest = Manifest(description=description, versions=versions, files={}, shards=shards, statistics={})
-        if path.exists():
-            tidy_after_a_kill(path)
+        store.tidy()
+        bad = find_bad(store, all_files(manifest))
         lost = {
             (split, index)
             for split, shards in manifest.shards.items()
             for index, shard in shards.items()
-            if not all(holds(path / key, file) for key, file in shard_files(description, split, index, shard).items())
+            if not bad.keys().isdisjoint(shard_files(description, split, index, shard))
         }
+        intact = {key: file for key, file in manifest.files.items() if key not in bad}
         writer = cls(path, manifest.without_shards(lost))
-        writer._write_fixed_files(codebook)
+        writer._write_fixed_files(codebook, intact)
         return writer
 
     @classmethod
-    def join(cls, path: Path, description: Description) -> "CacheWriter":
+    def join(cls, path: CachePath, description: Description) -> "CacheWriter":
         """A second writer of a cache that another process of this run has just set up. Raises InputError."""
         manifest = read_manifest(path)
         _check_same_work(path, description, manifest.description)
         return cls(path, manifest)
 
-    def _write_fixed_files(self, codebook: NDArray[np.float32]) -> None:
-        """Everything that does not depend on the images: metadata of groups and arrays, and the codebook."""
+    def _write_fixed_files(self, codebook: NDArray[np.float32], intact: Mapping[str, StoredFile]) -> None:
+        """All that does not depend on the images, but for what is there: metadata of groups and arrays, codebook."""
         description = self.manifest.description
         layouts = description.all_layouts()
         contents = {f"{split.name}/zarr.json": GROUP_DOCUMENT for split in description.splits}
         contents |= {f"{folder}/zarr.json": array_metadata(layout) for folder, layout in layouts.items()}
         contents[f"codebook/{layouts['codebook'].shard_key(0)}"] = encode_shard(layouts["codebook"], codebook)
-        kept = self.manifest.files
-        files = {key: kept.get(key, StoredFile(bytes=len(data), sha256=sha256(data))) for key, data in contents.items()}
-        for key, data in contents.items():
-            if not holds(self.path / key, files[key]):
-                files[key] = self._store(key, data)
+        files = {key: intact.get(key) or self._store(key, data) for key, data in contents.items()}
         self._commit(replace(self.manifest, files=files))
 
     def missing(self) -> Iterator[ShardRows]:
@@ -122,9 +124,10 @@ class CacheWriter:
         codes: NDArray[np.integer],
         labels: NDArray[np.integer],
         source_index: NDArray[np.integer],
+        log_prob: NDArray[np.float32] | None = None,
     ) -> None:
         """Store and commit one shard."""
-        self.commit({(shard.split, shard.index): self.store(shard, codes, labels, source_index)})
+        self.commit({(shard.split, shard.index): self.store(shard, codes, labels, source_index, log_prob)})
 
     def store(
         self,
@@ -132,18 +135,24 @@ class CacheWriter:
         codes: NDArray[np.integer],
         labels: NDArray[np.integer],
         source_index: NDArray[np.integer],
+        log_prob: NDArray[np.float32] | None = None,
     ) -> Shard:
         """Bring one shard of n rows to disk: codes (n, V, h, w), labels (n,) or (n, L), source_index (n,).
 
+        log_prob (n,), in nats, is needed where the description has it.
         It is not part of the cache before it is committed. Codes out of 0..K-1 are a bug of the caller (zarr would wrap
         them silently), and raise ValueError.
         """
         description = self.manifest.description
         if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < description.codebook_size:
             raise ValueError(f"codes {codes.min()}..{codes.max()} are not all in 0..{description.codebook_size - 1}")
-        rows = {"codes": codes, "labels": labels, "source_index": source_index}
+        rows: dict[str, NDArray[Any]] = {"codes": codes, "labels": labels, "source_index": source_index}
+        if log_prob is not None:
+            rows["log_prob"] = log_prob
+        layouts = description.layouts(shard.split)
+        assert set(rows) == set(layouts)
         files = {}
-        for name, layout in description.layouts(shard.split).items():
+        for name, layout in layouts.items():
             assert len(rows[name]) == shard.stop - shard.start
             data = encode_shard(layout, rows[name].astype(layout.dtype))
             files[name] = self._store(f"{shard.split}/{name}/{layout.shard_key(shard.index)}", data)
@@ -154,16 +163,15 @@ class CacheWriter:
         self._commit(self.manifest.with_shards(shards))
 
     def _store(self, key: str, data: bytes) -> StoredFile:
-        write_atomically(self.path / key, data)
+        self.place.write(key, data)
         return StoredFile(bytes=len(data), sha256=sha256(data))
 
     def _commit(self, manifest: Manifest) -> None:
         if manifest.has_all_shards and not manifest.complete:
             manifest = replace(manifest, statistics=self._read_back(manifest))
         document = to_document(manifest)
-        root = self.path / ROOT
-        if not root.exists() or root.read_bytes() != document:
-            write_atomically(root, document)
+        if read_root(self.place, self.path) != document:
+            self.place.write(ROOT, document)
         self.manifest = manifest
 
     def _read_back(self, manifest: Manifest) -> dict[str, SplitStatistics]:
@@ -174,7 +182,7 @@ class CacheWriter:
             histogram = np.zeros(manifest.description.codebook_size, np.int64)
             for index, shard in shards.items():
                 key = f"{split}/codes/{layout.shard_key(index)}"
-                fault, data = read_checked(self.path / key, shard.codes)
+                fault, data = read_checked(self.place, key, shard.codes)
                 if fault:
                     raise InputError(f"{self.path}: {key} {fault}", "check the disk, and run the same command again")
                 codes = np.empty((shard.rows, *layout.shape[1:]), layout.dtype)
@@ -184,44 +192,42 @@ class CacheWriter:
         return statistics
 
 
-def remove_cache(path: Path) -> None:
+def remove_cache(path: CachePath) -> None:
     """Delete the cache at `path`, if there is one; its root goes first, so that no half of a cache can be opened.
 
     Raises InputError if what is there is another Zarr group.
     """
-    root = path / ROOT
-    if root.exists():
+    store = store_at(path)
+    root = read_root(store, path)
+    if root is not None:
         with contextlib.suppress(DamagedManifestError):
-            from_document(root.read_bytes(), str(path))
-        root.unlink()
-        shutil.rmtree(path)
+            from_document(root, str(path))
+        store.delete([ROOT])
+        store.clear()
 
 
-def _is_unfinished(path: Path, description: Description) -> bool:
-    """True if the same work was begun at `path` and can be continued."""
+def _is_unfinished(root: bytes, description: Description) -> bool:
+    """True if the cache with this root document is the same work, begun, and can be continued."""
     try:
-        manifest = from_document((path / ROOT).read_bytes(), str(path))
-    except (OSError, InputError):
+        manifest = from_document(root, "")
+    except InputError:
         return False
     return manifest.description == description and not manifest.complete
 
 
-def _check_same_work(path: Path, ours: Description, theirs: Description) -> None:
+def _check_same_work(path: CachePath, ours: Description, theirs: Description) -> None:
     different = differences(to_json(ours), to_json(theirs))
     if different:
         raise InputError(f"{path} holds other tokens ({different})", "give another path, or --overwrite to replace it")
 
 
-def _remove_uncommitted_files(path: Path, description: Description) -> None:
+def _remove_uncommitted_files(store: Store, path: CachePath, description: Description) -> None:
     """Clear what a run left that was killed before its first commit. Raises InputError if any other file is there."""
-    if path.is_file():
-        raise InputError(f"{path} is a file", "give another path")
     try:
-        files = own_files(path, (split.name for split in description.splits))
+        files = own_files(store, (split.name for split in description.splits))
     except StrangerError as error:
         raise InputError(f"{path} is not a token cache (it holds {error.name})", "give another path") from None
-    for file in files:
-        file.unlink()
+    store.delete(files)
 
 
 class StrangerError(Exception):
@@ -232,16 +238,16 @@ class StrangerError(Exception):
         self.name = name
 
 
-def own_files(path: Path, split_names: Iterable[str]) -> list[Path]:
-    """Every file below `path`, committed or not; all of them are such as a writer of caches makes.
+def own_files(store: Store, split_names: Iterable[str]) -> dict[str, int]:
+    """Every file that is there, committed or not, with its bytes; all are such as a writer of caches makes.
 
     `split_names` are those that are known, beside the usual ones. Raises StrangerError if any other file is there.
     """
     names = "|".join({"codebook", *USUAL_SPLITS, *split_names})
     partial = rf"(.*/)?\.[^/]*{re.escape(PARTIAL_SUFFIX)}"
     own_file = re.compile(rf"{re.escape(ROOT)}|({names})/(\w+/)?(zarr\.json|c(/\d+)+)|{partial}")
-    files = [file for file in path.rglob("*") if file.is_symlink() or not file.is_dir()] if path.exists() else []
-    for file in files:
-        if not own_file.fullmatch(file.relative_to(path).as_posix()):
-            raise StrangerError(str(file.relative_to(path)))
+    files = store.files()
+    for key in files:
+        if not own_file.fullmatch(key):
+            raise StrangerError(key)
     return files

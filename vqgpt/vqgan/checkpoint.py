@@ -9,13 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.checkpoint import FORMAT, check_kind, load_checkpoint, load_weights, weights_sha256
+from vqgpt.checkpoint import (
+    FORMAT,
+    check_kind,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint_file,
+    weights_sha256,
+)
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.torch_files import StoredTensor
 from vqgpt.vqgan.architecture import check_fits
-from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign, read_checkpoint_file
+from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign
 from vqgpt.vqgan.foreign_yaml import with_yaml
 from vqgpt.vqgan.model import VQGAN
 

@@ -4,20 +4,17 @@ Reads taming-transformers and latent-diffusion (Lightning files, bare or wrapped
 GenerativeZoo. Tensors are loaded only when asked for. Must not import GPT and token caches.
 """
 
-import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import safetensors
-import torch
 from torch import Tensor
 
 from vqgpt.config.vqgan import Lookup, VQGANConfig
-from vqgpt.errors import InputError, MissingDataError
-from vqgpt.torch_files import StoredTensor, read_torch_file
+from vqgpt.errors import InputError
+from vqgpt.torch_files import StoredTensor
 from vqgpt.vqgan.architecture import infer_config
 
 WhichWeights = Literal["model", "ema"]
@@ -28,7 +25,6 @@ PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names
 TRAINING_BUFFERS = re.compile(r"quantize\.(codebook_used|.*cluster_size|.*embed_avg)$")
 GENERATIVEZOO_ATTENTION = (16,)  # its --attn_resolutions; its files do not say at which size they were trained
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,37 +84,6 @@ def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> Foreig
     if family == "GenerativeZoo":
         config = replace(config, attn_resolutions=GENERATIVEZOO_ATTENTION)
     return ForeignVQGAN(family=family, tensors=parts, config=config, extra=len(tensors) - len(parts))
-
-
-def read_checkpoint_file(path: Path) -> Any:
-    """What a file of torch or safetensors holds, its tensors not yet loaded.
-
-    Raises MissingDataError if it is not there, InputError if it is neither, or damaged.
-    """
-    if path.suffix != ".safetensors":
-        return read_torch_file(path)
-    if not path.is_file():
-        raise MissingDataError(f"there is no checkpoint {path}", "check the path")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is not a dict
-            return {
-                name: StoredTensor(
-                    shape=tuple(part.get_shape()),
-                    dtype=DTYPES.get(part.get_dtype(), torch.uint8),
-                    complete=True,
-                    read=functools.partial(_read_safetensor, path, name),
-                )
-                for name, part in slices.items()
-            }
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file, or is truncated ({error})", "get the file again") from None
-
-
-def _read_safetensor(path: Path, name: str) -> Tensor:
-    with safetensors.safe_open(path, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-        return tensor
 
 
 def _state_dicts(

@@ -3,13 +3,16 @@
     images (N, C, H, W) uint8 -> a trained model in place, and its figures on the held-out images
 
 The generator's loss is L1 + L2 on the pixels, the perceptual loss, the adversarial term, and the codebook term. One
-pass of the generator serves both optimisers. Knows nothing of GPT and token caches.
+forward of the generator serves both optimisers; on a CPU each thread takes its part of the batch through it. Knows
+nothing of GPT and token caches.
 """
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ from vqgpt.config.vqgan import VQGANTrainingOptions
 from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
 from vqgpt.moving_average import move_average
 from vqgpt.pixels import images_per_pass, to_unit_range
-from vqgpt.runtime import autocast, derived_seed
+from vqgpt.runtime import autocast, derived_seed, new_workers
 from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
 from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
@@ -28,9 +31,22 @@ from vqgpt.vqgan.metrics import figures_of, reconstruct
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.perceptual import PerceptualLoss
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, codebook_loss, commitment_loss
+from vqgpt.vqgan.winograd import fast_convolutions
 
 SHOWN_IMAGES = 16
 START_VECTORS = 2**14  # latents that the codebook starts from
+
+
+class _Pass(NamedTuple):
+    """Some images of a batch: what a pass through the VQ-GAN gives, and their part of the losses of the batch.
+
+    `codebook_loss` is the one with a graph; `image_gradient` is that of the other losses by the reconstructions.
+    """
+
+    out: Reconstruction
+    losses: dict[str, Tensor]
+    codebook_loss: Tensor
+    image_gradient: Tensor
 
 
 class VQGANTraining:
@@ -82,6 +98,11 @@ class VQGANTraining:
             self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
             self.discriminator_optimizer = _adam(list(self.discriminator.parameters()), options)
         self.averaged = copy.deepcopy(model) if options.ema else None
+        one_pass = device.type != "cpu" or model.config.dropout > 0  # whose draws have an order
+        self.threads = 1 if one_pass else torch.get_num_threads()
+        self.workers = new_workers(self.threads) if self.threads > 1 else None
+        winograd = options.winograd == "auto" and not one_pass
+        self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
         self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
 
     @property
@@ -94,21 +115,15 @@ class VQGANTraining:
         self.model.train()
         share = local_share(step.rows)
         images = to_unit_range(self.images[local_rows(step.rows).to(self.images.device)])
-        with autocast(images.device, self.precision):
-            out = self.model(images)
-        losses = {
-            "pixel_loss": reconstruction_loss(out.images, images),
-            "codebook_loss": self.options.codebook_weight * codebook_term(out, self.options),
-        }
-        if self.perceptual_loss:
-            with autocast(images.device, self.precision):
-                losses["perceptual_loss"] = self.perceptual_weight * self.perceptual_loss(images, out.images).mean()
-        image_loss = torch.stack([loss for name, loss in losses.items() if name != "codebook_loss"]).sum()
-        (image_gradient,) = torch.autograd.grad(image_loss, out.images)
+        compute = self.workers.map if self.workers else map
+        parts = images.split(math.ceil(len(images) / self.threads))
+        passes = list(compute(lambda part: self._reconstruct(part, len(part) / len(images)), parts))
+        losses = {name: torch.stack([each.losses[name] for each in passes]).sum() for name in passes[0].losses}
         adversarial = self.adversary_start is not None and step.index >= self.adversary_start
+        image_gradients = [each.image_gradient for each in passes]
         if adversarial:
-            adversarial_gradient, adversarial_losses = self._judge(images, out.images, image_gradient, share)
-            image_gradient = image_gradient + adversarial_gradient
+            adversarial_gradients, adversarial_losses = self._judge(images, passes, share)
+            image_gradients = [a + b for a, b in zip(image_gradients, adversarial_gradients, strict=True)]
             losses |= adversarial_losses
         figures = _over_ranks(losses, share)
         figures = {"loss": sum(value for name, value in figures.items() if name != "discriminator_loss"), **figures}
@@ -116,7 +131,10 @@ class VQGANTraining:
             check_finite(value, name.replace("_", " "), step)
 
         self.optimizer.zero_grad()
-        torch.autograd.backward([out.images, losses["codebook_loss"] * share], [image_gradient * share, None])
+        for gradients in compute(partial(self._gradients, share=share), passes, image_gradients):  # in order
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         figures["gradient_norm"] = self._finite_norm(self.parameters, step)
         if adversarial:
             self.discriminator_optimizer.zero_grad()
@@ -124,30 +142,64 @@ class VQGANTraining:
             self._finite_norm(list(self.discriminator.parameters()), step)
             self._apply(self.discriminator_optimizer, step)
         self._apply(self.optimizer, step)
-        codes = out.codes.flatten()
+        codes = torch.cat([each.out.codes.flatten() for each in passes])
         if self.codebook:
-            self.codebook.update(out.latents.detach(), codes, counted=share > 0)
+            latents = torch.cat([each.out.latents.detach() for each in passes])
+            self.codebook.update(latents, codes, counted=share > 0)
         counts = torch.bincount(codes, minlength=len(self.epoch_counts)) * (share > 0)
         self.epoch_counts += sum_over_ranks(counts)
         if self.averaged:
             move_average(self.averaged, self.model, self.options.ema, step.index)
         return figures
 
+    def _reconstruct(self, images: Tensor, weight: float) -> "_Pass":
+        """Some images of a batch, of which they are `weight`."""
+        with autocast(images.device, self.precision), self.convolutions:
+            out = self.model(images)
+        losses = {
+            "pixel_loss": weight * reconstruction_loss(out.images, images),
+            "codebook_loss": weight * self.options.codebook_weight * codebook_term(out, self.options),
+        }
+        if self.perceptual_loss:
+            with autocast(images.device, self.precision), self.convolutions:
+                distances = self.perceptual_loss(images, out.images)
+            losses["perceptual_loss"] = weight * self.perceptual_weight * distances.mean()
+        image_loss = torch.stack([loss for name, loss in losses.items() if name != "codebook_loss"]).sum()
+        (image_gradient,) = torch.autograd.grad(image_loss, out.images)
+        detached = {name: loss.detach() for name, loss in losses.items()}
+        return _Pass(out, detached, losses["codebook_loss"], image_gradient)
+
+    def _gradients(self, each: "_Pass", image_gradient: Tensor, share: float) -> tuple[Tensor | None, ...]:
+        """Of the parameters, by one pass."""
+        outputs = [each.out.images, each.codebook_loss * share]
+        return torch.autograd.grad(outputs, self.parameters, [image_gradient * share, None], allow_unused=True)
+
     def _judge(
-        self, images: Tensor, reconstructions: Tensor, image_gradient: Tensor, share: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted gradient of the adversarial loss by the reconstructions, and both sides' losses."""
+        self, images: Tensor, passes: list["_Pass"], share: float
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The weighted gradient of the adversarial loss by each pass's reconstructions, and both sides' losses.
+
+        The discriminator sees the whole batch at once, over which it normalises.
+        """
+        reconstructions = torch.cat([each.out.images.detach() for each in passes]).requires_grad_()
         with autocast(images.device, self.precision):
             fake_logits = self.discriminator(reconstructions)
             (gradient,) = torch.autograd.grad(-fake_logits.mean(), reconstructions)
             loss = hinge_loss(self.discriminator(images), self.discriminator(reconstructions.detach()))
+        gradients = gradient.split([len(each.image_gradient) for each in passes])
         last_layer = self.model.decoder.conv_out.weight
-        at_last_layer = [
-            sum_over_ranks(share * torch.autograd.grad(reconstructions, last_layer, side, retain_graph=True)[0])
-            for side in (image_gradient, gradient)
-        ]
-        weight = self.options.disc_weight * adaptive_weight(*at_last_layer)
-        return weight * gradient, {
+
+        def at_last_layer(sides: Iterable[Tensor]) -> Tensor:
+            of_passes = [
+                torch.autograd.grad(each.out.images, last_layer, side, retain_graph=True)[0]
+                for each, side in zip(passes, sides, strict=True)
+            ]
+            return sum_over_ranks(share * torch.stack(of_passes).sum(dim=0))
+
+        weight = self.options.disc_weight * adaptive_weight(
+            at_last_layer(each.image_gradient for each in passes), at_last_layer(gradients)
+        )
+        return tuple(weight * gradient for gradient in gradients), {
             "adversarial_loss": -weight * fake_logits.detach().mean(),
             "discriminator_loss": loss,
         }

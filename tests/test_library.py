@@ -1,0 +1,96 @@
+"""The library: the lines of the README do what the commands do, and nothing heavy is imported before it is needed."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vqgpt
+from tests.conftest import TINY_VQGAN, run_here
+from vqgpt.errors import InputError, MissingDataError, UsageError
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_five_lines_of_the_readme_do_what_the_commands_do(pipeline):
+    lines = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    assert len(lines.strip().splitlines()) == 5
+    namespace: dict = {}
+    exec(lines, namespace)
+    words = ["--class", "3", "7", "--num-samples", "20", "--temperature", "0.8", "--out", "s.zarr"]
+    assert run_here("sample", *words).code == 0
+    drawn = vqgpt.TokenCache(Path("s.zarr")).read_split("samples").codes[:, 0]
+    np.testing.assert_array_equal(namespace["codes"], drawn)
+    assert namespace["images"].shape == (20, 1, 16, 16)
+    with Image.open("threes-and-sevens.png") as ours, Image.open("s.png") as theirs:
+        assert ours.width == theirs.width
+
+
+def test_options_are_those_of_the_command(pipeline):
+    gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
+    codes = gpt.sample(num_samples=3, seed=5, top_k=7, min_p=0.01, cfg_scale=2.0, cfg_schedule="linear")
+    words = ["--num-samples", "3", "--seed", "5", "--top-k", "7", "--min-p", "0.01"]
+    words += ["--cfg-scale", "2", "--cfg-schedule", "linear", "--tokens-only", "--out", "s.zarr"]
+    assert run_here("sample", *words).code == 0
+    np.testing.assert_array_equal(codes, vqgpt.TokenCache(Path("s.zarr")).read_split("samples").codes[:, 0])
+    unconditional = replace(gpt, gpt=replace(gpt.gpt, label_dropout=0))
+    with pytest.raises(UsageError, match="label-dropout"):
+        unconditional.sample(cfg_scale=2.0)
+
+
+def test_scores_are_those_of_the_command(pipeline):
+    gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
+    tokens = vqgpt.TokenCache(Path("runs/digits/samples.zarr")).read_split("samples")
+    assert run_here("score", "runs/digits/samples.zarr", "--out", "s.npz").code == 0
+    with np.load("s.npz", allow_pickle=False) as scores:
+        np.testing.assert_allclose(gpt.score(tokens.codes[:, 0], tokens.labels), scores["bits_per_token"], atol=1e-6)
+    assert gpt.score(tokens.codes[:3, 0]).shape == (3,)
+    assert gpt.class_names == tuple(map(str, range(10)))
+    with pytest.raises(UsageError, match="shape"):
+        gpt.score(tokens.codes)
+
+
+def test_encoding_gives_the_codes_of_the_cache(pipeline):
+    vqgan = vqgpt.load_vqgan("runs/digits/vqgan.pt")
+    codes = vqgpt.TokenCache(Path("cache/digits.zarr")).read_split("test").codes[:20, 0]
+    images = vqgan.decode(codes)
+    again = vqgan.encode(images)
+    assert again.shape == codes.shape
+    assert vqgan.sha256 == vqgpt.load_gpt("runs/digits/gpt.pt").description.tokenizer_sha256
+
+
+def test_mistakes_raise_our_errors(pipeline):
+    gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
+    for wrong in ({"classes": ["seven"]}, {"temperature": -1}, {"num_samples": 0}, {"top_k": 0}):
+        with pytest.raises(UsageError):
+            gpt.sample(**wrong)
+    with pytest.raises(TypeError, match="temprature"):
+        gpt.sample(temprature=1)
+    with pytest.raises(MissingDataError):
+        vqgpt.load_gpt("none.pt")
+    with pytest.raises(InputError, match="not of a gpt"):
+        vqgpt.load_gpt("runs/digits/vqgan.pt")
+    assert run_here("vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--seed", "1", "--out", "o.pt").code == 0
+    with pytest.raises(InputError, match="another VQ-GAN"):
+        vqgpt.load_vqgan("o.pt", tokens_of=gpt)
+    with pytest.raises(UsageError, match="decoded"):
+        vqgpt.load_vqgan("o.pt").decode(np.full((1, 8, 8), 16))
+    with pytest.raises(AttributeError, match="load_gtp"):
+        vqgpt.load_gtp  # noqa: B018
+
+
+def test_import_needs_no_torch_and_a_gpt_no_vqgan(pipeline):
+    code = """
+import sys, vqgpt
+assert "torch" not in sys.modules
+for name in ("PIL", "torchvision", "vqgpt.vqgan", "vqgpt.data"):
+    sys.modules[name] = None
+codes = vqgpt.load_gpt("runs/digits/gpt.pt").sample(num_samples=3)
+assert codes.shape == (3, 8, 8)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

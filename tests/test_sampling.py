@@ -1,0 +1,271 @@
+"""Sampling: cached decoding against full passes, filters against plain references, and the draws against chi-square."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.test_gpt import sampled, tiny_gpt
+from vqgpt.config.gpt import GPTConfig, GPTOptions, SamplingOptions
+from vqgpt.errors import UsageError
+from vqgpt.gpt.decoding import Decoder, DecoderWeights
+from vqgpt.gpt.drawing import draw, filtered, guidance_scale
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.sampling import images_at_once, sample_codes, uniform_numbers
+from vqgpt.gpt.scoring import nats_of_images
+
+CPU = torch.device("cpu")
+NETWORKS = [
+    {"arch": arch, "order": order} for arch in ("gpt2", "llama") for order in ("s-pattern", "raster", "hilbert")
+] + [{"bias": True}]
+FILTERS = [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.9, "min_p": 0.05}]
+CHI_SQUARE_BOUND = {5: 25, 8: 32}  # by degrees of freedom: p < 0.0002
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+@torch.no_grad()
+def test_cached_decoding_equals_full_passes(changes):
+    model = tiny_gpt(**changes)
+    tokens = torch.randint(16, (3, 12))
+    decoder = Decoder(DecoderWeights(model, "fp32", 3), 3)
+    logits = torch.stack([decoder.step(tokens[:, position], position) for position in range(12)], dim=1)
+    torch.testing.assert_close(logits, model(tokens), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_cached_decoding_knows_bits():
+    model = tiny_gpt(condition="bits")
+    labels, codes = torch.tensor([[1, -1, 0], [0, 0, 0]]), torch.randint(16, (2, 12))
+    start, bits = model.start(labels)
+    tokens = torch.cat([start, codes[:, :-1]], dim=1)
+    decoder = Decoder(DecoderWeights(model, "fp32", 2), 2)
+    logits = [decoder.step(tokens[:, position], position, None if position else bits) for position in range(12)]
+    torch.testing.assert_close(torch.stack(logits, dim=1), model.predictions(codes, labels), atol=1e-5, rtol=1e-5)
+
+
+def by_full_passes(model, label, uniforms, options):
+    """One image, a whole pass for each token."""
+    tokens = []
+    for position, uniform in enumerate(uniforms):
+        codes = torch.tensor([[*tokens, *[0] * (len(uniforms) - position)]])
+        logits = model.predictions(codes, label[None])[:, position]
+        if options.cfg_scale != 1:
+            without = model.predictions(codes, torch.full_like(label, -1)[None])[:, position]
+            logits = without + guidance_scale(position, len(uniforms), options) * (logits - without)
+        tokens.append(int(draw(logits, uniform[None], options)))
+    return tokens
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0},
+        {"top_p": 0.8},
+        {"cfg_scale": 3.0},
+        {"cfg_scale": 2.0, "cfg_schedule": "power-cosine", "cfg_power": 2.0, "min_p": 0.02, "temperature": 1.2},
+    ],
+)
+@torch.no_grad()
+def test_sampled_tokens_are_those_of_full_passes(arch, options):
+    model = tiny_gpt(arch=arch, condition="class")
+    labels = torch.tensor([0, 2, -1, 1])
+    codes = grid_to_sequence(sampled(model, labels, **options), scan_order("s-pattern", (3, 4)))
+    uniforms = uniform_numbers(0, 0, 4, 12)
+    expected = [by_full_passes(model, *row, SamplingOptions(**options)) for row in zip(labels, uniforms, strict=True)]
+    assert codes.tolist() == expected
+
+
+@pytest.mark.parametrize("width", [16, 64, 256])
+def test_image_i_depends_on_the_seed_and_i_alone(width):
+    model = tiny_gpt(embed_dim_t=width, n_head=8 if width > 16 else 2)
+    at_once = images_at_once(model.config, CPU, "fp32", guided=False)
+    classes = [i % 3 for i in range(6 * at_once + 5)]
+    many = sampled(model, classes)
+    assert torch.equal(many[:5], sampled(model, classes[:5]))
+    assert torch.equal(many[:at_once], sampled(model, classes[:at_once]))
+    assert not torch.equal(many, sampled(model, classes, seed=1))
+    later = sample_codes(model, torch.as_tensor(classes[at_once:]), at_once, 0, SamplingOptions(), "fp32")
+    assert torch.equal(many[at_once:], torch.cat([codes for codes, _ in later]))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(many, sampled(model, classes))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("condition", ["class", "bits"])
+def test_log_probabilities_are_the_models_own_whatever_the_filters(condition):
+    model = tiny_gpt(condition=condition)
+    labels = torch.tensor([[1, -1, 0], [0, 0, 0]]) if condition == "bits" else torch.tensor([1, -1])
+    options = SamplingOptions(temperature=0.7, top_k=5, cfg_scale=1.5)
+    ((codes, log_prob),) = sample_codes(model, labels, 0, 0, options, "fp32")
+    (nats,) = nats_of_images(model, codes, labels, "fp32")
+    torch.testing.assert_close(-log_prob.double(), nats, atol=1e-4, rtol=1e-5)
+
+
+def test_kept_codes_stay_and_those_before_them_are_as_without():
+    model = tiny_gpt()
+    free = sampled(model, [0, 1])
+    kept = torch.full((2, 3, 4), -1)
+    kept[:, 1, 1:3] = 7
+    ((codes, log_prob),) = sample_codes(model, torch.tensor([0, 1]), 0, 0, SamplingOptions(), "fp32", kept)
+    assert torch.equal(codes[:, 1, 1:3], kept[:, 1, 1:3])
+    assert torch.equal(codes[:, 0], free[:, 0])
+    assert torch.equal(codes[:, 1, 3], free[:, 1, 3])  # the s-pattern comes to it first
+    (nats,) = nats_of_images(model, codes, torch.tensor([0, 1]), "fp32")
+    torch.testing.assert_close(-log_prob.double(), nats, atol=1e-4, rtol=1e-5)
+
+
+def test_sampling_does_not_touch_torchs_own_random_numbers():
+    state = torch.random.get_rng_state()
+    sampled(tiny_gpt(), [0, 1])
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def plain_filter(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
+    """The probabilities of one row, step by step as the documentation has it, with sorting and loops."""
+    probabilities = np.exp(logits / temperature - (logits / temperature).max())
+    probabilities /= probabilities.sum()
+    if top_k is not None:
+        least = sorted(probabilities)[::-1][min(top_k, len(probabilities)) - 1]
+        probabilities = np.where(probabilities >= least, probabilities, 0)
+        probabilities /= probabilities.sum()
+    if top_p is not None:
+        total = 0.0
+        for code in np.argsort(-probabilities):
+            least, total = probabilities[code], total + probabilities[code]
+            if total >= top_p:
+                break
+        probabilities = np.where(probabilities >= least, probabilities, 0)
+        probabilities /= probabilities.sum()
+    if min_p is not None:
+        probabilities = np.where(probabilities >= min_p * probabilities.max(), probabilities, 0)
+        probabilities /= probabilities.sum()
+    return probabilities
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    codes=st.sampled_from([2, 16, 200]),
+    temperature=st.floats(0.3, 3),
+    top_k=st.none() | st.integers(1, 250),
+    top_p=st.none() | st.floats(0.01, 1),
+    min_p=st.none() | st.floats(0, 1),
+)
+def test_filters_do_what_a_plain_reference_does(seed, codes, temperature, top_k, top_p, min_p):
+    logits = np.random.default_rng(seed).normal(0, 2, codes).astype(np.float32)
+    chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    found = filtered(torch.from_numpy(logits)[None], SamplingOptions(**chosen)).softmax(dim=-1)[0].numpy()
+    expected = plain_filter(logits.astype(np.float64), **chosen)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_equally_likely_codes_stay_together():
+    logits = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    for options in ({"top_k": 1}, {"top_p": 0.01}, {"min_p": 1.0}):
+        kept = filtered(logits, SamplingOptions(**options)) > -torch.inf
+        assert kept.tolist() == [[True, True, True, False]]
+
+
+def chi_square(counts, probabilities):
+    """Of counts against expected shares; what is impossible must not occur."""
+    expected = np.asarray(probabilities) * counts.sum()
+    assert counts[expected == 0].sum() == 0
+    possible = expected > 0
+    return ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+
+
+@pytest.mark.parametrize("options", [{**chosen, "temperature": t} for chosen in FILTERS for t in (0.6, 1.0, 2.0)])
+def test_draws_follow_the_filtered_distribution(options):
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
+    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    codes = draw(logits.repeat(20_000, 1), uniforms, SamplingOptions(**options))
+    expected = plain_filter(logits.numpy().astype(np.float64), **options)
+    assert chi_square(np.bincount(codes.numpy(), minlength=6), expected) < CHI_SQUARE_BOUND[5]
+
+
+@pytest.mark.parametrize("options", [{}, {"cfg_scale": 2.5}, {"top_k": 2, "temperature": 0.8}])
+@torch.no_grad()
+def test_images_of_a_toy_model_follow_their_joint_distribution(options):
+    """Chi-square over all nine images of two tokens of three codes."""
+    torch.manual_seed(0)
+    shape = GPTOptions(n_layer=1, n_head=1, embed_dim_t=8, condition="class")
+    model = GPT(GPTConfig(options=shape, codebook_size=3, grid=(1, 2), num_classes=2)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.5 * torch.randn_like(parameter)
+    images = torch.tensor(list(itertools.product(range(3), range(3))))
+    with_label, without = (model.predictions(images, torch.full((9,), label)) for label in (1, -1))
+    logits = (without + options.get("cfg_scale", 1.0) * (with_label - without)).double().numpy()
+    chosen = {name: value for name, value in options.items() if name != "cfg_scale"}
+    expected = [
+        math.prod(plain_filter(logits[row, position], **chosen)[codes[position]] for position in range(2))
+        for row, codes in enumerate(images.tolist())
+    ]
+    codes = sampled(model, [1] * 4000, **options).flatten(1)
+    counts = np.bincount((3 * codes[:, 0] + codes[:, 1]).numpy(), minlength=9)
+    assert chi_square(counts, expected) < CHI_SQUARE_BOUND[8]
+
+
+def test_guidance_of_0_is_without_the_label_and_of_1_with_it():
+    model = tiny_gpt(condition="class")
+    assert torch.equal(sampled(model, [0, 1, 2], cfg_scale=0.0), sampled(model, [-1, -1, -1]))
+    unlabelled = sampled(model, [-1, -1], cfg_scale=4.0)
+    assert torch.equal(unlabelled, sampled(model, [-1, -1]))
+
+
+def test_schedules_of_guidance():
+    constant, linear = SamplingOptions(cfg_scale=3.0), SamplingOptions(cfg_scale=3.0, cfg_schedule="linear")
+    cosine = SamplingOptions(cfg_scale=3.0, cfg_schedule="power-cosine", cfg_power=2.0)
+    assert [guidance_scale(t, 4, constant) for t in range(4)] == [3, 3, 3, 3]
+    assert [guidance_scale(t, 4, linear) for t in range(4)] == [1, 1.5, 2, 2.5]
+    expected = [1 + 2 * (1 - math.cos(math.pi * (t / 4) ** 2)) / 2 for t in range(4)]
+    assert [guidance_scale(t, 4, cosine) for t in range(4)] == pytest.approx(expected)
+
+
+def test_a_tiny_temperature_is_nearly_greedy_and_does_not_overflow():
+    logits = torch.tensor([[3.0, 80.0, 79.0]])
+    assert draw(logits, torch.tensor([0.999]), SamplingOptions(temperature=1e-30)).item() == 1
+
+
+def test_the_largest_uniform_number_draws_a_possible_code():
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
+    assert draw(logits, torch.tensor([1 - 2**-24]), SamplingOptions()).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 2.0),
+        ("cfg_scale", -1.0),
+        ("cfg_power", 2.0),
+    ],
+)
+def test_impossible_values_are_refused(name, value):
+    with pytest.raises(UsageError, match=name):
+        SamplingOptions(**{name: value})
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**63 - 1), first=st.integers(0, 2**40))
+def test_uniform_numbers_belong_to_their_image(seed, first):
+    numbers = uniform_numbers(seed, first, 4, 8)
+    assert not torch.equal(numbers, uniform_numbers(seed ^ 1, first, 4, 8))
+    assert torch.equal(numbers[2:], uniform_numbers(seed, first + 2, 2, 8))
+    assert numbers.min() >= 0
+    assert numbers.max() < 1

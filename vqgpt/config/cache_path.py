@@ -1,0 +1,57 @@
+"""Where a token cache lies: in a folder, or on an object store, at an address. Must not import torch."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from vqgpt.errors import UsageError
+
+SCHEMES = ("s3", "gs", "az")
+
+
+class CacheURL(str):
+    """The address of a token cache on an object store: s3://BUCKET/FOLDER/NAME.zarr."""
+
+    @property
+    def name(self) -> str:
+        """What comes after the last slash."""
+        return self.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name, with its dot."""
+        return PurePosixPath(self.name).suffix
+
+    def with_name(self, name: str) -> "CacheURL":
+        """The address of something beside it."""
+        return CacheURL(f"{self.rpartition('/')[0]}/{name}")
+
+
+CachePath = Path | CacheURL
+
+
+def parse_cache_path(text: str) -> CachePath:
+    """A folder, or an address if that is what the text looks like. Raises UsageError for an address we cannot use."""
+    scheme, is_address, rest = text.partition("://")
+    if not is_address or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return Path(text)
+    if scheme.lower() not in SCHEMES:
+        known = ", ".join(f"{known}://" for known in SCHEMES)
+        raise UsageError(
+            f"{text}: {scheme}:// is no object store that vqgpt knows", f"known: {known}; or give a folder"
+        )
+    parts = rest.removesuffix("/").split("/")
+    if not all(parts) or {".", ".."} & set(parts) or re.search(r"[?#%\\\s]", rest):
+        raise UsageError(f"{text} is not the address of a cache", f"give {scheme}://BUCKET/NAME.zarr")
+    if len(parts) == 1 and parts[0].endswith(".zarr"):
+        raise UsageError(f"{text} names a bucket, and no cache in it", f"give {scheme}://BUCKET/NAME.zarr")
+    return CacheURL(f"{scheme.lower()}://{'/'.join(parts)}")
+
+
+def beside(cache: CachePath, name: str) -> Path:
+    """A file that goes with a cache: next to its folder; if the cache is on an object store, in the current folder."""
+    return cache.with_name(name) if isinstance(cache, Path) else Path(name)

@@ -1,0 +1,185 @@
+"""Decoding one token after the other with a static key-value cache: what `GPT.forward` computes, at a fraction of it.
+
+    tokens (R,) int64, position -> logits (R, K) float32, for the code at that position
+
+The weights are laid out once as the products want them, keys and values lie where attention reads them, and no buffer
+of the cache is allocated twice. Products have a fixed number of rows, so that neither the other rows nor their number
+can be felt in a row's rounding; everything else works row by row. Attention to the cache is one batched product for all
+heads: the query of each head stands in its own columns of a row that is as wide as the cache, zeros elsewhere.
+Letters: R rows, T positions, K codes, D width, A heads.
+Knows nothing of images, the VQ-GAN and token caches.
+"""
+
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqgpt.gpt.model import GPT, Block, Rotary
+
+EPSILON = 1e-5  # of both normalisations, as in the model
+
+
+class Norm(NamedTuple):
+    """A normalisation over the width: of the root mean square, or of mean and variance."""
+
+    weight: Tensor
+    bias: Tensor | None
+    of_root_mean_square: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(R, D) -> the same shape."""
+        if self.of_root_mean_square:
+            return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPSILON)
+
+
+class Linear(NamedTuple):
+    """A linear layer: weight (in, out), bias (out,). Products have `rows` rows each: their rounding depends on it."""
+
+    weight: Tensor
+    bias: Tensor | None
+    rows: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(R, in) -> (R, out), where R is a multiple of `rows`."""
+        x = x.to(self.weight.dtype)
+        if len(x) == self.rows:
+            y = x @ self.weight
+        else:
+            y = x.new_empty(len(x), self.weight.shape[1])
+            for first in range(0, len(x), self.rows):
+                torch.mm(x[first : first + self.rows], self.weight, out=y[first : first + self.rows])
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class Turns(NamedTuple):
+    """Rotary positions, with the weights of the normalisation of queries and keys in them: (T, 2, 1, D/A) each."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, qk: Tensor, position: int) -> Tensor:
+        """Queries and keys (R, 2, A, D/A) -> the same, normalised and turned."""
+        normal = F.rms_norm(qk.float(), qk.shape[-1:], None, EPSILON)
+        swapped = normal.roll(qk.shape[-1] // 2, -1)
+        return torch.addcmul(normal * self.cos[position], swapped, self.sin[position])
+
+
+class Layer(NamedTuple):
+    """What a block of the model has, ready for use."""
+
+    ln_1: Norm
+    turns: Turns | None
+    to_qkv: Linear
+    from_heads: Linear
+    ln_2: Norm
+    to_inside: Linear
+    from_inside: Linear
+
+
+class DecoderWeights:
+    """The weights of a model as decoders share them, in float32 or bfloat16, for products of so many rows."""
+
+    def __init__(self, model: GPT, precision: str, rows: int) -> None:
+        self.config = model.config
+        self.rows = rows
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        parts = model.transformer
+        self.wte = cast(nn.Embedding, parts["wte"]).weight.detach()
+        self.wpe = cast(nn.Embedding, parts["wpe"]).weight.detach() if "wpe" in parts else None
+        self.layers = [self._layer(cast(Block, block)) for block in cast(nn.ModuleList, parts["h"])]
+        self.ln_f = _norm(parts["ln_f"])
+        self.head = self._linear(self.wte[: model.config.codebook_size], None)
+        head_width = self.config.options.embed_dim_t // self.config.options.n_head
+        heads = torch.arange(self.config.options.n_head, device=self.wte.device)
+        of_column = torch.arange(self.config.options.embed_dim_t, device=self.wte.device) // head_width
+        self.head_columns = (of_column == heads[:, None]).to(self.dtype) / math.sqrt(head_width)  # (A, D)
+
+    def _layer(self, block: Block) -> Layer:
+        attention, mlp = block.attn, block.mlp
+        # GELU(h) = u * (1 + erf(u)) / sqrt(2), where u = h / sqrt(2): both factors go into the matrices around it
+        before, after = (1.0, 1.0) if mlp.gated else (math.sqrt(0.5), math.sqrt(0.5))
+        return Layer(
+            ln_1=_norm(block.ln_1),
+            turns=_turns(attention.rotary, attention.q_norm, attention.k_norm) if attention.rotary else None,
+            to_qkv=self._linear(attention.c_attn.weight, attention.c_attn.bias),
+            from_heads=self._linear(attention.c_proj.weight, attention.c_proj.bias),
+            ln_2=_norm(block.ln_2),
+            to_inside=self._linear(mlp.c_fc.weight, mlp.c_fc.bias, before, before),
+            from_inside=self._linear(mlp.c_proj.weight, mlp.c_proj.bias, after),
+        )
+
+    def _linear(self, weight: Tensor, bias: Tensor | None, factor: float = 1.0, bias_factor: float = 1.0) -> Linear:
+        scaled = (weight.detach() * factor).to(self.dtype).t().contiguous()
+        return Linear(scaled, None if bias is None else (bias.detach() * bias_factor).to(self.dtype), self.rows)
+
+
+def _norm(module: nn.Module) -> Norm:
+    weight, bias = cast(Tensor, module.weight).detach(), getattr(module, "bias", None)
+    return Norm(weight, None if bias is None else bias.detach(), isinstance(module, nn.RMSNorm))
+
+
+def _turns(rotary: Rotary, q_norm: nn.Module, k_norm: nn.Module) -> Turns:
+    cos, sin = [], []
+    for name, norm in (("query", q_norm), ("key", k_norm)):
+        weight = cast(Tensor, norm.weight).detach()
+        first, second = weight.chunk(2)
+        turn_cos, turn_sin = (cast(Tensor, getattr(rotary, f"{name}_{part}")) for part in ("cos", "sin"))
+        cos.append(torch.cat([turn_cos * first, turn_cos * second], dim=1))
+        sin.append(torch.cat([-turn_sin * second, turn_sin * first], dim=1))
+    return Turns(*(torch.stack(table, dim=1)[:, :, None] for table in (cos, sin)))
+
+
+class Decoder:
+    """The key-value cache of R rows, and a step over it. Used from one thread at a time, in inference mode.
+
+    R is a multiple of the rows of a product.
+    """
+
+    def __init__(self, weights: DecoderWeights, rows: int) -> None:
+        self.weights = weights
+        options, positions = weights.config.options, weights.config.block_size
+        kind: dict[str, Any] = {"dtype": weights.dtype, "device": weights.wte.device}
+        cache = torch.zeros(2, options.n_layer, rows, positions, options.embed_dim_t, **kind)
+        self.slots = [[cache[:, layer, :, t] for t in range(positions)] for layer in range(options.n_layer)]
+        self.keys = [[of_layer[:, : t + 1].mT for t in range(positions)] for of_layer in cache[0]]
+        self.values = [[of_layer[:, : t + 1] for t in range(positions)] for of_layer in cache[1]]
+        self.queries = torch.empty(rows, options.n_head, options.embed_dim_t, **kind)
+
+    def step(self, tokens: Tensor, position: int, bits: Tensor | None = None) -> Tensor:
+        """Tokens (R,) that stand before `position` -> logits (R, K) float32 of the code at it.
+
+        Positions are taken from 0, in order. `bits` (R, L) are added to the start token, as `GPT.forward` has them.
+        """
+        weights = self.weights
+        stream = F.embedding(tokens, weights.wte)
+        if weights.wpe is not None:
+            stream += weights.wpe[position]
+        if bits is not None:
+            stream += bits.to(stream.dtype) @ weights.wte[weights.config.bos + 1 :]
+        for number, layer in enumerate(weights.layers):
+            stream += layer.from_heads(self._attend(layer, number, layer.ln_1(stream), position))
+            inside = layer.to_inside(layer.ln_2(stream))
+            if weights.config.options.arch == "llama":
+                gate, inside = inside.chunk(2, dim=-1)
+                inside = F.silu(gate) * inside
+            else:
+                inside = torch.addcmul(inside, inside, inside.erf())
+            stream += layer.from_inside(inside)
+        return weights.head(weights.ln_f(stream)).float()
+
+    def _attend(self, layer: Layer, number: int, x: Tensor, position: int) -> Tensor:
+        """Normalised stream (R, D) -> what the heads saw (R, D)."""
+        width, heads = x.shape[1], self.queries.shape[1]
+        qkv = layer.to_qkv(x)
+        if layer.turns:
+            qk = qkv[:, : 2 * width].unflatten(1, (2, heads, -1))
+            qk.copy_(layer.turns(qk, position))
+        self.slots[number][position].copy_(qkv[:, width:].unflatten(1, (2, width)).transpose(0, 1))
+        torch.mul(qkv[:, None, :width], self.weights.head_columns, out=self.queries)
+        scores = torch.bmm(self.queries, self.keys[number][position])
+        seen = torch.bmm(scores.softmax(dim=-1), self.values[number][position])  # (R, A, D): each head, all columns
+        return seen.unflatten(2, (heads, -1)).diagonal(dim1=1, dim2=2).mT.flatten(1)

@@ -1,0 +1,174 @@
+"""What the commands do, on arrays: `vqgpt.load_gpt`, `vqgpt.load_vqgan`, `vqgpt.contact_sheet`.
+
+    Generator.sample -> codes (N, h, w) int64  --Tokenizer.decode-->  images (N, C, H, W) uint8  --encode-->  codes
+
+A Generator works where the VQ-GAN's code cannot be imported. Errors are those of `vqgpt.errors`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqgpt.config.gpt import SamplingOptions
+from vqgpt.config.options import from_json
+from vqgpt.errors import InputError, UsageError
+from vqgpt.gpt.checkpoint import LoadedGPT
+from vqgpt.gpt.checkpoint import load_gpt as load_checkpoint
+from vqgpt.gpt.sampling import sample_codes
+from vqgpt.gpt.scoring import nats_of_images
+from vqgpt.progress import silent
+from vqgpt.runtime import resolve_precision, select_device
+from vqgpt.stages.sample import bits_turn, check_can_guide, class_turn
+from vqgpt.tokens import Description
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vqgpt.vqgan.model import VQGAN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """A GPT: `sample` draws codes, `score` tells how likely it finds some.
+
+    `description` is that of the token cache it was trained on; None for a GPT of GenerativeZoo, which does not tell.
+    """
+
+    path: Path
+    gpt: LoadedGPT
+    description: Description | None
+    device: torch.device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the grid of codes of an image."""
+        return self.gpt.model.config.grid
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, or the bits, that it knows, in the order of their numbers."""
+        return self.description.class_names if self.description and self.gpt.model.config.num_classes else ()
+
+    def sample(
+        self,
+        num_samples: int = 16,
+        classes: Sequence[str | int] = (),
+        seed: int = 0,
+        precision: str = "auto",
+        **options: Any,
+    ) -> NDArray[np.int64]:
+        """Codes (N, h, w): those that `vqgpt sample` draws with the same options (`temperature`, `cfg_scale`, ...).
+
+        `classes`, as of --class, are generated in turn. Raises UsageError for an unknown class or an impossible value.
+        """
+        sampling = SamplingOptions(num_samples=num_samples, **options)
+        if sampling.cfg_scale != 1:
+            check_can_guide(self.gpt, self.path)
+        by_bits = self.gpt.model.config.options.condition == "bits"
+        words = tuple(map(str, classes))
+        turn: list[Any] = bits_turn(words, self.class_names) if by_bits else class_turn(words, self.class_names)
+        labels = torch.from_numpy(np.array(turn)[np.arange(num_samples) % len(turn)])
+        passes = sample_codes(self.gpt.model, labels, 0, seed, sampling, resolve_precision(precision, self.device))
+        return torch.cat([codes for codes, _ in passes]).numpy()
+
+    def score(
+        self, codes: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None = None, precision: str = "auto"
+    ) -> NDArray[np.float64]:
+        """Bits per token (N,) of codes (N, h, w), as `vqgpt score` tells them.
+
+        `labels` are class numbers (N,), -1 for none, or bits (N, L): 1 for yes, -1 for no, 0 for not told.
+        """
+        config = self.gpt.model.config
+        untold = (len(codes), config.num_classes) if config.options.condition == "bits" else (len(codes),)
+        if labels is None:
+            labels = np.full(untold, 0 if len(untold) == 2 else -1)
+        if labels.shape != untold or codes.shape[1:] != config.grid:
+            raise UsageError(
+                f"codes of shape {codes.shape} with labels of shape {labels.shape} cannot be scored",
+                f"give codes (N, {config.grid[0]}, {config.grid[1]}), and labels of shape {untold}",
+            )
+        grids, given = torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
+        exactly = resolve_precision(precision, self.device)
+        nats = torch.cat(list(nats_of_images(self.gpt.model, grids, given, exactly))).numpy()
+        return nats / (np.log(2) * config.block_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """A VQ-GAN: images (N, C, H, W) uint8 <-> codes (N, h, w)."""
+
+    model: "VQGAN"
+    device: torch.device
+
+    @property
+    def sha256(self) -> str:
+        """Its identity, which token caches and GPTs record."""
+        from vqgpt.vqgan.checkpoint import tokenizer_sha256
+
+        return tokenizer_sha256(self.model)
+
+    def encode(self, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.int64]:
+        """The codes of images that have the size of its training, or another that its grid divides."""
+        from vqgpt.pixels import images_per_pass
+        from vqgpt.stages.tokenize import encode_batch
+
+        at_once = images_per_pass(*images.shape[2:])
+        parts = (images[start : start + at_once, None] for start in range(0, len(images), at_once))
+        codes = [encode_batch(self.model, part, precision, self.device)[:, 0] for part in parts]
+        return np.concatenate(codes).astype(np.int64)
+
+    def decode(self, codes: NDArray[np.integer[Any]], precision: str = "fp32") -> NDArray[np.uint8]:
+        """The images that codes stand for. Raises UsageError for codes that it does not have."""
+        from vqgpt.stages.render import decode
+
+        size = self.model.config.codebook_size
+        if codes.ndim != 3 or not codes.size or not 0 <= codes.min() <= codes.max() < size:
+            raise UsageError(
+                f"codes of shape {codes.shape} cannot be decoded", f"give (N, h, w) codes of 0 to {size - 1}"
+            )
+        return decode(self.model, codes, precision, silent)
+
+
+def load_gpt(path: str | Path, device: str = "auto", n_head: int = 8) -> Generator:
+    """A GPT in a file, ours (.pt, .safetensors) or GenerativeZoo's, whose number of heads `n_head` tells.
+
+    Raises MissingDataError if there is none, InputError if it is not one.
+    """
+    chosen = select_device(device)
+    gpt = load_checkpoint(Path(path), "train one with: vqgpt train", chosen, n_head)
+    told = gpt.cache_description
+    description = None if told is None else from_json(Description, told, str(path))
+    return Generator(path=Path(path), gpt=gpt, description=description, device=chosen)
+
+
+def load_vqgan(path: str | Path, device: str = "auto", tokens_of: Generator | None = None) -> Tokenizer:
+    """A VQ-GAN in a file, ours or of taming-transformers, LlamaGen or GenerativeZoo.
+
+    With `tokens_of`, raises InputError if it is not the one that a GPT was trained with. Raises MissingDataError if
+    there is none, InputError if it is not one.
+    """
+    from vqgpt.vqgan import checkpoint
+
+    chosen = select_device(device)
+    tokenizer = Tokenizer(model=checkpoint.load_vqgan(Path(path), "NAME", chosen), device=chosen)
+    if tokens_of is not None and tokens_of.description is not None:
+        ours, theirs = tokenizer.sha256, tokens_of.description.tokenizer_sha256
+        if ours != theirs:
+            raise InputError(
+                f"the GPT was trained with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
+                "load the VQ-GAN that encoded its training images",
+            )
+    return tokenizer
+
+
+def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str] | None = None, columns: int = 10) -> "Image":
+    """A picture of images (N, C, H, W), as `vqgpt render` makes it; `save` writes it to a file."""
+    from vqgpt import pictures
+
+    texts = [""] * len(images) if captions is None else captions
+    return pictures.contact_sheet(pictures.to_displayable(images, 0), texts, columns)

@@ -1,0 +1,100 @@
+"""`vqgpt export`: a GPT as a model of Hugging Face transformers, or a GPT or VQ-GAN as a safetensors file."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqgpt.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_sha256
+from vqgpt.config.commands import ModelExportConfig
+from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.options import from_json, to_json
+from vqgpt.errors import InputError, UsageError
+from vqgpt.files import folder_atomically, write_atomically
+from vqgpt.gpt import checkpoint as gpt_checkpoint
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.transformers_format import transformers_files
+from vqgpt.stages.find import find_gpt
+
+
+def run(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
+    """Export as configured; the result names what was written.
+
+    Raises UsageError if it exists, or if the format cannot hold the model.
+    """
+    if config.to == "transformers":
+        return _export_to_transformers(config, overwrite, dry_run)
+    if config.out.is_dir() or (config.out.exists() and not overwrite):
+        raise UsageError(f"{config.out} exists", "give --overwrite to replace a file, or another name")
+    kind, content = _vqgan(config.checkpoint_vae) if config.checkpoint_vae else _gpt(_gpt_path(config))
+    if not dry_run:
+        save_checkpoint(config.out, kind, content)
+    return {"out": config.out, "kind": kind, "tensors": len(content["model"])}
+
+
+def _gpt_path(config: ModelExportConfig) -> Path:
+    return find_gpt(config.checkpoint_gpt, config.dataset)
+
+
+def _gpt(path: Path) -> tuple[str, dict[str, Any]]:
+    """What our checkpoint of a GPT holds."""
+    content = load_checkpoint(path, gpt_checkpoint.KIND, "give a GPT that `vqgpt train` made")
+    return gpt_checkpoint.KIND, content
+
+
+def _vqgan(path: Path) -> tuple[str, dict[str, Any]]:
+    """What our checkpoint of a VQ-GAN would hold, of anybody's."""
+    from vqgpt.vqgan import checkpoint as vqgan_checkpoint
+
+    file = vqgan_checkpoint.open_vqgan(path, "NAME")
+    model = vqgan_checkpoint.build_vqgan(file, torch.device("cpu"))
+    told = {name: file.content.get(name, {}) for name in ("configuration", "figures")}
+    dataset = file.content.get("dataset", "")
+    return vqgan_checkpoint.KIND, vqgan_checkpoint.vqgan_content(model, model.state_dict(), dataset, **told)
+
+
+def _export_to_transformers(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
+    path = _gpt_path(config)
+    _, content = _gpt(path)
+    architecture = from_json(GPTConfig, content["architecture"], str(path))
+    if architecture.options.arch != "gpt2":
+        raise UsageError(
+            f"{path} has the architecture {architecture.options.arch} with rotary positions of a grid, which no model "
+            "of transformers has",
+            "export it with --to safetensors, or train one with --arch gpt2",
+        )
+    if architecture.options.condition == "bits":
+        raise UsageError(
+            f"{path} is conditioned on bits, whose embeddings are added to the start token: transformers takes a token",
+            "export it with --to safetensors, or train one with --condition class",
+        )
+    model = GPT(architecture)
+    load_weights(model, content["model"], path)
+    files = transformers_files(
+        model.state_dict(),
+        architecture,
+        content["cache_description"],
+        content["cache_digest"],
+        weights_sha256(model, to_json(architecture)),
+        content["figures"],
+    )
+    _check_folder(config.out, set(files), overwrite)
+    if not dry_run:
+        with folder_atomically(config.out) as folder:
+            for name, data in files.items():
+                write_atomically(folder / name, data)
+    return {"out": config.out, "files": sorted(files), "bytes": sum(map(len, files.values()))}
+
+
+def _check_folder(folder: Path, names: set[str], overwrite: bool) -> None:
+    """Raise UsageError if something is there and --overwrite is not given, InputError if it is not what we replace."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "give the folder to write")
+    if not overwrite:
+        raise UsageError(f"{folder} exists", "give --overwrite to replace it, or another folder")
+    others = sorted(set(os.listdir(folder)) - names)
+    if others:
+        raise InputError(f"{folder} holds {others[0]}, which this export would not replace", "give another folder")

@@ -1,0 +1,137 @@
+"""A folder of PNG files, one per row of a token cache, that can be interrupted at any instant and continued.
+
+`.unfinished.json` says what is being rendered, and becomes `about.json` when all files are there. Each file appears
+whole or not at all, so what is there is kept. Must not import torch.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqgpt.errors import InputError, UsageError
+from vqgpt.files import canonical_json, fsync_folder, tidy_after_a_kill, write_atomically
+from vqgpt.interrupt import stop_on_signals
+from vqgpt.pictures import png_bytes, to_pil
+from vqgpt.progress import Notice, Progress, Report
+from vqgpt.stages.parts import Part
+
+UNFINISHED, FINISHED = ".unfinished.json", "about.json"
+PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.partial")
+WITHOUT_CLASS = "without-class"
+THREADS = 8  # more than cores: each waits for the disk most of the time
+SECONDS_TO_LEAVE = 4.0  # after a signal
+
+
+class PictureFolder:
+    """The folder at `path`; `identity` is what must be equal for it to be continued."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], folders: Sequence[str] | None, overwrite: bool) -> None:
+        """`folders` has a folder's name for each class, where there is one per class.
+
+        Raises UsageError if something else was rendered there and is not to be replaced, InputError if there are files
+        that no rendering wrote.
+        """
+        self.path = path
+        self.identity = canonical_json(identity)
+        self.folders = folders
+        self.complete = self._holds(FINISHED) and not overwrite
+        self.continues = self._holds(UNFINISHED) and not (path / FINISHED).exists()
+        is_new = not path.exists() or not any(path.iterdir())
+        if not (is_new or self.complete or self.continues):
+            if not overwrite:
+                raise UsageError(
+                    f"{path} exists", "give --overwrite to replace what was rendered there, or another --out"
+                )
+            self._check_ours()
+
+    def _holds(self, name: str) -> bool:
+        file = self.path / name
+        return file.is_file() and file.read_bytes() == self.identity
+
+    def _check_ours(self) -> None:
+        """Raise InputError if there is a file that no rendering wrote."""
+        known = any((self.path / name).is_file() for name in (UNFINISHED, FINISHED))
+        names = {UNFINISHED, FINISHED, f".{UNFINISHED}.partial"}
+        files = (file for file in self.path.rglob("*") if not file.is_dir() and file.name not in names)
+        others = sorted(str(file) for file in files if not (known and PICTURE.fullmatch(file.name)))
+        if others:
+            raise InputError(f"{others[0]} was not rendered by vqgpt", "delete it, or give another --out")
+
+    def _remove_old(self) -> None:
+        """Delete the pictures of another rendering; an empty marker stands for them until they are gone."""
+        write_atomically(self.path / UNFINISHED, b"{}")
+        (self.path / FINISHED).unlink(missing_ok=True)
+        for picture in [file for file in self.path.rglob("*") if PICTURE.fullmatch(file.name)]:
+            picture.unlink()
+        for folder in [folder for folder in self.path.iterdir() if folder.is_dir()]:
+            folder.rmdir()
+
+    def file_of(self, row: int, label: NDArray[Any]) -> Path:
+        """Where the picture of a row is."""
+        if self.folders is None:
+            return self.path / f"{row:06d}.png"
+        name = self.folders[int(label)] if int(label) >= 0 else WITHOUT_CLASS
+        return self.path / name / f"{row:06d}.png"
+
+    def fill(
+        self,
+        parts: Iterator[Part],
+        total: int,
+        decode: Callable[[NDArray[Any]], NDArray[np.uint8]],
+        about: dict[str, Any],
+        report: Report,
+    ) -> None:
+        """Write the pictures that are not there; `decode` makes images (n, C, H, W) of codes.
+
+        A part is decoded while the pictures of the one before it are written. Raises InterruptedRun when a signal asks
+        to stop.
+        """
+        if self.complete:
+            report(Notice(text=f"{self.path} is complete; nothing to do"))
+            return
+        if not self.continues:
+            self._remove_old()
+            write_atomically(self.path / UNFINISHED, self.identity)
+        tidy_after_a_kill(self.path)
+        saved = f"the pictures that are done are in {self.path}"
+        done = 0
+
+        def write(file: Path, image: NDArray[np.uint8]) -> None:
+            write_atomically(file, png_bytes(to_pil(image), about))
+
+        with stop_on_signals(SECONDS_TO_LEAVE, saved) as stop, ThreadPoolExecutor(THREADS) as pool:
+            writing: list[Future[None]] = []
+            for part in parts:
+                files = [self.file_of(row, label) for row, label in zip(part.rows, part.labels, strict=True)]
+                missing = [index for index, file in enumerate(files) if not file.exists()]
+                images = decode(part.codes) if missing else np.empty(0, np.uint8)
+                for written in writing:
+                    written.result()
+                writing = [pool.submit(write, files[index], images[index]) for index in missing]
+                done += len(files)
+                report(Progress(task="render", done=done, total=total, unit="images"))
+                if stop:
+                    raise stop.as_error(saved)
+            for written in writing:
+                written.result()
+        os.replace(self.path / UNFINISHED, self.path / FINISHED)
+        fsync_folder(self.path)
+
+
+def class_folders(names: Sequence[str]) -> list[str]:
+    """A folder's name for each class: its own name where a file system takes it, and each another."""
+    folders: list[str] = []
+    taken = {WITHOUT_CLASS}
+    for index, name in enumerate(names):
+        safe = re.sub(r"[^\w ,()+-]+", "_", name).strip(" _")[:100] or "class"
+        while safe.casefold() in taken:
+            safe = f"{safe}-{index}"
+        taken.add(safe.casefold())
+        folders.append(safe)
+    return folders

@@ -1,0 +1,53 @@
+"""Image files as prompts of `vqgpt sample`: the VQ-GAN's codes of an image, and a mask of what is kept of it."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vqgpt.config.commands import EncoderOptions
+from vqgpt.config.preprocessing import Preprocessing, PreprocessingOptions
+from vqgpt.data.decoding import BrokenImageError, decode
+from vqgpt.data.preparing import prepare
+from vqgpt.errors import InputError, MissingDataError
+from vqgpt.stages.render import load_its_vqgan
+from vqgpt.stages.tokenize import encode_batch
+from vqgpt.tokens import Description
+
+WHITE = 128  # of 255; a pixel of a mask that is at least as bright is kept
+
+
+def encode_image(path: Path, description: Description, vqgan: EncoderOptions) -> NDArray[np.int64]:
+    """The codes (h, w) of an image, prepared as the images of a token cache of this description.
+
+    Raises InputError if it has another size, or if the VQ-GAN is not that of the tokens.
+    """
+    recorded, size = description.preprocessing, description.image_size
+    chosen = {name: recorded[name] for name in ("fit", "background") if name in recorded}
+    options = PreprocessingOptions(**chosen)
+    image = read_image(path, options.background_rgb)
+    if (image.height, image.width) != size:
+        raise InputError(
+            f"the prompt {path} has {image.width} x {image.height} pixels, the GPT's images {size[1]} x {size[0]}",
+            "resize or crop it to that size",
+        )
+    model = load_its_vqgan(description, vqgan)
+    preprocessing = Preprocessing(size=size[0], channels=description.image_channels, options=options)
+    device = model.quantize.embedding.weight.device
+    return encode_batch(model, prepare(image, preprocessing)[None], "fp32", device)[0, 0]
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """The pixels (H, W) of a mask that are white. Raises MissingDataError or InputError."""
+    return np.asarray(read_image(path, (0, 0, 0)).convert("L")) >= WHITE
+
+
+def read_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    """An image file, grey or RGB. Raises MissingDataError or InputError, naming it."""
+    if not path.is_file():
+        raise MissingDataError(f"there is no file {path}", "give an image, or a row of a token cache: cache:train/17")
+    try:
+        return decode(path.read_bytes(), background)
+    except BrokenImageError as error:
+        raise InputError(f"{path} cannot be used as an image: {error}", "give another file") from None

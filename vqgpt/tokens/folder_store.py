@@ -1,0 +1,76 @@
+"""The files of a token cache in a folder: temporary name, fsync, rename. Must not import torch."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from vqgpt.errors import InputError
+from vqgpt.files import tidy_after_a_kill, write_atomically
+
+
+class TooLargeError(Exception):
+    """A file has `size` bytes, more than were expected, and was not read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class FolderStore:
+    """A `Store` in the folder `path`, which need not exist. Files raise OSError where the disk does."""
+
+    threads = min(8, os.cpu_count() or 1)  # hashing and decompressing leave Python to the others
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        """True if anything is there, a file in its place included."""
+        return self.path.exists()
+
+    def read(self, key: str, most_bytes: int) -> bytes:
+        """See `Store`."""
+        file = self.path / key
+        try:
+            size = file.stat().st_size
+            if size > most_bytes:
+                raise TooLargeError(size)
+            return file.read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from None
+
+    def sizes(self, keys: Iterable[str]) -> dict[str, int]:
+        """See `Store`."""
+        sizes = {}
+        for key in keys:
+            try:
+                sizes[key] = (self.path / key).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return sizes
+
+    def files(self) -> dict[str, int]:
+        """See `Store`; links are not followed."""
+        if self.path.is_file():
+            raise InputError(f"{self.path} is a file", "give another path")
+        files = [file for file in self.path.rglob("*") if file.is_symlink() or not file.is_dir()]
+        return {file.relative_to(self.path).as_posix(): file.lstat().st_size for file in files}
+
+    def write(self, key: str, data: bytes) -> None:
+        """See `Store`."""
+        write_atomically(self.path / key, data)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Store`."""
+        for key in keys:
+            (self.path / key).unlink()
+
+    def clear(self) -> None:
+        """See `Store`."""
+        shutil.rmtree(self.path)
+
+    def tidy(self) -> None:
+        """See `Store`."""
+        if self.path.exists():
+            tidy_after_a_kill(self.path)

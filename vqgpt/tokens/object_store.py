@@ -1,0 +1,199 @@
+"""The files of a token cache on an object store (S3, Google Cloud Storage, Azure), through the package obstore.
+
+A put is atomic there, so there are no temporary names. obstore repeats what fails on the way (no connection, a cut one,
+HTTP 5xx); what fails for good becomes one of our errors. Each request runs in an event loop of its own: a signal ends
+it at once, which it would not inside obstore's blocking calls. obstore is an extra and is imported here alone.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from vqgpt.config.cache_path import CacheURL
+from vqgpt.errors import MissingDataError, ResourceError, UsageError, VQGPTError
+from vqgpt.tokens.folder_store import TooLargeError
+
+RETRY_SECONDS = 60.0
+IMPATIENT_RETRY_SECONDS = 5.0
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 30.0  # of a server in the middle of an answer
+REQUEST_SECONDS = 600.0  # for the slowest shard
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "InsufficientCapacity", "507"}
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """What a listing tells of an object."""
+
+    bytes: int
+    last_modified: datetime
+
+
+class ObjectStore:
+    """A `Store` of the objects below `url`.
+
+    Credentials and endpoint are taken from the environment, as obstore does (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...).
+    Requests raise MissingDataError if the store cannot be reached, has no such bucket, or refuses, and ResourceError if
+    it is full.
+    """
+
+    threads = 8
+
+    def __init__(self, url: CacheURL, patient: bool = True) -> None:
+        """Raises MissingDataError if obstore is not installed, UsageError if the environment makes no sense to it."""
+        try:
+            import obstore
+            from obstore.exceptions import BaseError
+            from obstore.store import from_url
+        except ImportError:
+            raise MissingDataError(f"{url} needs the package obstore", "pip install 'vqgpt[remote]'") from None
+        self.url = url
+        self.obstore: Any = obstore
+        self.errors = (BaseError, FileNotFoundError)
+        retry_seconds = RETRY_SECONDS if patient else IMPATIENT_RETRY_SECONDS
+        silence_seconds = min(SILENCE_SECONDS, retry_seconds)
+        seconds = {"connect_timeout": CONNECT_SECONDS, "read_timeout": silence_seconds, "timeout": REQUEST_SECONDS}
+        options: Any = {name: timedelta(seconds=value) for name, value in seconds.items()}
+        endpoints = [os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)]
+        options["allow_http"] = any(endpoint.startswith("http://") for endpoint in endpoints)  # it is asked for
+        retry: Any = {"retry_timeout": timedelta(seconds=retry_seconds)}
+        config: Any = {"disable_bulk_delete": True} if url.startswith("s3:") else None  # not all stores have it
+        hint = "check the address, and what the environment says of the store (AWS_ENDPOINT_URL, ...)"
+        for endpoint in endpoints:
+            if url.startswith("s3:") and not re.fullmatch(r"https?://[^\s/]+\S*", endpoint):  # obstore would panic
+                raise UsageError(f"{url}: the endpoint {endpoint!r} is no address", hint)
+        try:
+            self.store: Any = from_url(url, config=config, client_options=options, retry_config=retry)
+        except (BaseError, ValueError) as error:
+            raise UsageError(f"{url}: {first_line(error)}", hint) from None
+
+    def exists(self) -> bool:
+        """See `Store`."""
+        return bool(self.files())
+
+    def read(self, key: str, most_bytes: int) -> bytes:
+        """See `Store`."""
+
+        async def request() -> bytes:
+            answer = await self.obstore.get_async(self.store, key)
+            if answer.meta["size"] > most_bytes:
+                raise TooLargeError(answer.meta["size"])
+            return bytes(await answer.bytes_async())
+
+        return self._run(request)
+
+    def sizes(self, keys: Iterable[str]) -> dict[str, int]:
+        """See `Store`."""
+        there = self.files()
+        return {key: there[key] for key in keys if key in there}
+
+    def files(self) -> dict[str, int]:
+        """See `Store`."""
+        return {key: found.bytes for key, found in self.objects().items()}
+
+    def objects(self) -> dict[str, StoredObject]:
+        """All objects, by key."""
+
+        async def request() -> dict[str, StoredObject]:
+            parts = [part async for part in self.obstore.list(self.store)]
+            return {
+                item["path"]: StoredObject(bytes=item["size"], last_modified=item["last_modified"])
+                for part in parts
+                for item in part
+            }
+
+        return self._run(request)
+
+    def folders(self) -> list[str]:
+        """The names before the first slash of keys."""
+
+        async def request() -> list[str]:
+            found = await self.obstore.list_with_delimiter_async(self.store)
+            return sorted(found["common_prefixes"])
+
+        return self._run(request)
+
+    def write(self, key: str, data: bytes) -> None:
+        """See `Store`."""
+        self._run(lambda: self.obstore.put_async(self.store, key, data, use_multipart=False))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object only if there is none of this key; False if there is."""
+        from obstore.exceptions import AlreadyExistsError
+
+        async def request() -> bool:
+            try:
+                await self.obstore.put_async(self.store, key, data, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
+            return True
+
+        return self._run(request)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Store`; what is gone already does not matter."""
+
+        async def request() -> None:
+            try:
+                await self.obstore.delete_async(self.store, list(keys))
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+
+        self._run(request)
+
+    def clear(self) -> None:
+        """See `Store`."""
+        self.delete(self.files())
+
+    def tidy(self) -> None:
+        """See `Store`: a put is all or nothing, and durable."""
+
+    def _run(self, request: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        async def awaited() -> ResultT:
+            return await request()
+
+        try:
+            return asyncio.run(awaited())
+        except self.errors as error:
+            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+                raise
+            raise explained(self.url, error) from None
+
+
+def explained(url: CacheURL, error: Exception) -> VQGPTError:
+    """The error that a failed request means to the user."""
+    text = str(error)
+    status = re.search(r"status code: (\d+)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    said = {match[1] for match in (status, code) if match}
+    if "NoSuchBucket" in said:
+        bucket = url.split("/")[2]
+        return MissingDataError(f"{url}: there is no bucket {bucket}", "make it, or check the name and the endpoint")
+    if said & FULL:
+        return ResourceError(f"{url}: the store is full ({_short(said, text)})", "make room, then run the same command")
+    if said & {"401", "403"}:
+        return MissingDataError(
+            f"{url}: the store refuses access ({_short(said, text)})",
+            "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) and their rights",
+        )
+    return MissingDataError(
+        f"{url}: the object store fails or cannot be reached ({_short(said, text)})",
+        "check the network and the endpoint (AWS_ENDPOINT_URL); then run the same command again: it continues",
+    )
+
+
+def _short(said: set[str], text: str) -> str:
+    return " ".join(sorted(said)) or first_line(text)
+
+
+def first_line(error: object) -> str:
+    """What obstore says, without its long account of the request."""
+    return str(error).partition("\n")[0].removeprefix("Generic S3 error: ")
