@@ -17,6 +17,7 @@ from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks, query_blocks
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.muon import Muon
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.training import GPTTraining, Sequences
 from vqgpt.schedule import Schedule
@@ -144,6 +145,21 @@ def test_muon_moves_the_matrices_of_the_blocks_and_learns():
     assert matrices == 2 * 4
     losses, _ = trained(training)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 64)])
+def test_muon_takes_the_steps_of_torchs_own(shape):
+    """Which computes in bfloat16: they differ by its rounding."""
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.zeros(shape)) for _ in range(2))
+    reference = torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = Muon([ours], lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        muon.step()
+        reference.step()
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 @pytest.mark.parametrize("position", [0, 5, 15])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqgpt.config.gpt import GPTTrainingOptions
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.muon import Muon
 from vqgpt.sharding import is_part, load_whole_optimizer
 
 
@@ -28,11 +29,7 @@ class Optimizer:
             {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
-        self.muon = (  # Jordan et al. 2024; updates as large as AdamW's (Liu et al. 2025), for one learning rate
-            torch.optim.Muon(muon, lr=options.lr, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
-            if muon
-            else None
-        )
+        self.muon = Muon(muon, lr=options.lr, weight_decay=options.weight_decay) if muon else None
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -58,10 +55,8 @@ class Optimizer:
             return torch.where(torch.isfinite(norm), norm, 0.0)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self.stopped = torch.maximum(self.stopped, (~finite).to(self.stopped.dtype))
-        if self.muon and self.stopped.item():  # which cannot leave out a step by itself
-            return norm
-        self.adamw.found_inf = self.stopped  # type: ignore[attr-defined]  # fused kernels do nothing where it is 1
         for optimizer in self._optimizers():
+            optimizer.found_inf = self.stopped  # type: ignore[attr-defined]  # they do nothing where it is 1
             optimizer.step()
         return norm
 
