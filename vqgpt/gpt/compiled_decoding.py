@@ -25,7 +25,7 @@ LANES = 8  # numbers that the C code takes at once; so are the widths of heads a
 
 
 def decoding_library(model: GPT, precision: str) -> ctypes.CDLL | None:
-    """The functions of `decoding.c`, or None where they do not suit: not for every width, and not without a compiler."""
+    """The functions of `decoding.c`, or None: off a CPU or float32, for odd widths, and without a C compiler."""
     options, device = model.config.options, next(model.parameters()).device
     suits = options.embed_dim_t % COLUMNS == options.embed_dim_t // options.n_head % LANES == 0
     if device.type != "cpu" or precision != "fp32" or not suits:
@@ -41,17 +41,30 @@ class CompiledWeights:
         blocks = [cast(Block, block) for block in cast(nn.ModuleList, model.transformer["h"])]
         self.inside = blocks[0].mlp.c_proj.in_features  # of the MLP
         codes = self.embedding.wte[: model.config.codebook_size]
-        parts = [part for block in blocks for part in _block(block)] + [_norm(model.transformer["ln_f"]), _linear(codes)]
+        parts = [part for block in blocks for part in _block(block)] + [
+            _norm(model.transformer["ln_f"]),
+            _linear(codes),
+        ]
         self.numbers = torch.cat(parts)
-        turns = [torch.stack([turn[:, :, 0] for turn in attention_turns(block.attn)], 2) for block in blocks if block.attn.rotary]
+        turns = [
+            torch.stack([turn[:, :, 0] for turn in attention_turns(block.attn)], 2)
+            for block in blocks
+            if block.attn.rotary
+        ]
         self.turns = torch.stack(turns, dim=1).contiguous() if turns else torch.empty(0)  # (T, layers, 2, 2, D/A)
+
+    def new_decoder(self, rows: int) -> "CompiledDecoder":
+        """With a key-value cache for so many rows."""
+        return CompiledDecoder(self, rows)
 
 
 def _block(block: Block) -> list[Tensor]:
     attention, mlp = block.attn, block.mlp
     halves = 2 if mlp.gated else 1
     inside = [_filled(half) for half in mlp.c_fc.weight.detach().chunk(halves)]
-    bias = None if mlp.c_fc.bias is None else torch.cat([_filled(half) for half in mlp.c_fc.bias.detach().chunk(halves)])
+    bias = (
+        None if mlp.c_fc.bias is None else torch.cat([_filled(half) for half in mlp.c_fc.bias.detach().chunk(halves)])
+    )
     return [
         _norm(block.ln_1),
         _linear(attention.c_attn.weight, attention.c_attn.bias),

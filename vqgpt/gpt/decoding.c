@@ -122,35 +122,38 @@ static void turn(float *x, const float *cosines, const float *sines, const struc
 }
 
 // Attention of one row: query, key and value (3 * width) -> what the heads saw (width), at one position.
-// Keys lie as (heads, positions / 8, width of a head, 8), values as (width / 8, positions, 8).
+// Keys lie as (positions / 8, width, 8), values as (positions, width): both are read from the first to the last.
 static void attend(const float *qkv, float *keys, float *values, float *seen, const struct sizes *of, long position) {
     long width = of->width, head = width / of->heads, count = (position / LANES + 1) * LANES;
-    float scores[count], scale = 1 / sqrtf(head);
+    float scores[of->heads * count], scale = 1 / sqrtf(head);
     for (long c = 0; c < width; c++)
-        keys[(c / head * of->positions + position / LANES * LANES) * head + c % head * LANES + position % LANES] =
-            qkv[width + c];
-    for (long c = 0; c < width; c += LANES) AT(values, c * of->positions + position * LANES) = AT(qkv, 2 * width + c);
-    for (long first = 0; first < width; first += head) {
-        const float *query = qkv + first, *key = keys + first * of->positions;
-        for (long t = 0; t < count; t += LANES, key += head * LANES) {
+        keys[(position / LANES * width + c) * LANES + position % LANES] = qkv[width + c];
+    memcpy(values + position * width, qkv + 2 * width, width * sizeof(float));
+    for (long t = 0; t < count; t += LANES)
+        for (long h = 0; h < of->heads; h++) {
+            const float *query = qkv + h * head, *key = keys + t * width + h * head * LANES;
             lanes sum[SUMS] = {0};
             for (long d = 0; d < head; d += SUMS)
                 for (int s = 0; s < SUMS; s++) sum[s] += query[d + s] * AT(key, (d + s) * LANES);
-            AT(scores, t) = (sum[0] + sum[1] + (sum[2] + sum[3])) * scale;
+            AT(scores, h * count + t) = (sum[0] + sum[1] + (sum[2] + sum[3])) * scale;
         }
-        for (long t = position + 1; t < count; t++) scores[t] = -INFINITY;
-        float most = largest(scores, count);
+    for (long h = 0; h < of->heads; h++) {
+        float *shares = scores + h * count;
+        for (long t = position + 1; t < count; t++) shares[t] = -INFINITY;
+        float most = largest(shares, count);
         lanes total = {0};
-        for (long t = 0; t < count; t += LANES) total += AT(scores, t) = exponential(AT(scores, t) - most);
-        float share = 1 / sum_of(total);
-        for (long c = first; c < first + head; c += LANES) {
-            const float *value = values + c * of->positions;
-            lanes sum[SUMS] = {0};
-            for (long t = 0; t < count; t += SUMS)
-                for (int s = 0; s < SUMS; s++) sum[s] += scores[t + s] * AT(value, (t + s) * LANES);
-            AT(seen, c) = (sum[0] + sum[1] + (sum[2] + sum[3])) * share;
-        }
+        for (long t = 0; t < count; t += LANES) total += AT(shares, t) = exponential(AT(shares, t) - most);
+        for (long t = 0; t < count; t += LANES) AT(shares, t) /= sum_of(total);
     }
+    memset(seen, 0, width * sizeof(float));
+    for (long t = 0; t < count; t += LANES)
+        for (long c = 0; c < width; c += LANES) {
+            const float *share = scores + c / head * count + t, *value = values + t * width + c;
+            lanes sum = AT(seen, c);
+#pragma GCC unroll 8
+            for (int s = 0; s < LANES; s++) sum += share[s] * AT(value, s * width);
+            AT(seen, c) = sum;
+        }
 }
 
 // The non-linear part of the MLP, in place: (rows, inside), or (rows, 2 * inside) -> (rows, inside).

@@ -36,7 +36,10 @@ class Embedding:
         if self.wpe is not None:
             stream += self.wpe[position]
         if bits is not None:
-            stream += bits.to(stream.dtype) @ self.wte[self.first_bit :]
+            for bit, weight in zip(
+                bits.t(), self.wte[self.first_bit :], strict=True
+            ):  # a product would round by its rows
+                stream += bit[:, None] * weight
         return stream
 
 
@@ -114,6 +117,10 @@ class DecoderWeights:
         heads = torch.arange(self.config.options.n_head, device=self.embedding.wte.device)
         of_column = torch.arange(self.config.options.embed_dim_t, device=self.embedding.wte.device) // head_width
         self.head_columns = (of_column == heads[:, None]).to(self.dtype) / math.sqrt(head_width)  # (A, D)
+
+    def new_decoder(self, rows: int) -> "Decoder":
+        """With a key-value cache for so many rows."""
+        return Decoder(self, rows)
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.attn, block.mlp

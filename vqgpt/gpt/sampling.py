@@ -9,8 +9,7 @@ can be used, computes each row on its own. Knows nothing of images, the VQ-GAN a
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from queue import SimpleQueue
 
 import numpy as np
@@ -25,7 +24,6 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.runtime import new_workers
 
-MOST_COMPILED_IMAGES = 64  # in a pass by `decoding.c`
 MOST_GROUPS_PER_PASS = 4  # on a CPU
 MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is
 IMAGES_ON_CPU = 32
@@ -50,25 +48,23 @@ def sample_codes(
     images are asked for, as long operations wait less for Python's lock.
     """
     config, device, guided = model.config, next(model.parameters()).device, options.cfg_scale != 1
-    library = decoding_library(model, precision)
-    at_once = 1 if library else images_at_once(config, device, precision, guided)
-    most_groups = MOST_COMPILED_IMAGES if library else MOST_GROUPS_PER_PASS if device.type == "cpu" else 1
+    at_once, library = images_at_once(config, device, precision, guided), decoding_library(model, precision)
     assert first_image % at_once == 0
     scan = scan_order(config.options.order, config.grid)
     forced = None if kept is None else grid_to_sequence(kept, scan)
-    groups = -(-len(labels) // at_once)
-    threads = min(torch.get_num_threads(), groups) if device.type == "cpu" else 1
-    images = at_once * min(most_groups, -(-groups // threads))
+    step = 1 if library else at_once  # of the number of images of a pass
+    threads = min(torch.get_num_threads(), -(-len(labels) // step)) if device.type == "cpu" else 1
+    most = at_once * MOST_GROUPS_PER_PASS if device.type == "cpu" else at_once
+    images = min(most, -(-len(labels) // (threads * step)) * step)
     rows = 2 * images if guided else images
-    new_decoder: Callable[[], Decoder | CompiledDecoder]
+    weights: CompiledWeights | DecoderWeights
     if library:
-        new_decoder = partial(CompiledDecoder, CompiledWeights(model, library), rows)
+        weights = CompiledWeights(model, library)
     else:
-        product_rows = at_once if device.type == "cpu" or not guided else rows
-        new_decoder = partial(Decoder, DecoderWeights(model, precision, product_rows), rows)
+        weights = DecoderWeights(model, precision, at_once if device.type == "cpu" else rows)
     decoders: SimpleQueue[Decoder | CompiledDecoder] = SimpleQueue()
     for _ in range(threads):
-        decoders.put(new_decoder())
+        decoders.put(weights.new_decoder(rows))
     ended = threading.Event()
 
     def run(start: int) -> tuple[Tensor, Tensor]:
