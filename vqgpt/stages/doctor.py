@@ -24,7 +24,7 @@ def run() -> dict[str, Any]:
         result[name] = installed_version(name) or f"not there; for {use}: pip install 'vqgpt[{name}]'"
     result["torchvision_operators"] = _torchvision_state()
     result["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    result["c_compiler"] = shutil.which("cc") or "not there; with cc, vqgan train is faster on a CPU"
+    result["c_compiler"] = shutil.which("cc") or "not there; with cc, vqgan train and sample are faster on a CPU"
     result["cuda"] = _cuda_state()
     result["mps"] = "available" if torch.backends.mps.is_available() else "not on this machine"
     result["memory_pages_kept"] = keep_memory_pages()
