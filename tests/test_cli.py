@@ -188,7 +188,8 @@ def test_sampling_without_a_vqgan_keeps_the_tokens(pipeline):
 
 def test_render_makes_a_sheet_or_a_folder(pipeline):
     assert run_here("render", "cache/digits.zarr", "--split", "test", "--limit", "3", "--out", "folder").code == 0
-    assert sorted(path.name for path in Path("folder").iterdir()) == ["000000.png", "000001.png", "000002.png"]
+    names = sorted(path.name for path in Path("folder").iterdir())
+    assert names == ["000000.png", "000001.png", "000002.png", "about.json"]
     assert run_here("render", "runs/digits/samples.zarr", "--out", "sheet.png").code == 0
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
     assert_refused(run_here("render", "runs/digits/samples.zarr", "--out", "sheet.png"), 2, "sheet.png", "--overwrite")

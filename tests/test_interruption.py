@@ -16,7 +16,7 @@ LONG_GPT = [*TINY_GPT, "--n-epochs", "12", "--sample-and-save-freq", "3", "--dro
 LONG_VQGAN = [*TINY_VQGAN, "--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=240):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

@@ -250,7 +250,7 @@ def test_a_run_that_slept_through_its_lease_commits_nothing_more(start, server, 
     os.kill(process.pid, signal.SIGCONT)
     goes_on.set()
     process.join()
-    assert process.exitcode == 3
+    assert process.exitcode in (3, 4)  # the lease is another's, or the store gave the connection up meanwhile
     changed = {key for key, time in times.items() if (objects / key).stat().st_mtime_ns != time}
     assert changed <= {"train/labels/c/1", "train/source_index/c/1"}  # the shard in hand, and no manifest
     assert files_of(objects) == whole
@@ -318,7 +318,8 @@ def test_what_fails_for_good_is_one_error_and_the_same_command_continues(
     monkeypatch.setattr(object_store, "IMPATIENT_RETRY_SECONDS", 0.3)
     monkeypatch.setattr("vqgpt.stages.tokenize.run", lambda *_: remote_child.fill(url))
     server.faults.append(fault)
-    assert_refused(run_here(*TOKENIZE, "--cache", url), code, url, *words)
+    bucket = url.rpartition("/")[0]  # of the cache, and of its lock
+    assert_refused(run_here(*TOKENIZE, "--cache", url), code, bucket, *words)
     if (objects / "zarr.json").exists():
         assert len(json.loads((objects / "zarr.json").read_text())["attributes"]["vqgpt"]["shards"]["train"]) == 1
     server.faults.clear()

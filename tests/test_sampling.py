@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_gpt import sampled, tiny_gpt
+from vqgpt.compiled import compiled_library
 from vqgpt.config.gpt import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.errors import UsageError
-from vqgpt.gpt.decoding import Decoder, DecoderWeights
+from vqgpt.gpt.compiled_decoding import CompiledWeights, decoding_library
+from vqgpt.gpt.decoding import DecoderWeights
 from vqgpt.gpt.drawing import draw, filtered, guidance_scale
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order
@@ -23,28 +26,46 @@ CPU = torch.device("cpu")
 NETWORKS = [
     {"arch": arch, "order": order} for arch in ("gpt2", "llama") for order in ("s-pattern", "raster", "hilbert")
 ] + [{"bias": True}]
+WIDER_NETWORKS = [
+    {"arch": arch, "embed_dim_t": 48, "n_head": heads, "codebook_size": 19, "grid": (3, 4)}
+    for arch in ("gpt2", "llama")
+    for heads in (2, 6)
+]
 FILTERS = [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.9, "min_p": 0.05}]
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+both_decoders = pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 CHI_SQUARE_BOUND = {5: 25, 8: 32}  # by degrees of freedom: p < 0.0002
 
 
-@pytest.mark.parametrize("changes", NETWORKS)
+def new_decoder(model, rows, compiled):
+    """One of the two."""
+    if not compiled:
+        return DecoderWeights(model, "fp32", rows).new_decoder(rows)
+    library = decoding_library(model, "fp32")
+    assert library is not None
+    return CompiledWeights(model, library).new_decoder(rows)
+
+
+@both_decoders
+@pytest.mark.parametrize("changes", [*NETWORKS, *WIDER_NETWORKS])
 @torch.no_grad()
-def test_cached_decoding_equals_full_passes(changes):
+def test_cached_decoding_equals_full_passes(changes, compiled):
     model = tiny_gpt(**changes)
     tokens = torch.randint(16, (3, 12))
-    decoder = Decoder(DecoderWeights(model, "fp32", 3), 3)
-    logits = torch.stack([decoder.step(tokens[:, position], position) for position in range(12)], dim=1)
+    decoder = new_decoder(model, 3, compiled)
+    logits = torch.stack([decoder.step(tokens[:, position], position).clone() for position in range(12)], dim=1)
     torch.testing.assert_close(logits, model(tokens), atol=1e-5, rtol=1e-5)
 
 
+@both_decoders
 @torch.no_grad()
-def test_cached_decoding_knows_bits():
+def test_cached_decoding_knows_bits(compiled):
     model = tiny_gpt(condition="bits")
     labels, codes = torch.tensor([[1, -1, 0], [0, 0, 0]]), torch.randint(16, (2, 12))
     start, bits = model.start(labels)
     tokens = torch.cat([start, codes[:, :-1]], dim=1)
-    decoder = Decoder(DecoderWeights(model, "fp32", 2), 2)
-    logits = [decoder.step(tokens[:, position], position, None if position else bits) for position in range(12)]
+    decoder = new_decoder(model, 2, compiled)
+    logits = [decoder.step(tokens[:, position], position, None if position else bits).clone() for position in range(12)]
     torch.testing.assert_close(torch.stack(logits, dim=1), model.predictions(codes, labels), atol=1e-5, rtol=1e-5)
 
 
@@ -82,9 +103,9 @@ def test_sampled_tokens_are_those_of_full_passes(arch, options):
     assert codes.tolist() == expected
 
 
-@pytest.mark.parametrize("width", [16, 64, 256])
+@pytest.mark.parametrize("width", [16, 24, 64, 256])  # 24: too odd for the compiled decoder
 def test_image_i_depends_on_the_seed_and_i_alone(width):
-    model = tiny_gpt(embed_dim_t=width, n_head=8 if width > 16 else 2)
+    model = tiny_gpt(embed_dim_t=width, n_head=8 if width > 24 else 2)
     at_once = images_at_once(model.config, CPU, "fp32", guided=False)
     classes = [i % 3 for i in range(6 * at_once + 5)]
     many = sampled(model, classes)
@@ -99,6 +120,33 @@ def test_image_i_depends_on_the_seed_and_i_alone(width):
         assert torch.equal(many, sampled(model, classes))
     finally:
         torch.set_num_threads(threads)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_a_row_of_the_compiled_decoder_is_the_same_beside_any_others():
+    model = tiny_gpt(embed_dim_t=48, n_head=6)
+    tokens = torch.randint(16, (37, 12))
+    together, alone = new_decoder(model, 37, compiled=True), new_decoder(model, 2, compiled=True)
+    for position in range(12):
+        logits = together.step(tokens[:, position], position)
+        assert torch.equal(logits[31:33], alone.step(tokens[31:33, position], position))
+
+
+@pytest.mark.parametrize("compiler", ["none", "broken"])
+def test_without_a_working_compiler_samples_are_drawn_by_torch(monkeypatch, tmp_path, compiler):
+    model = tiny_gpt()
+    expected = sampled(model, [0, 1, 2])
+    if compiler == "broken":
+        (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "cc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    compiled_library.cache_clear()
+    try:
+        assert decoding_library(model, "fp32") is None
+        assert torch.equal(sampled(model, [0, 1, 2]), expected)
+    finally:
+        compiled_library.cache_clear()
 
 
 @pytest.mark.parametrize("condition", ["class", "bits"])

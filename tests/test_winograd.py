@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.test_vqgan_training import small_perceptual_loss, start_training
+from vqgpt.compiled import compiled_library
 from vqgpt.vqgan import winograd
 from vqgpt.vqgan.winograd import fast_convolutions
 
@@ -19,9 +20,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is
 
 @pytest.fixture
 def no_library_yet():
-    winograd._library.cache_clear()
+    compiled_library.cache_clear()
     yield
-    winograd._library.cache_clear()
+    compiled_library.cache_clear()
 
 
 def inputs(images=2, width_in=16, width_out=32, height=8, width=64, dtype=torch.float32, trained=True):

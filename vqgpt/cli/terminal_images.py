@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Protocol = Literal["kitty", "iterm2", "sixel"]
 
-SECONDS_TO_ANSWER = 0.3
+SECONDS_TO_ANSWER = 1.0  # nearly all terminals do, at once
 KITTY_CHUNK = 4096  # characters of base64 in one command
 PIXELS_PER_COLUMN = 8  # where the terminal does not tell
 SIXEL_COLORS = 256

@@ -20,6 +20,7 @@ RUNS_FOLDER = Path("runs")
 
 DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
 DATA_ROOT_HELP = "Folder of the downloaded images (default: vqgpt/data in the user's cache folder)"
+NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
 MOST_WORKERS = 16  # unless told otherwise
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
@@ -377,7 +378,7 @@ class RenderConfig:
         check(parts is not None, "rows", self.rows, "START:STOP, two whole numbers of which either may be left out")
         endings = {"sheet": (".png",), "npz": (".npz",)}.get(self.form)
         suffix = self.result.suffix
-        named = suffix in endings if endings else suffix not in (".png", ".npz", ".zarr")
+        named = suffix in endings if endings else suffix not in NO_FOLDERS
         check(named, "out", self.out, "a name that ends in .png for a sheet, in .npz for that, and a folder otherwise")
         check(not self.show or self.form == "sheet", "format", self.form, "sheet, for --show")
 

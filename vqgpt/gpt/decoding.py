@@ -17,9 +17,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.gpt.model import GPT, Block, Rotary
+from vqgpt.gpt.model import GPT, Attention, Block
 
 EPSILON = 1e-5  # of both normalisations, as in the model
+
+
+class Embedding:
+    """What the network reads at a position."""
+
+    def __init__(self, model: GPT) -> None:
+        parts, self.first_bit = model.transformer, model.config.bos + 1
+        self.wte = cast(nn.Embedding, parts["wte"]).weight.detach()
+        self.wpe = cast(nn.Embedding, parts["wpe"]).weight.detach() if "wpe" in parts else None
+
+    def __call__(self, tokens: Tensor, position: int, bits: Tensor | None) -> Tensor:
+        """Tokens (R,) that stand before `position`, bits (R, L) that are added -> (R, D)."""
+        stream = F.embedding(tokens, self.wte)
+        if self.wpe is not None:
+            stream += self.wpe[position]
+        if bits is not None:
+            for bit, weight in zip(
+                bits.t(), self.wte[self.first_bit :], strict=True
+            ):  # a product would round by its rows
+                stream += bit[:, None] * weight
+        return stream
 
 
 class Norm(NamedTuple):
@@ -88,15 +109,18 @@ class DecoderWeights:
         self.rows = rows
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         parts = model.transformer
-        self.wte = cast(nn.Embedding, parts["wte"]).weight.detach()
-        self.wpe = cast(nn.Embedding, parts["wpe"]).weight.detach() if "wpe" in parts else None
+        self.embedding = Embedding(model)
         self.layers = [self._layer(cast(Block, block)) for block in cast(nn.ModuleList, parts["h"])]
         self.ln_f = _norm(parts["ln_f"])
-        self.head = self._linear(self.wte[: model.config.codebook_size], None)
+        self.head = self._linear(self.embedding.wte[: model.config.codebook_size], None)
         head_width = self.config.options.embed_dim_t // self.config.options.n_head
-        heads = torch.arange(self.config.options.n_head, device=self.wte.device)
-        of_column = torch.arange(self.config.options.embed_dim_t, device=self.wte.device) // head_width
+        heads = torch.arange(self.config.options.n_head, device=self.embedding.wte.device)
+        of_column = torch.arange(self.config.options.embed_dim_t, device=self.embedding.wte.device) // head_width
         self.head_columns = (of_column == heads[:, None]).to(self.dtype) / math.sqrt(head_width)  # (A, D)
+
+    def new_decoder(self, rows: int) -> "Decoder":
+        """With a key-value cache for so many rows."""
+        return Decoder(self, rows)
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.attn, block.mlp
@@ -104,7 +128,7 @@ class DecoderWeights:
         before, after = (1.0, 1.0) if mlp.gated else (math.sqrt(0.5), math.sqrt(0.5))
         return Layer(
             ln_1=_norm(block.ln_1),
-            turns=_turns(attention.rotary, attention.q_norm, attention.k_norm) if attention.rotary else None,
+            turns=attention_turns(attention) if attention.rotary else None,
             to_qkv=self._linear(attention.c_attn.weight, attention.c_attn.bias),
             from_heads=self._linear(attention.c_proj.weight, attention.c_proj.bias),
             ln_2=_norm(block.ln_2),
@@ -122,12 +146,13 @@ def _norm(module: nn.Module) -> Norm:
     return Norm(weight, None if bias is None else bias.detach(), isinstance(module, nn.RMSNorm))
 
 
-def _turns(rotary: Rotary, q_norm: nn.Module, k_norm: nn.Module) -> Turns:
+def attention_turns(attention: Attention) -> Turns:
+    """The tables of a layer of llama."""
     cos, sin = [], []
-    for name, norm in (("query", q_norm), ("key", k_norm)):
+    for name, norm in (("query", attention.q_norm), ("key", attention.k_norm)):
         weight = cast(Tensor, norm.weight).detach()
         first, second = weight.chunk(2)
-        turn_cos, turn_sin = (cast(Tensor, getattr(rotary, f"{name}_{part}")) for part in ("cos", "sin"))
+        turn_cos, turn_sin = (cast(Tensor, getattr(attention.rotary, f"{name}_{part}")) for part in ("cos", "sin"))
         cos.append(torch.cat([turn_cos * first, turn_cos * second], dim=1))
         sin.append(torch.cat([-turn_sin * second, turn_sin * first], dim=1))
     return Turns(*(torch.stack(table, dim=1)[:, :, None] for table in (cos, sin)))
@@ -142,7 +167,7 @@ class Decoder:
     def __init__(self, weights: DecoderWeights, rows: int) -> None:
         self.weights = weights
         options, positions = weights.config.options, weights.config.block_size
-        kind: dict[str, Any] = {"dtype": weights.dtype, "device": weights.wte.device}
+        kind: dict[str, Any] = {"dtype": weights.dtype, "device": weights.embedding.wte.device}
         cache = torch.zeros(2, options.n_layer, rows, positions, options.embed_dim_t, **kind)
         self.slots = [[cache[:, layer, :, t] for t in range(positions)] for layer in range(options.n_layer)]
         self.keys = [[of_layer[:, : t + 1].mT for t in range(positions)] for of_layer in cache[0]]
@@ -155,11 +180,7 @@ class Decoder:
         Positions are taken from 0, in order. `bits` (R, L) are added to the start token, as `GPT.forward` has them.
         """
         weights = self.weights
-        stream = F.embedding(tokens, weights.wte)
-        if weights.wpe is not None:
-            stream += weights.wpe[position]
-        if bits is not None:
-            stream += bits.to(stream.dtype) @ weights.wte[weights.config.bos + 1 :]
+        stream = weights.embedding(tokens, position, bits)
         for number, layer in enumerate(weights.layers):
             stream += layer.from_heads(self._attend(layer, number, layer.ln_1(stream), position))
             inside = layer.to_inside(layer.ln_2(stream))

@@ -4,8 +4,8 @@
 
 Image i is a function of (seed, i) and of the settings: each token is drawn by inverting its cumulative distribution at
 a uniform number that depends on (seed, i, position) alone, and products always have the same number of rows and run in
-one thread, so that not even rounding depends on how many images were asked for, or on the cores. Knows nothing of
-images, the VQ-GAN and token caches.
+one thread, so that not even rounding depends on how many images were asked for, or on the cores. `decoding.c`, where it
+can be used, computes each row on its own. Knows nothing of images, the VQ-GAN and token caches.
 """
 
 import threading
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vqgpt.config.gpt import GPTConfig, SamplingOptions
+from vqgpt.gpt.compiled_decoding import CompiledDecoder, CompiledWeights, decoding_library
 from vqgpt.gpt.decoding import Decoder, DecoderWeights
 from vqgpt.gpt.drawing import draw, guidance_scale, guide
 from vqgpt.gpt.model import GPT
@@ -47,24 +48,30 @@ def sample_codes(
     images are asked for, as long operations wait less for Python's lock.
     """
     config, device, guided = model.config, next(model.parameters()).device, options.cfg_scale != 1
-    at_once = images_at_once(config, device, precision, guided)
+    at_once, library = images_at_once(config, device, precision, guided), decoding_library(model, precision)
     assert first_image % at_once == 0
     scan = scan_order(config.options.order, config.grid)
     forced = None if kept is None else grid_to_sequence(kept, scan)
-    groups = -(-len(labels) // at_once)
-    threads = min(torch.get_num_threads(), groups) if device.type == "cpu" else 1
-    rows = at_once * min(MOST_GROUPS_PER_PASS, -(-groups // threads)) if device.type == "cpu" else at_once
-    weights = DecoderWeights(model, precision, at_once if device.type == "cpu" or not guided else 2 * at_once)
-    decoders: SimpleQueue[Decoder] = SimpleQueue()
+    step = 1 if library else at_once  # of the number of images of a pass
+    threads = min(torch.get_num_threads(), -(-len(labels) // step)) if device.type == "cpu" else 1
+    most = at_once * MOST_GROUPS_PER_PASS if device.type == "cpu" else at_once
+    images = min(most, -(-len(labels) // (threads * step)) * step)
+    rows = 2 * images if guided else images
+    weights: CompiledWeights | DecoderWeights
+    if library:
+        weights = CompiledWeights(model, library)
+    else:
+        weights = DecoderWeights(model, precision, at_once if device.type == "cpu" else rows)
+    decoders: SimpleQueue[Decoder | CompiledDecoder] = SimpleQueue()
     for _ in range(threads):
-        decoders.put(Decoder(weights, 2 * rows if guided else rows))
+        decoders.put(weights.new_decoder(rows))
     ended = threading.Event()
 
     def run(start: int) -> tuple[Tensor, Tensor]:
         decoder = decoders.get()
         try:
-            uniforms = uniform_numbers(seed, first_image + start, rows, config.block_size)
-            here = slice(start, start + rows)
+            uniforms = uniform_numbers(seed, first_image + start, images, config.block_size)
+            here = slice(start, start + images)
             tokens = None if forced is None else forced[here]
             return sample_pass(model, decoder, labels[here], uniforms.to(device), tokens, options, ended)
         finally:
@@ -72,7 +79,7 @@ def sample_codes(
 
     with new_workers(threads) as workers:
         try:
-            for tokens, log_prob in workers.map(run, range(0, len(labels), rows)):
+            for tokens, log_prob in workers.map(run, range(0, len(labels), images)):
                 yield sequence_to_grid(tokens, scan, config.grid), log_prob
         finally:
             ended.set()
@@ -95,7 +102,7 @@ def images_at_once(config: GPTConfig, device: torch.device, precision: str, guid
 @torch.inference_mode()
 def sample_pass(
     model: GPT,
-    decoder: Decoder,
+    decoder: Decoder | CompiledDecoder,
     labels: Tensor,
     uniforms: Tensor,
     forced: Tensor | None,

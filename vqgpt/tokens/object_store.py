@@ -19,6 +19,7 @@ from vqgpt.tokens.folder_store import TooLargeError
 
 RETRY_SECONDS = 60.0
 IMPATIENT_RETRY_SECONDS = 5.0
+ATTEMPTS = 4
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0  # of a server in the middle of an answer
 REQUEST_SECONDS = 600.0  # for the slowest shard
@@ -160,12 +161,16 @@ class ObjectStore:
         async def awaited() -> ResultT:
             return await request()
 
-        try:
-            return asyncio.run(awaited())
-        except self.errors as error:
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
-                raise
-            raise explained(self.url, error) from None
+        for attempts_left in range(ATTEMPTS - 1, -1, -1):
+            try:
+                return asyncio.run(awaited())
+            except self.errors as error:
+                if attempts_left and "body error" in str(error):
+                    continue  # a refusal whose text was cut off: obstore repeats all else
+                if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+                    raise
+                raise explained(self.url, error) from None
+        raise AssertionError("the last attempt returns or raises")
 
 
 def explained(url: CacheURL, error: Exception) -> VQGPTError:

@@ -13,11 +13,7 @@ Letters: N images, H W pixels, C channels in, K channels out.
 """
 
 import ctypes
-import functools
 import math
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -29,6 +25,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from vqgpt.compiled import call, compiled_library
 
 SIDE = 4  # pixels of a square
 LANES = 16  # channels that the C code takes at once
@@ -158,25 +156,11 @@ def _scratch(channels: int) -> Tensor:
 
 
 def _call(name: str, *arguments: Tensor | int) -> int:
-    """Call a function of `winograd.c`; Python's other threads run meanwhile."""
+    """Call a function of `winograd.c`."""
     library = _library()
     assert library is not None
-    result: int = getattr(library, name)(
-        *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)
-    )
-    return result
+    return call(library, name, *arguments)
 
 
-@functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The functions of `winograd.c`, or None where they cannot be compiled."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "winograd.so"
-        source = Path(__file__).with_name("winograd.c")
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source)]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            return None
-        return ctypes.CDLL(str(library))
+    return compiled_library(Path(__file__).with_name("winograd.c"))
