@@ -146,9 +146,9 @@ static inline void to_numbers(const float *images, float *numbers, long first, l
     }
 }
 
-// (BLOCK, c) times (c, LANES) -> (BLOCK, LANES), ROWS at a time, whose sums stay in registers
-static inline void product(const float *v, const float *kernel, float *m, long c) {
-    for (int t = 0; t < BLOCK; t += ROWS, v += ROWS * c, m += ROWS * LANES) {
+// (count, c) times (c, LANES) -> (count, LANES), ROWS at a time, whose sums stay in registers; BLOCK is a multiple of ROWS
+static inline void product(const float *v, const float *kernel, float *m, long count, long c) {
+    for (long t = 0; t < count; t += ROWS, v += ROWS * c, m += ROWS * LANES) {
         registers sum[ROWS][PER_LANES] = {0};
         for (long k = 0; k < c; k++)
 #pragma GCC unroll 12
@@ -174,7 +174,8 @@ static inline void compute(const float *from, const float *kernels, const float 
         to_numbers(from, v, first, count, BLOCK, h, w, c, transposed);
         for (long k = 0; k < d; k += LANES) {
             for (long e = 0; e < 36; e++)
-                product(v + e * BLOCK * c, kernels + (k / LANES * 36 + e) * c * LANES, m + e * BLOCK * LANES, c);
+                product(v + e * BLOCK * c, kernels + (k / LANES * 36 + e) * c * LANES, m + e * BLOCK * LANES, count,
+                        c);
             for (long t = 0; t < count; t++) {
                 long q = (first + t) % columns, p = (first + t) / columns % rows, i = (first + t) / columns / rows;
                 lanes numbers[36];

@@ -4,7 +4,8 @@
 
 F(4x4, 3x3) of Lavin and Gray 2015 (arXiv:1509.09308): a square of 4 x 4 pixels of the result and the 6 x 6 pixels it
 depends on become 36 numbers per channel each, a kernel 36 numbers per pair of channels, and the convolution 36 matrix
-products. Both gradients are such products too, between the transposed transforms. The transforms and most of the
+products. Both gradients are such products too, between the transposed transforms. The numbers of kernels that are not
+trained are kept: four times the kernels' memory, and as much again once a gradient passes through them. The transforms and most of the
 products are in `winograd.c`, which is compiled at first use (a second); without a C compiler nothing is made faster.
 One thread computes a convolution, while others may compute theirs.
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vqgpt.compiled import call, compiled_library
 
@@ -30,6 +32,7 @@ SIDE = 4  # pixels of a square
 LANES = 16  # channels that the C code takes at once
 SMALLEST_SIDE = 4  # pixels of an image
 FEWEST_SQUARES = 64  # of a batch; with fewer, to transform the kernels costs more than it saves
+FEWEST_SQUARES_KEPT = 8  # where the kernels' numbers are kept; with fewer, to read them does
 SQUARES_AT_ONCE = 64  # in the gradient by the weight
 UNUSED = 1  # square after each 64 or so: without it the 36 numbers of a pixel fall to the same places of a cache
 
@@ -40,6 +43,9 @@ def fast_convolutions(device: torch.device, precision: str) -> AbstractContextMa
     It can be entered again and again. Elsewhere it changes nothing.
     """
     return _FastConvolutions() if device.type == "cpu" and precision == "fp32" and _library() else nullcontext()
+
+
+_kept_numbers = WeakTensorKeyDictionary()  # kernel -> {transposed: (version of the kernel, its numbers)}
 
 
 class _FastConvolutions(TorchFunctionMode):
@@ -63,7 +69,7 @@ def _suits(
         and (stride, padding, dilation, groups) == ((1, 1), (1, 1), (1, 1), 1)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
         and min(x.shape[2:]) >= SMALLEST_SIDE
-        and len(x) * _squares(*x.shape[2:]) >= FEWEST_SQUARES
+        and len(x) * _squares(*x.shape[2:]) >= (FEWEST_SQUARES if weight.requires_grad else FEWEST_SQUARES_KEPT)
         and bias is not None
     )
 
@@ -80,7 +86,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """All in one call of `winograd.c`."""
         ctx.save_for_backward(x, weight)
-        pixels, kernels = _pixels(x), _kernel_to_numbers(weight)
+        pixels, kernels = _pixels(x), _numbers_of_kernel(weight, transposed=False)
         result = pixels.new_empty(*pixels.shape[:3], len(weight))
 
         _call("convolve", pixels, kernels, bias, result, _scratch(weight.shape[1]), *pixels.shape, len(weight))
@@ -94,7 +100,7 @@ class _Convolution(torch.autograd.Function):
         pixels, of_result = _pixels(x), _pixels(gradient)
         of_pixels = of_weight = None
         if ctx.needs_input_grad[0]:
-            kernels, of_pixels = _kernel_to_numbers(weight.transpose(0, 1)), torch.zeros_like(pixels)
+            kernels, of_pixels = _numbers_of_kernel(weight, transposed=True), torch.zeros_like(pixels)
             scratch = _scratch(len(weight))
             _call("convolve_transposed", of_result, kernels, of_pixels, scratch, *pixels.shape, len(weight))
         if ctx.needs_input_grad[1]:
@@ -110,6 +116,16 @@ class _Convolution(torch.autograd.Function):
 def _pixels(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, H, W, C) without gaps, which is how channels_last memory is."""
     return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _numbers_of_kernel(weight: Tensor, transposed: bool) -> Tensor:
+    """(K, C, 3, 3) -> (K/16, 36, C, 16), or with K and C exchanged; kept if the kernel is not trained."""
+    kept = {} if weight.requires_grad else _kept_numbers.setdefault(weight, {})
+    version, numbers = kept.get(transposed, (None, None))
+    if version != weight._version or numbers is None:
+        version, numbers = weight._version, _kernel_to_numbers(weight.transpose(0, 1) if transposed else weight)
+        kept[transposed] = version, numbers
+    return numbers
 
 
 def _kernel_to_numbers(weight: Tensor) -> Tensor:
