@@ -5,9 +5,9 @@
 F(4x4, 3x3) of Lavin and Gray 2015 (arXiv:1509.09308): a square of 4 x 4 pixels of the result and the 6 x 6 pixels it
 depends on become 36 numbers per channel each, a kernel 36 numbers per pair of channels, and the convolution 36 matrix
 products. Both gradients are such products too, between the transposed transforms. The numbers of kernels that are not
-trained are kept: four times the kernels' memory, and as much again once a gradient passes through them. The transforms and most of the
-products are in `winograd.c`, which is compiled at first use (a second); without a C compiler nothing is made faster.
-One thread computes a convolution, while others may compute theirs.
+trained are kept: four times the kernels' memory, and as much again once a gradient passes through them. The transforms
+and most of the products are in `winograd.c`, which is compiled at first use (a second); without a C compiler nothing is
+made faster. One thread computes a convolution, while others may compute theirs.
 
 Letters: N images, H W pixels, C channels in, K channels out.
 """
