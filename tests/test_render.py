@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import TINY_VQGAN, assert_refused, files_of, run_here, start_process
-from vqgpt.config.commands import RenderConfig
 from vqgpt.config.options import resolve
+from vqgpt.config.output_commands import RenderConfig
 from vqgpt.progress import silent
 from vqgpt.stages.parts import parts_of
 from vqgpt.stages.picture_folder import class_folders

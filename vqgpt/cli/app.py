@@ -25,12 +25,9 @@ from vqgpt.config.commands import (
     DatasetsConfig,
     EncoderOptions,
     ImportConfig,
-    ModelExportConfig,
     NoConfig,
     ReconstructConfig,
-    RenderConfig,
     SampleConfig,
-    ScoreConfig,
     TokenizeConfig,
     TrainConfig,
     VQGANInfoConfig,
@@ -38,6 +35,7 @@ from vqgpt.config.commands import (
     vqgan_path,
 )
 from vqgpt.config.options import options_of
+from vqgpt.config.output_commands import ModelExportConfig, RenderConfig, ScoreConfig
 from vqgpt.errors import ExitCode, UsageError
 from vqgpt.progress import Notice, Report
 from vqgpt.versions import installed_version

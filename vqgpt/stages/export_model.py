@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from vqgpt.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_sha256
-from vqgpt.config.commands import ModelExportConfig
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import from_json, to_json
+from vqgpt.config.output_commands import ModelExportConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import folder_atomically, write_atomically
 from vqgpt.gpt import checkpoint as gpt_checkpoint

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from vqgpt.config.commands import ROWS_ON_A_SHEET, EncoderOptions, RenderConfig
+from vqgpt.config.commands import EncoderOptions
 from vqgpt.config.options import nearest_hint, to_json
+from vqgpt.config.output_commands import ROWS_ON_A_SHEET, RenderConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import open_atomically, write_atomically
 from vqgpt.pictures import contact_sheet, png_bytes, to_displayable, to_rgb

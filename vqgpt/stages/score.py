@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqgpt.config.commands import ScoreConfig
 from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.output_commands import ScoreConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
