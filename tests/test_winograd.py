@@ -71,6 +71,29 @@ def test_what_does_not_suit_is_left_alone(shape):
     assert all(torch.equal(*pair) for pair in zip(found, convolve_and_differentiate(*inputs(**shape)), strict=True))
 
 
+@needs_compiler
+def test_numbers_of_a_kernel_that_is_not_trained_are_kept_until_it_changes(monkeypatch):
+    made = []
+    make = winograd._kernel_to_numbers
+    monkeypatch.setattr(winograd, "_kernel_to_numbers", lambda weight: made.append(1) or make(weight))
+    x, weight, bias = torch.randn(16, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.zeros(16)
+
+    def convolve():
+        with fast_convolutions(CPU, "fp32"):
+            return F.conv2d(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
+
+    before = convolve()
+    assert torch.equal(convolve(), before)
+    assert len(made) == 1
+    weight.mul_(2)
+    assert_near([convolve()], [2 * before])
+    assert len(made) == 2
+    weight.requires_grad_()
+    convolve()
+    convolve()
+    assert len(made) == 4
+
+
 def test_threads_share_the_images_and_their_number_alone_decides_the_bits():
     before = torch.get_num_threads()
     try:
