@@ -90,7 +90,7 @@ def bare(training: GPTTraining, codes: Tensor, labels: Tensor, steps: int) -> No
 
         training.optimizer.zero_grad()
         compute = training.workers.map if training.workers else map
-        for gradients in compute(gradients_of, training.passes(len(codes))):
+        for gradients in compute(gradients_of, training.passes(len(codes), len(codes))):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         training.optimizer.adamw.step()
@@ -98,7 +98,7 @@ def bare(training: GPTTraining, codes: Tensor, labels: Tensor, steps: int) -> No
 
 def budget(training: GPTTraining, codes: Tensor, labels: Tensor) -> dict[str, float]:
     """Milliseconds of one thread for one pass, by what they are spent on; the optimiser's, for one step."""
-    part = training.passes(len(codes))[0]
+    part = training.passes(len(codes), len(codes))[0]
     seconds_of: dict[str, float] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -219,7 +219,7 @@ def measure(name: str, precision: str, rounds: int, device: torch.device, folder
         print(f"{label:20} {rate:10.0f} {rate * flops_per_token(shape) / 1e9:8.0f} {fastest / value:19.2f}")
     print(f"loop / bare: {middle['ours, bare'] / middle['ours, loop']:.3f}")
     if training.draws_masks:
-        size = training.passes(shape.batch)[0].stop * shape.side**2
+        size = training.passes(shape.batch, shape.batch)[0].stop * shape.side**2
         print(f"milliseconds of one thread, pass of {size} tokens of {tokens}:")
         print(", ".join(f"{part} {value:.1f}" for part, value in budget(training, codes, labels).items()))
     print(flush=True)
