@@ -10,9 +10,9 @@
 #include "product.h"
 
 typedef short chance __attribute__((vector_size(16), aligned(2)));
-enum { QUERIES = 32, COLUMNS = 16, ROWS = 4 };
-PRODUCT(wide_product, lanes, 4, 2)    // for 16 columns
-PRODUCT(narrow_product, lanes, 8, 1)  // for 8
+enum { QUERIES = 32, COLUMNS = 16, ROWS = 4, TALL = 8 };
+PRODUCT(wide_product, lanes, ROWS, 2)  // to COLUMNS keys
+PRODUCT(tall_product, lanes, TALL, 1)  // to 8 features
 
 struct sizes {
     long images, positions, heads, head, words, lowest_kept;  // words: 16 bits of chance per image, from one to the next
@@ -52,43 +52,26 @@ static void scores(const float *x, const float *panels, long first, long rows, l
         }
 }
 
-// y (rows, head) = factors[row] * x (rows, in) times z (in, head). Of the last tile, rows after `rows` are left out.
-static void combine(const float *x, long row, const float *z, long next, long first, long rows, long head,
+// y (rows, head) = factors[row] * x (rows, keys) times z (keys, head), of the keys that a row of queries looks at
+static void combine(const float *x, long wide, const float *z, long next, long first, long rows, long head,
                     const float *factors, float *y, long stride) {
-    for (long c = 0; c < head; c += COLUMNS)
-        if (head - c >= COLUMNS)
-            for (long r = 0; r < rows; r += 4) {
-                lanes sum[4][2] = {0};
-                wide_product(x + r * row, row, 1, z + c, next, first + least(r + 4, rows), sum);
-                for (long i = 0; i < least(4, rows - r); i++)
-                    for (int s = 0; s < 2; s++) AT(y, (r + i) * stride + c + s * LANES) = sum[i][s] * factors[r + i];
-            }
-        else
-            for (long r = 0; r < rows; r += 8) {
-                lanes sum[8][1] = {0};
-                narrow_product(x + r * row, row, 1, z + c, next, first + least(r + 8, rows), sum);
-                for (long i = 0; i < least(8, rows - r); i++) AT(y, (r + i) * stride + c) = sum[i][0] * factors[r + i];
-            }
+    for (long c = 0; c < head; c += LANES)
+        for (long r = 0; r < rows; r += TALL) {
+            lanes sum[TALL][1] = {0};
+            tall_product(x + r * wide, wide, 1, z + c, next, first + least(r + TALL, rows), sum);
+            for (long i = 0; i < least(TALL, rows - r); i++) AT(y, (r + i) * stride + c) = sum[i][0] * factors[r + i];
+        }
 }
 
-// y (keys, head) += the transpose of x (QUERIES, keys), times z (QUERIES, head)
-static void collect(const float *x, long row, const float *z, long first, long keys, long head, float *y) {
-    for (long c = 0; c < head; c += COLUMNS)
-        if (head - c >= COLUMNS)
-            for (long t = 0; t < keys; t += 4) {
-                long from = t > first ? t - first : 0;  // earlier queries do not look at these keys
-                lanes sum[4][2] = {0};
-                wide_product(x + from * row + t, 1, row, z + from * head + c, head, QUERIES - from, sum);
-                for (int i = 0; i < 4; i++)
-                    for (int s = 0; s < 2; s++) AT(y, (t + i) * head + c + s * LANES) += sum[i][s];
-            }
-        else
-            for (long t = 0; t < keys; t += 8) {
-                long from = t > first ? t - first : 0;
-                lanes sum[8][1] = {0};
-                narrow_product(x + from * row + t, 1, row, z + from * head + c, head, QUERIES - from, sum);
-                for (int i = 0; i < 8; i++) AT(y, (t + i) * head + c) += sum[i][0];
-            }
+// y (keys, head) += the transpose of x (QUERIES, keys), times z (QUERIES, head), of the queries that look at a key
+static void collect(const float *x, long wide, const float *z, long first, long keys, long head, float *y) {
+    for (long c = 0; c < head; c += LANES)
+        for (long t = 0; t < keys; t += TALL) {
+            long from = t > first ? t - first : 0;
+            lanes sum[TALL][1] = {0};
+            tall_product(x + from * wide + t, 1, wide, z + from * head + c, head, QUERIES - from, sum);
+            for (int i = 0; i < TALL; i++) AT(y, (t + i) * head + c) += sum[i][0];
+        }
 }
 
 // Where the masks of a head begin, for a block of queries that begins at `first`.
