@@ -121,7 +121,7 @@ def budget(training: GPTTraining, codes: Tensor, labels: Tensor) -> dict[str, fl
         return sum(events[name].cpu_time_total for name in names if name in events) / 1e6
 
     seconds_of["linear layers"] = profiled("aten::mm", "aten::addmm")
-    seconds_of["attention"] = profiled("DroppedAttention", "DroppedAttentionBackward")
+    seconds_of["attention"] = profiled("CompiledAttention", "CompiledAttentionBackward")
     seconds_of["activation"] = profiled("aten::gelu", "aten::gelu_backward")
     seconds_of["normalisation"] = profiled("aten::native_layer_norm", "aten::native_layer_norm_backward")
     seconds_of["loss"] = profiled("aten::cross_entropy_loss", "aten::_log_softmax_backward_data")

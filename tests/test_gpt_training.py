@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, run_ranks, start_process, write_cache
 from tests.test_interruption import wait_for
+from vqgpt.compiled import compiled_library
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
+from vqgpt.gpt.attention import attend, attention_masks, query_blocks
 from vqgpt.gpt.checkpoint import load_gpt
-from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks, query_blocks
+from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import Muon
 from vqgpt.gpt.order import scan_order
@@ -64,27 +66,77 @@ def test_masks_drop_at_the_stated_rate_and_belong_to_their_image():
         assert 0.49 < (other.keep(100_000) == kept).float().mean() < 0.51
 
 
+def masks_of_attention(rate, qkv):
+    _, positions, _, heads, _ = qkv.shape
+    return Masks(rate, 0, 5, range(len(qkv)), heads * attention_masks(positions) + 40)
+
+
+def defined_attention(qkv, rate):
+    """Attention (B, T, 3, A, d) -> (B, T, A, d), with dropout of the weights, as it is written down."""
+    images, positions, _, heads, features = qkv.shape
+    keep, scale = torch.ones(images, heads, positions, positions, dtype=qkv.dtype), 1.0
+    if rate:
+        masks = masks_of_attention(rate, qkv)
+        scale = masks.scale
+        for block in query_blocks(positions):
+            keep[:, :, block, : block.stop] = masks.keep(heads, block.stop - block.start, block.stop).to(qkv.dtype)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    future = torch.ones(positions, positions).triu(1).bool()
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(features)).masked_fill(future, -math.inf).softmax(-1)
+    return ((weights * keep * scale) @ v).transpose(1, 2)
+
+
 @pytest.mark.parametrize("positions", [5, 40])
 def test_attention_with_dropout_is_that_of_its_definition(positions):
     """Also where the queries make several blocks."""
     torch.manual_seed(0)
-    heads, features = 2, 3
-    qkv = torch.randn(3, 2, heads, positions, features, dtype=torch.float64, requires_grad=True)
-
-    def masks():
-        return Masks(0.3, 0, 5, range(2), heads * attention_masks(positions))
+    qkv = torch.randn(2, positions, 3, 2, 3, dtype=torch.float64, requires_grad=True)
 
     def attention(qkv):
-        return DroppedAttention.apply(qkv, masks())
+        return attend(qkv, masks_of_attention(0.3, qkv))
 
-    drawn, keep = masks(), torch.zeros(2, heads, positions, positions, dtype=torch.float64)
-    for block in query_blocks(positions):
-        keep[:, :, block, : block.stop] = drawn.keep(heads, block.stop - block.start, block.stop).double()
-    q, k, v = qkv
-    future = torch.ones(positions, positions).triu(1).bool()
-    weights = (q @ k.transpose(-1, -2) / math.sqrt(features)).masked_fill(future, -math.inf).softmax(-1)
-    torch.testing.assert_close(attention(qkv), (weights * keep * drawn.scale) @ v)
+    torch.testing.assert_close(attention(qkv), defined_attention(qkv, 0.3))
     assert torch.autograd.gradcheck(attention, (qkv,), fast_mode=positions > 10)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    images=st.integers(1, 3),
+    positions=st.integers(1, 100),
+    heads=st.integers(1, 3),
+    features=st.sampled_from([8, 16, 24, 40, 64]),
+    rate=st.sampled_from([0.0, 0.1, 0.5]),
+    largest=st.sampled_from([1.0, 30.0]),
+)
+def test_compiled_attention_is_that_of_its_definition(images, positions, heads, features, rate, largest):
+    qkv = largest * torch.randn(
+        images, positions, 3, heads, features, generator=torch.Generator().manual_seed(positions)
+    )
+    gradient = torch.randn(images, positions, heads, features)
+    given, expected = qkv.clone().requires_grad_(), qkv.double().requires_grad_()
+    seen = attend(given, masks_of_attention(rate, qkv) if rate else None)
+    assert type(seen.grad_fn).__name__.startswith("CompiledAttention")
+    seen.backward(gradient)
+    wanted = defined_attention(expected, rate)
+    wanted.backward(gradient.double())
+    for ours, right in ((seen, wanted), (given.grad, expected.grad)):
+        tolerance = 1e-5 * largest * max(1.0, right.abs().max().item())  # scores are rounded by their size
+        torch.testing.assert_close(ours, right.float(), rtol=0, atol=tolerance)
+
+
+def test_without_a_compiler_torch_computes_attention(monkeypatch):
+    qkv = torch.randn(2, 40, 3, 2, 8)
+    compiled = [attend(qkv, masks_of_attention(rate, qkv) if rate else None) for rate in (0.0, 0.3)]
+    monkeypatch.setenv("PATH", "")
+    compiled_library.cache_clear()
+    try:
+        for ours, rate in zip(compiled, (0.0, 0.3), strict=True):
+            qkv.requires_grad_()
+            seen = attend(qkv, masks_of_attention(rate, qkv) if rate else None)
+            assert not type(seen.grad_fn).__name__.startswith("CompiledAttention")
+            torch.testing.assert_close(seen, ours, rtol=0, atol=1e-5)
+    finally:
+        compiled_library.cache_clear()
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
