@@ -71,7 +71,7 @@ def new_training(shape: Shape, rows: int, steps: int, device: torch.device, prec
 def loop(training: GPTTraining, folder: Path) -> None:
     """`max_steps` steps of `vqgpt train`'s loop; the files that it writes at its end are not timed."""
     run = TrainingRun(folder / "gpt.pt", "gpt", {}, True, silent)
-    run.save = run.keep_best = run.finish = lambda content: None  # type: ignore[method-assign]
+    run.save = run.keep_best = run.finish = lambda _: None  # type: ignore[method-assign,assignment]
     training.validate = lambda: {"held_out_nats_per_token": 0.0}  # type: ignore[method-assign]
     run_training(training, training.schedule, 10_000, run, lambda _: {}, lambda _: 0.0, silent, StopRequest())
 

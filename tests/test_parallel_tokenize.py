@@ -35,6 +35,15 @@ def test_any_number_of_processes_makes_the_same_bytes_and_completes_what_a_dead_
     assert not committed.complete
     shutil.copytree("dead.zarr", "again.zarr")
 
+    before = files_of(Path("dead.zarr"))
+    with WriteLock(Path("dead.zarr"), "another run") as lock:
+        lock.take()
+        lock.share()  # with its own processes, not with these
+        result = tokenize_on(2, "dead.zarr")
+        assert f"is being written by process {os.getpid()} on " in result.stderr
+        assert result.returncode != 0
+        assert files_of(Path("dead.zarr")) == before
+
     for processes, cache in ((3, "again.zarr"), (2, "dead.zarr")):
         result = tokenize_on(processes, cache)
         assert result.returncode == 0, result.stderr
@@ -62,13 +71,15 @@ def test_a_second_run_stops_at_once_and_says_who_holds_the_cache(pipeline):
 
 def test_the_processes_of_one_run_share_the_lock_and_nobody_else_gets_it(tmp_path):
     path = tmp_path / "new" / "c.zarr"
-    main, helper, other = WriteLock(path), WriteLock(path), WriteLock(path)
+    main, helper, other = WriteLock(path, "ours"), WriteLock(path, "ours"), WriteLock(path, "theirs")
     with pytest.raises(InputError, match="has ended"):
         helper.join()
     main.take()
     with pytest.raises(InputError, match=f"process {os.getpid()} on "):
         helper.join()
     main.share()
+    with pytest.raises(InputError, match="has ended"):
+        other.join()
     helper.join()
     with pytest.raises(InputError, match="is being written by"):
         other.take()

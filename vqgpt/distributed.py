@@ -5,6 +5,7 @@ nor tokens.
 """
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -43,6 +44,14 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def name_of_run() -> str:
+    """A name, other at each call, that the processes of this run have in common."""
+    names = [uuid.uuid4().hex]
+    if world_size() > 1:
+        dist.broadcast_object_list(names)
+    return names[0]
 
 
 @contextmanager
