@@ -317,3 +317,19 @@ def test_uniform_numbers_belong_to_their_image(seed, first):
     assert torch.equal(numbers[2:], uniform_numbers(seed, first + 2, 2, 8))
     assert numbers.min() >= 0
     assert numbers.max() < 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("options", [{}, {"cfg_scale": 3.0, "cfg_schedule": "linear"}, {"top_p": 0.8, "top_k": 5}])
+def test_recorded_passes_draw_what_those_by_python_draw(options):
+    """The first pass is computed by Python, the second recorded, the third repeated; alone, each is a first one."""
+    model = tiny_gpt(condition="class", num_classes=4).cuda()
+    settings = SamplingOptions(**options)
+    at_once = images_at_once(model.config, torch.device("cuda"), "fp32", settings.cfg_scale != 1)
+    labels = torch.arange(3 * at_once) % 4
+    together = sample_codes(model, labels, 0, 7, settings, "fp32")
+    for number, (codes, log_prob) in enumerate(together):
+        here = slice(number * at_once, (number + 1) * at_once)
+        ((alone, alone_log_prob),) = sample_codes(model, labels[here], here.start, 7, settings, "fp32")
+        assert torch.equal(codes, alone)
+        torch.testing.assert_close(log_prob, alone_log_prob)

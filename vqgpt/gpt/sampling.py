@@ -10,6 +10,7 @@ can be used, computes each row on its own. Knows nothing of images, the VQ-GAN a
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -22,6 +23,7 @@ from vqgpt.gpt.decoding import Decoder, DecoderWeights
 from vqgpt.gpt.drawing import draw, guidance_scale, guide
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
+from vqgpt.gpt.recording import Compute, Recorded
 from vqgpt.runtime import new_workers
 
 MOST_GROUPS_PER_PASS = 4  # on a CPU
@@ -29,6 +31,7 @@ MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is
 IMAGES_ON_CPU = 32
 WIDE_IMAGES_ON_CPU = 8  # where a step is reading the weights
 WIDE = 256  # width of the network
+WORTH_RECORDING = 3  # passes on a GPU: recording takes about as long as a pass by Python
 GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass
 
 
@@ -62,25 +65,29 @@ def sample_codes(
         weights = CompiledWeights(model, library)
     else:
         weights = DecoderWeights(model, precision, at_once if device.type == "cpu" else rows)
-    decoders: SimpleQueue[Decoder | CompiledDecoder] = SimpleQueue()
-    for _ in range(threads):
-        decoders.put(weights.new_decoder(rows))
     ended = threading.Event()
+    idle: SimpleQueue[Compute] = SimpleQueue()
+    for _ in range(threads):
+        drawn_by = partial(draw_tokens, weights.new_decoder(rows), options, ended)
+        idle.put(Recorded(drawn_by) if device.type == "cuda" and len(labels) >= WORTH_RECORDING * images else drawn_by)
 
     def run(start: int) -> tuple[Tensor, Tensor]:
-        decoder = decoders.get()
+        here = slice(start, start + images)
+        uniforms = uniform_numbers(seed, first_image + start, images, config.block_size).to(device)
+        token, bits = model.start(_padded(labels[here], rows, 0 if labels.ndim == 2 else -1).to(device))
+        tokens = None if forced is None else _padded(forced[here], images, -1).to(device)
+        compute = idle.get()
         try:
-            uniforms = uniform_numbers(seed, first_image + start, images, config.block_size)
-            here = slice(start, start + images)
-            tokens = None if forced is None else forced[here]
-            return sample_pass(model, decoder, labels[here], uniforms.to(device), tokens, options, ended)
+            codes, log_prob = compute(token[:, 0], bits, uniforms, tokens)
+            asked = len(labels[here])
+            return codes[:asked].cpu(), log_prob[:asked].cpu()
         finally:
-            decoders.put(decoder)
+            idle.put(compute)
 
     with new_workers(threads) as workers:
         try:
-            for tokens, log_prob in workers.map(run, range(0, len(labels), images)):
-                yield sequence_to_grid(tokens, scan, config.grid), log_prob
+            for codes, log_prob in workers.map(run, range(0, len(labels), images)):
+                yield sequence_to_grid(codes, scan, config.grid), log_prob
         finally:
             ended.set()
 
@@ -100,25 +107,22 @@ def images_at_once(config: GPTConfig, device: torch.device, precision: str, guid
 
 
 @torch.inference_mode()
-def sample_pass(
-    model: GPT,
+def draw_tokens(
     decoder: Decoder | CompiledDecoder,
-    labels: Tensor,
-    uniforms: Tensor,
-    forced: Tensor | None,
     options: SamplingOptions,
     ended: threading.Event,
+    token: Tensor,
+    bits: Tensor | None,
+    uniforms: Tensor,
+    forced: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Labels (n, ...), uniforms (B, T), n at most B -> tokens (n, T) int64 and log_prob (n,), on the CPU.
+    """Start tokens (R,) and bits as `GPT.start` gives them, uniforms (B, T) -> tokens (B, T) int64 and log_prob (B,).
 
-    `forced` (n, T) are tokens that are not drawn, -1 where they are. Nobody waits for the result once it has `ended`.
+    R is B, or twice B with guidance, whose second half has no labels. `forced` (B, T) are tokens that are not drawn, -1
+    where they are. Does not wait for the device. Nobody waits for the result once it has `ended`.
     """
     images, positions = uniforms.shape
     guided = options.cfg_scale != 1
-    untold = 0 if labels.ndim == 2 else -1
-    token, bits = model.start(_padded(labels, 2 * images if guided else images, untold).to(uniforms.device))
-    token = token[:, 0]
-    forced = None if forced is None else _padded(forced, images, -1).to(uniforms.device)
     tokens = torch.empty(images, positions, dtype=torch.int64, device=uniforms.device)
     log_prob = torch.zeros(images, 1, device=uniforms.device)
     for position in range(positions):
@@ -135,7 +139,7 @@ def sample_pass(
         log_prob += own.log_softmax(dim=-1).gather(1, token[:, None])
         if guided:
             token = token.repeat(2)
-    return tokens[: len(labels)].cpu(), log_prob[: len(labels), 0].clamp(max=0).cpu()
+    return tokens, log_prob[:, 0].clamp(max=0)
 
 
 def _padded(values: Tensor, rows: int, untold: int) -> Tensor:

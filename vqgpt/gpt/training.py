@@ -36,6 +36,7 @@ from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation
 TOKENS_PER_CPU_PASS = 2048  # in training: a compromise between the cache and the launches of operations
+WIDE = 256  # a network from which on a GPU is busy without CUDA graphs
 STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 
@@ -139,7 +140,7 @@ class GPTTraining:
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
         compiled = options.compile == "on" or (options.compile == "auto" and self.device.type == "cuda")
-        self.loss = torch.compile(model.loss) if compiled and not options.shard else model.loss
+        self.loss = torch.compile(model.loss, mode=self.compile_mode) if compiled and not options.shard else model.loss
         if options.shard:
             for network in (model, self.averaged) if self.averaged else (model,):
                 blocks = cast(nn.ModuleList, network.transformer["h"])
@@ -160,6 +161,15 @@ class GPTTraining:
         """Begin to count the tokens and the seconds of waiting for data anew."""
         self.tokens, self.waited = 0, 0.0
         self.started: float | None = None  # by the first step, since there may be a validation before it
+
+    @property
+    def compile_mode(self) -> str | None:
+        """On a GPU, CUDA graphs for a network whose kernels are over before the next is started.
+
+        A graph overwrites its gradients when it runs again: there is to be one pass to a step.
+        """
+        small = self.model.config.options.embed_dim_t < WIDE
+        return "reduce-overhead" if self.device.type == "cuda" and small and self.options.grad_accum == 1 else None
 
     @property
     def result(self) -> GPT:
