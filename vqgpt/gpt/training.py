@@ -9,7 +9,6 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -17,12 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
-from vqgpt.distributed import fewest_rows, local_rows, local_share, sum_gradients, sum_over_ranks, world_size
+from vqgpt.distributed import (
+    cut_short_when_alone,
+    fewest_rows,
+    local_rows,
+    local_share,
+    sum_gradients,
+    sum_over_ranks,
+)
 from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.interrupt import cut_short_on_signals
 from vqgpt.moving_average import move_average
 from vqgpt.runtime import autocast, derived_seed, new_workers
 from vqgpt.schedule import Schedule, Step
@@ -207,7 +212,7 @@ class GPTTraining:
 
         loss = torch.zeros((), device=self.device)
         compute = self.workers.map if self.workers else map
-        with cut_short_on_signals() if world_size() == 1 else nullcontext():  # several ranks finish what they began
+        with cut_short_when_alone():
             for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
                 loss += part_loss
                 for parameter, gradient in zip(parameters, gradients, strict=True):
