@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import TINY_GPT, assert_refused, description, run_here, run_ranks, start_process, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
+from tests.forked import fork_command, run_ranks
 from tests.test_interruption import wait_for
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
@@ -242,7 +243,7 @@ def test_two_and_three_processes_take_the_steps_of_one(here):
 
 def test_a_training_of_one_process_continues_on_two(pipeline):
     flags = [*TINY_GPT, "--n-epochs", "6", "--sample-and-save-freq", "2", "--batch-size", "100", "--out", "s/gpt.pt"]
-    process = start_process("train", *flags, cwd=pipeline)
+    process = fork_command("train", *flags, cwd=pipeline)
     wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
     process.kill()
     process.communicate(timeout=60)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_refused, files_of, run_here, run_ranks
+from tests.conftest import assert_refused, files_of, run_here, torchrun
+from tests.forked import run_ranks, start_ranks
 from vqgpt.errors import InputError
 from vqgpt.tokens import TokenCache, WriteLock, read_manifest
 
@@ -39,14 +40,14 @@ def test_any_number_of_processes_makes_the_same_bytes_and_completes_what_a_dead_
     with WriteLock(Path("dead.zarr"), "another run") as lock:
         lock.take()
         lock.share()  # with its own processes, not with these
-        result = tokenize_on(2, "dead.zarr")
-        assert f"is being written by process {os.getpid()} on " in result.stderr
-        assert result.returncode != 0
+        main, helper = start_ranks(2, PROGRAM, *TOKENIZE, "dead.zarr")
+        assert f"is being written by process {os.getpid()} on " in main.communicate(timeout=60)[1]
+        assert "the main process that writes dead.zarr has ended" in helper.communicate(timeout=60)[1]
         assert files_of(Path("dead.zarr")) == before
 
-    for processes, cache in ((3, "again.zarr"), (2, "dead.zarr")):
-        result = tokenize_on(processes, cache)
-        assert result.returncode == 0, result.stderr
+    assert tokenize_on(3, "again.zarr").returncode == 0
+    subprocess.run([*torchrun(2), PROGRAM, *TOKENIZE, "dead.zarr"], check=True, capture_output=True)
+    for cache in ("again.zarr", "dead.zarr"):
         assert files_of(Path(cache)) == whole
         assert TokenCache(Path(cache)).read_split("train").codes.shape == (300, 1, 8, 8)
     assert not list(Path().glob(".*.lock"))

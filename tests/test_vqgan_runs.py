@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import assert_refused, run_here, run_ranks, start_process
+from tests.conftest import assert_refused, run_here
+from tests.forked import fork_command, run_ranks
 from tests.test_interruption import assert_same_training, lines_of, wait_for
 from vqgpt.training_run import TrainingRun
 
@@ -33,7 +34,7 @@ def whole(tmp_path_factory):
 
 
 def start_and_stop(number, when, folder):
-    process = start_process(*COMMAND, "stopped/vqgan.pt", cwd=folder)
+    process = fork_command(*COMMAND, "stopped/vqgan.pt", cwd=folder)
     wait_for(lambda: when(Path("stopped")), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
