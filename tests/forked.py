@@ -24,6 +24,7 @@ CONTEXT.set_forkserver_preload([*(f"vqgpt.stages.{name}" for name in STAGES), "s
 def run_program(program: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
     """What the new process does; its exit code is that of the program."""
     os.chdir(cwd)
+    os.environ.clear()
     os.environ.update(environment)
     for descriptor, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
@@ -41,7 +42,8 @@ class Forked:
     def __init__(self, *program: str, cwd: Path, **environment: str) -> None:
         self.outputs = Path(tempfile.mkdtemp())
         words = [str(word) for word in program]
-        arguments = (words, str(cwd), environment, *(str(self.outputs / name) for name in ("out", "err")))
+        whole = {**os.environ, **environment}  # not that of the process from which all are forked
+        arguments = (words, str(cwd), whole, *(str(self.outputs / name) for name in ("out", "err")))
         self.process = CONTEXT.Process(target=run_program, args=arguments)
         self.process.start()
 

@@ -214,8 +214,6 @@ def test_small_sets_train(here):
 RANKS = """
 import sys
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.test_gpt_training import new_training, trained
 from vqgpt.__main__ import leave_at_once
 from vqgpt.distributed import process_group, rank

@@ -16,7 +16,7 @@ from vqgpt.training_run import TrainingRun
 
 SMALL = ["--size", "8", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 SMALL += ["--n-embed", "16", "--embed-dim", "4", "--lr", "1e-3", "--attn-resolutions", "0"]
-SMALL += ["--batch-size", "128", "--n-epochs", "1"]
+SMALL += ["--limit", "590", "--batch-size", "50", "--n-epochs", "1"]
 LONG = [*SMALL, "--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
 LONG += ["--ema", "0.9", "--disc-start", "15", "--warmup", "1", "--lr-schedule", "cosine"]
 COMMAND = ["vqgan", "train", "--dataset", "digits", *LONG, "--out"]
