@@ -19,7 +19,7 @@ from vqgpt.gpt.decoding import DecoderWeights
 from vqgpt.gpt.drawing import draw, filtered, guidance_scale
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.gpt.sampling import images_at_once, sample_codes, uniform_numbers
+from vqgpt.gpt.sampling import Sampler, images_at_once, sample_codes, uniform_numbers
 from vqgpt.gpt.scoring import nats_of_images
 
 CPU = torch.device("cpu")
@@ -112,8 +112,10 @@ def test_image_i_depends_on_the_seed_and_i_alone(width):
     assert torch.equal(many[:5], sampled(model, classes[:5]))
     assert torch.equal(many[:at_once], sampled(model, classes[:at_once]))
     assert not torch.equal(many, sampled(model, classes, seed=1))
-    later = sample_codes(model, torch.as_tensor(classes[at_once:]), at_once, 0, SamplingOptions(), "fp32")
-    assert torch.equal(many[at_once:], torch.cat([codes for codes, _ in later]))
+    sampler = Sampler(model, SamplingOptions(), "fp32")
+    for first in (2 * at_once, at_once):
+        later = sampler.codes(torch.as_tensor(classes[first:]), first, seed=0)
+        assert torch.equal(many[first:], torch.cat([codes for codes, _ in later]))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -154,7 +156,7 @@ def test_log_probabilities_are_the_models_own_whatever_the_filters(condition):
     model = tiny_gpt(condition=condition)
     labels = torch.tensor([[1, -1, 0], [0, 0, 0]]) if condition == "bits" else torch.tensor([1, -1])
     options = SamplingOptions(temperature=0.7, top_k=5, cfg_scale=1.5)
-    ((codes, log_prob),) = sample_codes(model, labels, 0, 0, options, "fp32")
+    ((codes, log_prob),) = sample_codes(model, labels, 0, options, "fp32")
     (nats,) = nats_of_images(model, codes, labels, "fp32")
     torch.testing.assert_close(-log_prob.double(), nats, atol=1e-4, rtol=1e-5)
 
@@ -164,7 +166,7 @@ def test_kept_codes_stay_and_those_before_them_are_as_without():
     free = sampled(model, [0, 1])
     kept = torch.full((2, 3, 4), -1)
     kept[:, 1, 1:3] = 7
-    ((codes, log_prob),) = sample_codes(model, torch.tensor([0, 1]), 0, 0, SamplingOptions(), "fp32", kept)
+    ((codes, log_prob),) = sample_codes(model, torch.tensor([0, 1]), 0, SamplingOptions(), "fp32", kept)
     assert torch.equal(codes[:, 1, 1:3], kept[:, 1, 1:3])
     assert torch.equal(codes[:, 0], free[:, 0])
     assert torch.equal(codes[:, 1, 3], free[:, 1, 3])  # the s-pattern comes to it first
