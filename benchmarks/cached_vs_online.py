@@ -91,7 +91,7 @@ def main() -> None:
         for split, count in (("train", arguments.images), ("val", 1), ("test", 1)):
             arrays[f"{split}_images"] = random.integers(0, 256, (count, 28, 28, 3), dtype=np.uint8)
             arrays[f"{split}_labels"] = np.zeros((count, 1), dtype=np.uint8)
-        np.savez(folder / "bloodmnist.npz", **arrays)
+        np.savez(folder / "bloodmnist.npz", allow_pickle=False, **arrays)
         torch.manual_seed(0)
         vqgan = VQGAN(VQGANConfig.of(VQGANOptions(), 3, SIZE))
         save_checkpoint(folder / "vqgan.pt", KIND, vqgan_content(vqgan, vqgan.state_dict(), "", {}, {}))

@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,9 @@ from vqgpt.vqgan.training import VQGANTraining
 SIZE = 32
 HELD_OUT = 1000
 WORKERS = 2
-TRAINING = {"batch_size": 32, "n_epochs": 1, "lr": 1e-3, "lr_schedule": "cosine", "disc_weight": 0.0}
+TRAINING: dict[str, Any] = {"batch_size": 32, "n_epochs": 1, "lr": 1e-3, "lr_schedule": "cosine", "disc_weight": 0.0}
 EMA = {"codebook": "ema", "codebook_start": "latents"}
-VARIANTS = {
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss, uniform start (the original)": ({}, {"codebook": "loss"}),
     "loss, k-means start": ({}, {"codebook": "loss", "codebook_start": "kmeans"}),
     "EMA, no revival": ({}, {**EMA, "revive_below": 0.0}),
@@ -77,7 +78,7 @@ def train(images: Tensor, held_out: Tensor, variant: str, steps: int, seed: int)
     return run.validate()
 
 
-def table(results: list[dict], dataset: str) -> str:
+def table(results: list[dict[str, Any]], dataset: str) -> str:
     """The results on one dataset as a Markdown table: mean (lowest to highest)."""
     lines = [f"| {dataset} | PSNR, dB | codes in use of 128 | perplexity |", "|---|---|---|---|"]
     for variant in VARIANTS:

@@ -40,6 +40,7 @@ def main() -> None:
     device = torch.device("cpu")
     model = load_vqgan(vqgan_path("digits"), "digits", device)
     size, options = model.config.size, resolve(ImageOptions)
+    assert size is not None  # vqgpt trained it
     splits = read_dataset(find_dataset("digits"), options, size, silent).splits
     preprocessing = Preprocessing(size=size, channels=1, options=options.preprocessing)
     train, test = (load_tensor(splits[name], preprocessing, 0, name, silent) for name in ("train", "test"))

@@ -30,7 +30,7 @@ def measure(keep: str, layout: str) -> tuple[float, float, float]:
     torch.manual_seed(0)
     model = VQGAN(VQGANConfig.of(VQGANOptions(), image_channels=3, size=32))
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    model.to(memory_format=memory_format)
+    model.to(memory_format=memory_format)  # type: ignore[call-overload]
     images = torch.rand(BATCH, 3, 32, 32).to(memory_format=memory_format)
     encode = seconds_per_call(lambda: encode_with(model, images))
     step = seconds_per_call(lambda: training_step(model, images))

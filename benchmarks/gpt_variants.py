@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from vqgpt.config.datasets import held_out_split
-from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
+from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions, Order
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.training import GPTTraining, Sequences, held_out_figures
 from vqgpt.memory import keep_memory_pages
@@ -31,18 +31,19 @@ from vqgpt.stages.train_gpt import load_sequences
 from vqgpt.tokens import TokenCache
 
 Record = dict[str, Any]
+Kind = tuple[Literal["gpt2", "llama"], Literal["adamw", "muon"]]  # architecture and optimiser
 
-KINDS = list(product(["gpt2", "llama"], ["adamw", "muon"]))
+KINDS: list[Kind] = [("gpt2", "adamw"), ("gpt2", "muon"), ("llama", "adamw"), ("llama", "muon")]
 LRS = {"adamw": [4e-3, 8e-3, 1.6e-2], "muon": [1.6e-2, 3.2e-2, 6.4e-2]}
-ORDERS = ["s-pattern", "raster", "hilbert"]
-SIZES = {"n_layer": 2, "n_head": 4, "embed_dim_t": 80, "dropout_t": 0.0, "condition": "class"}
+ORDERS: list[Order] = ["s-pattern", "raster", "hilbert"]
+SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "embed_dim_t": 80, "dropout_t": 0.0, "condition": "class"}
 BATCH_SIZE = 32
 WARMUP = 0.1  # of the steps
 JUDGED, CHOSEN_BY = 1000, 500  # held-out images for the table, and for the learning rates
 TIMED_ROUNDS, TIMED_STEPS = 8, 3
 
 
-def new_training(cache: TokenCache, kind: tuple[str, str], order: str, lr: float, seed: int, steps: int) -> GPTTraining:
+def new_training(cache: TokenCache, kind: Kind, order: Order, lr: float, seed: int, steps: int) -> GPTTraining:
     """A GPT about to take so many steps; held out are the images of the table, then those that choose the rate."""
     (arch, optimizer), description = kind, cache.description
     config = GPTConfig(
@@ -69,7 +70,7 @@ def time_steps(cache: TokenCache) -> Record:
     steps = TIMED_ROUNDS * TIMED_STEPS
     trainings = {kind: new_training(cache, kind, ORDERS[0], 1e-3, 0, steps) for kind in KINDS}
     streams = {kind: training.schedule.steps(0) for kind, training in trainings.items()}
-    times: dict[tuple[str, str], list[float]] = {kind: [] for kind in KINDS}
+    times: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(TIMED_ROUNDS):
         for kind, training in trainings.items():
             start = time.process_time()
@@ -79,7 +80,7 @@ def time_steps(cache: TokenCache) -> Record:
     return {"seconds_per_step": {"-".join(kind): statistics.median(values[1:]) for kind, values in times.items()}}
 
 
-def train(cache: TokenCache, kind: tuple[str, str], order: str, lr: float, seed: int, steps: int) -> Record:
+def train(cache: TokenCache, kind: Kind, order: Order, lr: float, seed: int, steps: int) -> Record:
     """The figures of one training."""
     training = new_training(cache, kind, order, lr, seed, steps)
     start = time.process_time()
@@ -121,13 +122,13 @@ class Comparison:
         timed = once(out, {**self.common, "what": "step"}, lambda: time_steps(self.cache))
         self.step_seconds: dict[str, float] = timed["seconds_per_step"]
 
-    def run(self, kind: tuple[str, str], order: str, lr: float, seed: int) -> Record:
+    def run(self, kind: Kind, order: Order, lr: float, seed: int) -> Record:
         """The figures of one training."""
         steps = int(self.seconds / self.step_seconds["-".join(kind)])
         key = {"kind": "-".join(kind), "order": order, "lr": lr, "seed": seed, "seconds": self.seconds}
         return once(self.out, {**self.common, **key}, lambda: train(self.cache, kind, order, lr, seed, steps))
 
-    def choose_rates(self) -> dict[tuple[str, str], float]:
+    def choose_rates(self) -> dict[Kind, float]:
         """The best learning rate of each architecture and optimiser; prints what was tried."""
         best = {}
         print(f"| {self.name}, {ORDERS[0]}, seed 0 | bits per token at each learning rate |\n|---|---|")
@@ -137,9 +138,9 @@ class Comparison:
             print(f"| {', '.join(kind)} |", ", ".join(f"{bits:.3f} at {lr:g}" for lr, bits in tried.items()), "|")
         return best
 
-    def compare(self, rates: dict[tuple[str, str], float], seeds: list[int]) -> None:
+    def compare(self, rates: dict[Kind, float], seeds: list[int]) -> None:
         """Print the table of all variants: mean (lowest to highest)."""
-        results = {}
+        results: dict[tuple[Kind, Order], list[Record]] = {}
         for seed, kind, order in product(seeds, KINDS, ORDERS):
             results.setdefault((kind, order), []).append(self.run(kind, order, rates[kind], seed))
         print(f"\n| {self.name} | parameters | lr | steps | CPU s |", *(f"{order} |" for order in ORDERS))

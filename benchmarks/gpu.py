@@ -1,11 +1,11 @@
 """How fast the GPT trains on a GPU: three shapes, in bfloat16, eager, compiled, and compiled with CUDA graphs.
 
-    python benchmarks/gpu.py [--shape default large gpt-b] [--rounds 5] [--steps 20]
+    python benchmarks/gpu.py [--shape default large gpt-b] [--rounds 5] [--steps 20] [--device cuda]
 
 Per shape: the loop of `vqgpt train` as it is (`--compile auto`), and forward, backward and optimiser on one fixed batch
 without compilation, with torch.compile, and with its mode "reduce-overhead", which records CUDA graphs. Each with
 tokens/s, TFLOP/s, and the share of what a large bfloat16 matrix product reaches in the same rounds. Medians of
-interleaved rounds. Random tokens, dropout 0.1, fused AdamW.
+interleaved rounds. Random tokens, dropout 0.1, fused AdamW. `--device cpu --rounds 1 --steps 1` shows that it runs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from train_step import SHAPES, flops_per_token, loop, new_training, seconds
 from vqgpt.runtime import autocast, select_device
 
 PRECISION = "bf16"
-MATRIX = 8192
+MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}
 MODES = {"eager": None, "compiled": "default", "compiled, CUDA graphs": "reduce-overhead"}
 
 
@@ -53,13 +53,15 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", default=["default", "large", "gpt-b"], choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps in a round")
+    parser.add_argument("--device", default="cuda", choices=MATRIX_SIDE)
     arguments = parser.parse_args()
-    device = select_device("cuda")
-    print(torch.cuda.get_device_name(device), torch.__version__, flush=True)
+    device = select_device(arguments.device)
+    side = MATRIX_SIDE[device.type]
+    print(torch.cuda.get_device_name(device) if device.type == "cuda" else device, torch.__version__, flush=True)
     with TemporaryDirectory() as folder:
         for name in arguments.shape:
             shape = SHAPES[name]
-            matrix = torch.randn(MATRIX, MATRIX, device=device, dtype=torch.bfloat16)
+            matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
             training = new_training(shape, shape.batch * arguments.steps, arguments.steps, device, PRECISION)
             calls: dict[str, Callable[[], object]] = {
                 "matrix": partial(torch.mm, matrix, matrix),
@@ -73,7 +75,7 @@ def main() -> None:
                 for label, call in calls.items():
                     times[label].append(seconds(call, device))
             middle = {label: statistics.median(values) for label, values in times.items()}
-            peak = 2 * MATRIX**3 / middle.pop("matrix")
+            peak = 2 * side**3 / middle.pop("matrix")
             print(f"{name}: matrix product {peak / 1e12:.0f} TFLOP/s")
             print(f"{'':24} {'tokens/s':>12} {'TFLOP/s':>8} {'of the matrix product':>22}")
             for label, value in middle.items():

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from vqgpt.config.gpt import GPTConfig, GPTOptions, SamplingOptions
+from vqgpt.config.gpt import Condition, GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.memory import keep_memory_pages
@@ -52,7 +52,7 @@ SHAPES = {
 def new_model(shape: Shape, device: torch.device) -> GPT:
     """Our network; with classes where guidance is on."""
     torch.manual_seed(0)
-    condition = "none" if shape.guidance == 1 else "class"
+    condition: Condition = "none" if shape.guidance == 1 else "class"
     options = GPTOptions(n_layer=shape.layers, n_head=shape.heads, embed_dim_t=shape.width, condition=condition)
     classes = 0 if shape.guidance == 1 else 10
     config = GPTConfig(options=options, codebook_size=shape.codes, grid=(shape.side, shape.side), num_classes=classes)

@@ -1,7 +1,8 @@
 """How fast a split of a token cache becomes one array in memory, beside simpler ways that check nothing.
 
 Writes made-up codes (zipf-distributed) as a token cache, as one .npy, as one .npy per image and raw, and reads each
-into one array; the page cache is warm. Then how much of the start of a `vqgpt train` on this cache the checks take.
+into one array; the page cache is warm. Beside them what no reader of this format can avoid: to hash the bytes of the
+shards and to unpack them. Then how much of the start of a `vqgpt train` on this cache the checks take.
 Prints medians of interleaved rounds, and their ratio to the copy of an array.
 
     python benchmarks/token_reading.py --rows 100000 --grid 16 --codebook-size 1024
@@ -15,12 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from vqgpt.tokens import CacheWriter, Description, Split, TokenCache
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
+from vqgpt.tokens.shard_file import decode_shard
 
 FILES = 20_000  # of one image each; their time is scaled up to all rows
 CODES_MADE = 2**22
@@ -37,9 +40,10 @@ def make_cache(path: Path, rows: int, grid: int, codebook_size: int) -> None:
         source_sha256="0" * 64,
         splits=(Split(name="train", rows=rows), Split(name="test", rows=1)),
         limit=None,
+        val_split=None,
         image_size=(16 * grid, 16 * grid),
         image_channels=3,
-        preprocessing="none",
+        preprocessing={"rule": "none"},
         skipped=(),
         views=("identity",),
         grid=(grid, grid),
@@ -68,6 +72,20 @@ def medians(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
             seconds[name].append(time.perf_counter() - start)
             del result
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def hash_and_unpack(cache: TokenCache, contents: list[bytes]) -> np.ndarray:
+    """The codes of split `train` from the bytes of its shards, in as many threads as the reader has."""
+    layout = cache.description.layouts("train")["codes"]
+    codes = np.empty(layout.shape, layout.dtype)
+
+    def unpack(index: int) -> None:
+        hashlib.sha256(contents[index]).hexdigest()
+        decode_shard(layout, contents[index], codes[layout.shard_slice(index)])
+
+    with ThreadPoolExecutor(cache.store.threads) as pool:
+        list(pool.map(unpack, range(layout.num_shards)))
+    return codes
 
 
 def training_start(cache: Path) -> tuple[float, float]:
@@ -109,6 +127,9 @@ def main() -> None:
         make_cache(root / "c.zarr", options.rows, options.grid, options.codebook_size)
         cache = TokenCache(root / "c.zarr")
         codes = cache.read_split("train").codes
+        layout = cache.description.layouts("train")["codes"]
+        files = [root / "c.zarr/train/codes" / layout.shard_key(index) for index in range(layout.num_shards)]
+        contents = [file.read_bytes() for file in files]
         np.save(root / "codes.npy", codes)
         codes.tofile(root / "codes.raw")
         single = min(FILES, len(codes))
@@ -123,6 +144,7 @@ def main() -> None:
             {
                 "copy of the array": codes.copy,
                 "token cache, checked": lambda: cache.read_split("train").codes,
+                "sha256 and lz4 alone": lambda: hash_and_unpack(cache, contents),
                 "np.load": lambda: np.load(root / "codes.npy"),
                 "raw memmap, copied": lambda: np.array(np.memmap(root / "codes.raw", codes.dtype, shape=codes.shape)),
             },
@@ -130,7 +152,7 @@ def main() -> None:
         )
         alone = medians({"one .npy per image": one_file_per_image}, rounds=1)  # its small objects slow the others down
         seconds["one .npy per image"] = alone["one .npy per image"] * len(codes) / single
-        stored = sum(file.stat().st_size for file in (root / "c.zarr/train/codes").rglob("*") if file.is_file())
+        stored = sum(map(len, contents))
         print(f"{len(codes)} x {options.grid} x {options.grid} {codes.dtype}: {codes.nbytes / 1e6:.1f} MB,", end=" ")
         print(f"{stored / 1e6:.1f} MB in the cache")
         for name, value in seconds.items():

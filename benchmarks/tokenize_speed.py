@@ -28,7 +28,7 @@ from vqgpt.config.vqgan import VQGANConfig, VQGANOptions
 from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.reading import read_dataset
 from vqgpt.memory import keep_memory_pages
-from vqgpt.progress import Notice, Progress, silent
+from vqgpt.progress import Event, Progress, silent
 from vqgpt.stages import tokenize
 from vqgpt.vqgan.checkpoint import KIND, vqgan_content
 from vqgpt.vqgan.model import VQGAN
@@ -45,7 +45,7 @@ def write_images(root: Path, count: int) -> None:
     for split, images in (("train", count), ("val", BATCH), ("test", BATCH)):
         arrays[f"{split}_images"] = generator.integers(0, 256, (images, 28, 28, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.zeros((images, 1), dtype=np.uint8)
-    np.savez(root / "bloodmnist.npz", **arrays)
+    np.savez(root / "bloodmnist.npz", allow_pickle=False, **arrays)
     (root / "photos/one").mkdir(parents=True)
     for number in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -75,7 +75,7 @@ def tokenize_images_per_second(config: TokenizeConfig) -> float:
     """The rate at which a cache is filled, from the first batch to the end."""
     events: list[tuple[float, int]] = []
 
-    def report(event: Progress | Notice) -> None:
+    def report(event: Event) -> None:
         if isinstance(event, Progress) and event.task == "tokenize":
             events.append((time.perf_counter(), event.done))
 

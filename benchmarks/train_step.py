@@ -71,7 +71,7 @@ def new_training(shape: Shape, rows: int, steps: int, device: torch.device, prec
 def loop(training: GPTTraining, folder: Path) -> None:
     """`max_steps` steps of `vqgpt train`'s loop; the files that it writes at its end are not timed."""
     run = TrainingRun(folder / "gpt.pt", "gpt", {}, True, silent)
-    run.save = run.keep_best = run.finish = lambda content: None  # type: ignore[method-assign]
+    run.save = run.keep_best = run.finish = lambda _: None  # type: ignore[method-assign,assignment]
     training.validate = lambda: {"held_out_nats_per_token": 0.0}  # type: ignore[method-assign]
     run_training(training, training.schedule, 10_000, run, lambda _: {}, lambda _: 0.0, silent, StopRequest())
 
@@ -121,7 +121,7 @@ def budget(training: GPTTraining, codes: Tensor, labels: Tensor) -> dict[str, fl
         return sum(events[name].cpu_time_total for name in names if name in events) / 1e6
 
     seconds_of["linear layers"] = profiled("aten::mm", "aten::addmm")
-    seconds_of["attention"] = profiled("DroppedAttention", "DroppedAttentionBackward")
+    seconds_of["attention"] = profiled("CompiledAttention", "CompiledAttentionBackward")
     seconds_of["activation"] = profiled("aten::gelu", "aten::gelu_backward")
     seconds_of["normalisation"] = profiled("aten::native_layer_norm", "aten::native_layer_norm_backward")
     seconds_of["loss"] = profiled("aten::cross_entropy_loss", "aten::_log_softmax_backward_data")

@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,14 +36,14 @@ from vqgpt.vqgan.perceptual import FEATURE_CHANNELS, PerceptualLoss
 from vqgpt.vqgan.training import VQGANTraining
 
 SIZE = 32
-LOSSES = {
+LOSSES: dict[str, dict[str, Any]] = {
     "pixels": {"disc_weight": 0.0},
     "discriminator": {"disc_start": 0, "warmup": 0},
     "lpips": {"disc_start": 0, "warmup": 0, "perceptual_weight": 1.0},
 }
 
 
-def new_training(batch: int, precision: str, losses: dict) -> VQGANTraining:
+def new_training(batch: int, precision: str, losses: dict[str, Any]) -> VQGANTraining:
     """A training of the default network on four batches of random images."""
     torch.manual_seed(0)
     model = VQGAN(VQGANConfig.of(VQGANOptions(), 3, SIZE))
@@ -85,22 +86,22 @@ class Original:
     adaptive weight on their own; optimisers that take one parameter at a time.
     """
 
-    def __init__(self, batch: int, losses: dict) -> None:
+    def __init__(self, batch: int, losses: dict[str, Any]) -> None:
         self.training = new_training(batch, "fp32", {**losses, "codebook": "loss", "winograd": "off"})
         networks: list[nn.Module] = [self.training.model]
         self.perceptual_loss = self.training.perceptual_loss
         if self.perceptual_loss:
-            self.perceptual_loss.to(memory_format=torch.contiguous_format)
+            self.perceptual_loss.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.adversarial = self.training.adversary_start is not None
         if self.adversarial:
             networks.append(self.training.discriminator)
         self.optimizers = []
         for network in networks:
-            network.to(memory_format=torch.contiguous_format)
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             self.optimizers.append(torch.optim.Adam(network.parameters(), lr=4.5e-6, betas=(0.5, 0.9), foreach=False))
         for module in self.training.model.modules():
             if isinstance(module, AttnBlock):
-                module.forward = partial(attend, module)
+                module.forward = partial(attend, module)  # type: ignore[method-assign]
 
     def reconstruct(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstructions and the codebook's loss."""
@@ -208,9 +209,9 @@ def main() -> None:
             speeds = {name: arguments.batch / value for name, value in times.items()}
             original = speeds.get("original", math.nan)
             flops = flops_per_image(losses, precision)
-            figures = (speeds["step"], original, speeds["step"] / original, speeds["bare"])
-            figures += (speeds["step"] / speeds["bare"], speeds["encoder"], 2 * 1024**3 / times["matrix"] / 1e9)
-            figures += (flops * speeds["bare"] / 1e9, flops / 1e9)
+            figures = [speeds["step"], original, speeds["step"] / original, speeds["bare"]]
+            figures += [speeds["step"] / speeds["bare"], speeds["encoder"], 2 * 1024**3 / times["matrix"] / 1e9]
+            figures += [flops * speeds["bare"] / 1e9, flops / 1e9]
             print(f"{losses:14}", *(f"{figure:9.2f}" for figure in figures), flush=True)
 
 

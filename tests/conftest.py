@@ -17,10 +17,12 @@ from vqgpt.cli.app import main
 from vqgpt.tokens import CacheWriter, Description, Split
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: test processes share the cores, and equal bytes need equal threads
+os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)  # for what is forked or started; before the first
 os.environ["WANDB_MODE"] = "disabled"  # where it is set up, trainings log by themselves
 
 TINY_VQGAN = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
-TINY_VQGAN += ["--n-embed", "16", "--embed-dim", "4", "--batch-size", "128", "--n-epochs", "1", "--lr", "1e-3"]
+TINY_VQGAN += ["--n-embed", "16", "--embed-dim", "4", "--attn-resolutions", "8", "--lr", "1e-3"]
+TINY_VQGAN += ["--limit", "256", "--batch-size", "128", "--n-epochs", "1"]
 TINY_GPT = [
     "--n-layer",
     "1",
@@ -86,18 +88,10 @@ def start_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.
     )
 
 
-def run_ranks(processes: int, *program: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a program, or `-m MODULE`, in several processes of torchrun; a rank that crashes tells where."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    root = str(Path(__file__).parent.parent)
-    return subprocess.run(
-        [*launch, *map(str, program)],
-        env={**os.environ, "PYTHONPATH": root, "PYTHONFAULTHANDLER": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+def torchrun(processes: int) -> list[str]:
+    """How a command line begins that starts what follows on several processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launch, "--nproc-per-node", str(processes)]
 
 
 @pytest.fixture

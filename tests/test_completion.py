@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, start_process, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
+from tests.forked import fork_command
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.order import scan_order
 from vqgpt.stages.completion import is_prefix, keep_mask
@@ -159,7 +160,7 @@ def test_all_classes_come_in_equal_shares(pipeline):
 def test_a_killed_request_is_continued_to_the_same_bytes(pipeline):
     """Several shards; the process is killed once one is committed."""
     command = ["sample", "--tokens-only", "--num-samples", "2500", "--out", "many.zarr"]
-    process = start_process(*command, cwd=pipeline)
+    process = fork_command(*command, cwd=pipeline)
     while process.poll() is None:
         if Path("many.zarr/zarr.json").exists() and read_manifest(Path("many.zarr")).shards["samples"]:
             os.kill(process.pid, signal.SIGKILL)

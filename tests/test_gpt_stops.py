@@ -11,9 +11,11 @@ import torch
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.test_gpt_training import new_model, new_training, trained
 from tests.test_interruption import assert_same_training, lines_of
+from vqgpt.gpt import training as gpt_training
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.runtime import deterministic
+from vqgpt.stages import train_gpt
 from vqgpt.training_loop import read_figures
 
 COMMAND = ["train", "--cache", "a.zarr", *TINY_GPT, "--sample-and-save-freq", "1", "--out"]
@@ -43,6 +45,29 @@ def test_a_signal_within_a_step_gives_it_up_and_takes_it_again(cache, monkeypatc
     for folder in ("s", "whole"):
         assert run_here(*command, f"{folder}/gpt.pt").code == 0
     assert_same_training(Path("s"), Path("whole"), "gpt.pt")
+
+
+@pytest.mark.parametrize("work", ["held_out_figures", "sample_codes"])
+def test_a_signal_cuts_a_validation_short(cache, monkeypatch, work):
+    """The next run makes it up: figures, best and last are those of a training that was not stopped."""
+    command = [*COMMAND[:-1], "--n-epochs", "4", "--sample-and-save-freq", "2", "--out"]
+    module = gpt_training if work == "held_out_figures" else train_gpt
+    healthy, asked = getattr(module, work), []
+
+    def interrupted(*arguments):
+        asked.append(signal.raise_signal(signal.SIGTERM))
+        return healthy(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, work, interrupted)
+        outcome = run_here(*command, "s/gpt.pt")
+    assert_refused(outcome, 143, "interrupted by SIGTERM; 2 of 4 steps are saved in s/gpt.unfinished.pt")
+    assert not asked  # the signal was heard there and then
+    assert len(lines_of(Path("s/metrics.jsonl"))) == 1
+    for folder in ("s", "whole"):
+        assert run_here(*command, f"{folder}/gpt.pt").code == 0
+    for name in ("gpt.pt", "gpt.best.pt"):
+        assert_same_training(Path("s"), Path("whole"), name)
 
 
 def test_fp16_leaves_out_the_steps_whose_gradients_overflow(here):

@@ -1,4 +1,4 @@
-"""The GPT's training step: dropout, passes, optimisers, several processes, GenerativeZoo's files, and the new flags."""
+"""The GPT's training step: passes, optimisers, several processes, GenerativeZoo's files, and the new flags."""
 
 import json
 import math
@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import TINY_GPT, assert_refused, description, run_here, run_ranks, start_process, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
+from tests.forked import fork_command, run_ranks
 from tests.test_interruption import wait_for
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
-from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks, query_blocks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import Muon
 from vqgpt.gpt.order import scan_order
@@ -47,44 +47,6 @@ def new_training(rows=40, precision="fp32", model=None, **options):
 def trained(training):
     losses = [read_figures([(step, training.take_step(step))])["loss"][0] for step in training.schedule.steps(0)]
     return losses, [parameter.detach().clone() for parameter in training.result.parameters()]
-
-
-def test_masks_drop_at_the_stated_rate_and_belong_to_their_image():
-    for rate in (0.1, 0.25, 0.5):
-        masks = Masks(rate, 0, 5, range(8), 100_000)
-        kept = masks.keep(100_000).float()
-        assert set(kept.unique().tolist()) == {0.0, 1.0}
-        deviation = math.sqrt(rate * (1 - rate) / kept.numel())
-        assert abs(1 - kept.mean().item() - rate) < 5 * deviation
-        assert kept.mean().item() * masks.scale == pytest.approx(1, abs=5 * deviation / (1 - rate))
-        neighbours = (kept[:, 1:] * kept[:, :-1]).mean().item()
-        assert neighbours == pytest.approx((1 - rate) ** 2, abs=0.005)
-        assert torch.equal(Masks(rate, 0, 5, range(3, 6), 100_000).keep(100_000).float(), kept[3:6])
-    for other in (Masks(0.5, 1, 5, range(8), 100_000), Masks(0.5, 0, 6, range(8), 100_000)):
-        assert 0.49 < (other.keep(100_000) == kept).float().mean() < 0.51
-
-
-@pytest.mark.parametrize("positions", [5, 40])
-def test_attention_with_dropout_is_that_of_its_definition(positions):
-    """Also where the queries make several blocks."""
-    torch.manual_seed(0)
-    heads, features = 2, 3
-    qkv = torch.randn(3, 2, heads, positions, features, dtype=torch.float64, requires_grad=True)
-
-    def masks():
-        return Masks(0.3, 0, 5, range(2), heads * attention_masks(positions))
-
-    def attention(qkv):
-        return DroppedAttention.apply(qkv, masks())
-
-    drawn, keep = masks(), torch.zeros(2, heads, positions, positions, dtype=torch.float64)
-    for block in query_blocks(positions):
-        keep[:, :, block, : block.stop] = drawn.keep(heads, block.stop - block.start, block.stop).double()
-    q, k, v = qkv
-    future = torch.ones(positions, positions).triu(1).bool()
-    weights = (q @ k.transpose(-1, -2) / math.sqrt(features)).masked_fill(future, -math.inf).softmax(-1)
-    torch.testing.assert_close(attention(qkv), (weights * keep * drawn.scale) @ v)
-    assert torch.autograd.gradcheck(attention, (qkv,), fast_mode=positions > 10)
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
@@ -279,7 +241,7 @@ def test_two_and_three_processes_take_the_steps_of_one(here):
 
 def test_a_training_of_one_process_continues_on_two(pipeline):
     flags = [*TINY_GPT, "--n-epochs", "6", "--sample-and-save-freq", "2", "--batch-size", "100", "--out", "s/gpt.pt"]
-    process = start_process("train", *flags, cwd=pipeline)
+    process = fork_command("train", *flags, cwd=pipeline)
     wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
     process.kill()
     process.communicate(timeout=60)

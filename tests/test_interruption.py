@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY_GPT, TINY_VQGAN, files_of, run_here, start_process
+from tests.conftest import TINY_GPT, TINY_VQGAN, files_of, run_here
+from tests.forked import fork_command
 
 LONG_GPT = [*TINY_GPT, "--n-epochs", "12", "--sample-and-save-freq", "3", "--dropout-t", "0.2", "--batch-size", "100"]
 LONG_VQGAN = [*TINY_VQGAN, "--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
@@ -44,7 +45,7 @@ def assert_same_training(one: Path, other: Path, name: str) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_gpt_training_that_is_stopped_continues_bit_for_bit(pipeline, number, code):
     command = ["train", "--condition", "class", *LONG_GPT, "--out"]
-    process = start_process(*command, "stopped/gpt.pt", cwd=pipeline)
+    process = fork_command(*command, "stopped/gpt.pt", cwd=pipeline)
     wait_for(lambda: Path("stopped/gpt.unfinished.pt").exists(), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -61,7 +62,7 @@ def test_a_gpt_training_that_is_stopped_continues_bit_for_bit(pipeline, number, 
 
 def test_a_vqgan_training_that_is_killed_continues_bit_for_bit(here):
     command = ["vqgan", "train", "--dataset", "digits", *LONG_VQGAN, "--out"]
-    process = start_process(*command, "stopped/vqgan.pt", cwd=here)
+    process = fork_command(*command, "stopped/vqgan.pt", cwd=here)
     wait_for(lambda: Path("stopped/vqgan.unfinished.pt").exists(), process)
     process.kill()
     process.communicate(timeout=60)
@@ -72,7 +73,7 @@ def test_a_vqgan_training_that_is_killed_continues_bit_for_bit(here):
 
 
 def test_other_settings_do_not_continue_an_unfinished_training(pipeline):
-    process = start_process("train", *LONG_GPT, "--out", "s/gpt.pt", cwd=pipeline)
+    process = fork_command("train", *LONG_GPT, "--out", "s/gpt.pt", cwd=pipeline)
     wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
     process.kill()
     process.communicate(timeout=60)
@@ -89,7 +90,7 @@ def test_a_tokenization_that_is_stopped_ends_in_the_same_bytes(pipeline, number)
     command = ["tokenize", "--dataset", "digits", "--batch-size", "8", "--cache"]
     assert run_here(*command, "whole.zarr").code == 0
     for delay in (0.0, 0.1):
-        process = start_process(*command, "stopped.zarr", cwd=pipeline)
+        process = fork_command(*command, "stopped.zarr", cwd=pipeline)
         wait_for(lambda: Path("stopped.zarr/codebook").exists(), process)
         time.sleep(delay)
         process.send_signal(number)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_refused, files_of, run_here, run_ranks
+from tests.conftest import assert_refused, files_of, run_here, torchrun
+from tests.forked import run_ranks, start_ranks
 from vqgpt.errors import InputError
 from vqgpt.tokens import TokenCache, WriteLock, read_manifest
 
@@ -35,9 +36,18 @@ def test_any_number_of_processes_makes_the_same_bytes_and_completes_what_a_dead_
     assert not committed.complete
     shutil.copytree("dead.zarr", "again.zarr")
 
-    for processes, cache in ((3, "again.zarr"), (2, "dead.zarr")):
-        result = tokenize_on(processes, cache)
-        assert result.returncode == 0, result.stderr
+    before = files_of(Path("dead.zarr"))
+    with WriteLock(Path("dead.zarr"), "another run") as lock:
+        lock.take()
+        lock.share()  # with its own processes, not with these
+        main, helper = start_ranks(2, PROGRAM, *TOKENIZE, "dead.zarr")
+        assert f"is being written by process {os.getpid()} on " in main.communicate(timeout=60)[1]
+        assert "the main process that writes dead.zarr has ended" in helper.communicate(timeout=60)[1]
+        assert files_of(Path("dead.zarr")) == before
+
+    assert tokenize_on(3, "again.zarr").returncode == 0
+    subprocess.run([*torchrun(2), PROGRAM, *TOKENIZE, "dead.zarr"], check=True, capture_output=True)
+    for cache in ("again.zarr", "dead.zarr"):
         assert files_of(Path(cache)) == whole
         assert TokenCache(Path(cache)).read_split("train").codes.shape == (300, 1, 8, 8)
     assert not list(Path().glob(".*.lock"))
@@ -62,13 +72,15 @@ def test_a_second_run_stops_at_once_and_says_who_holds_the_cache(pipeline):
 
 def test_the_processes_of_one_run_share_the_lock_and_nobody_else_gets_it(tmp_path):
     path = tmp_path / "new" / "c.zarr"
-    main, helper, other = WriteLock(path), WriteLock(path), WriteLock(path)
+    main, helper, other = WriteLock(path, "ours"), WriteLock(path, "ours"), WriteLock(path, "theirs")
     with pytest.raises(InputError, match="has ended"):
         helper.join()
     main.take()
     with pytest.raises(InputError, match=f"process {os.getpid()} on "):
         helper.join()
     main.share()
+    with pytest.raises(InputError, match="has ended"):
+        other.join()
     helper.join()
     with pytest.raises(InputError, match="is being written by"):
         other.take()

@@ -2,10 +2,8 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -18,6 +16,7 @@ from zarr.storage import ObjectStore as ZarrStore
 
 from tests import remote_child
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
+from tests.forked import CONTEXT, run_ranks
 from tests.s3_server import Fault, serve, wait_until
 from vqgpt.config.cache_path import CacheURL, parse_cache_path
 from vqgpt.errors import InputError, UsageError
@@ -54,13 +53,11 @@ def objects(server, url):
 @pytest.fixture(scope="module")
 def start():
     """Starts a process that fills a small cache; it is forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.remote_child"])
     begun = []
 
     def start_filling(url, server, seconds_to_leave=4.0):
         arguments = (str(url), server.environment, seconds_to_leave)
-        process = context.Process(target=remote_child.fill_and_leave, args=arguments)
+        process = CONTEXT.Process(target=remote_child.fill_and_leave, args=arguments)
         process.start()
         begun.append(process)
         return process
@@ -256,12 +253,11 @@ def test_a_run_that_slept_through_its_lease_commits_nothing_more(start, server, 
     assert files_of(objects) == whole
 
 
-def test_two_processes_of_torchrun_share_the_lease(pipeline, url, objects):
+def test_two_processes_of_one_run_share_the_lease(pipeline, url, objects):
     program = str(Path(__file__).with_name("small_shards.py"))
     tokenize = [program, *TOKENIZE, "--limit", "150", "--cache"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([sys.executable, *tokenize, "local.zarr"], check=True, capture_output=True)
-    result = subprocess.run([*launch, *tokenize, url], check=False, capture_output=True, text=True)
+    assert run_ranks(1, *tokenize, "local.zarr").returncode == 0
+    result = run_ranks(2, *tokenize, url)
     assert result.returncode == 0, result.stderr
     assert files_of(objects) == files_of(Path("local.zarr"))
     assert not (objects.parent / ".c.zarr.lock").exists()

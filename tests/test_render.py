@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import TINY_VQGAN, assert_refused, files_of, run_here, start_process
+from tests.conftest import TINY_VQGAN, assert_refused, files_of, run_here
+from tests.forked import fork_command
 from vqgpt.config.options import resolve
 from vqgpt.config.output_commands import RenderConfig
 from vqgpt.progress import silent
@@ -172,7 +173,7 @@ def test_a_folder_that_was_cut_short_is_continued(pipeline, form):
 def test_the_same_command_continues_after_a_signal(pipeline, number):
     small_shards("s.zarr", 1400)
     words = ["render", "s.zarr", "--out", "f"]
-    process = start_process(*words, cwd=pipeline)
+    process = fork_command(*words, cwd=pipeline)
     deadline = time.monotonic() + 100
     while len(list(Path("f").glob("0*.png"))) < 10 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -2,13 +2,13 @@
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import TINY_GPT, assert_refused, description, run_here, run_ranks, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, torchrun, write_cache
+from tests.forked import run_ranks
 from tests.test_gpt_training import new_model, new_training, trained
 from tests.test_interruption import wait_for
 
@@ -114,8 +114,8 @@ def test_two_and_three_processes_with_a_part_each_take_the_steps_of_one(here, ex
 def test_a_training_in_parts_stops_saves_and_continues_in_one_process(here):
     write_cache(Path("a.zarr"), description())
     flags = ["train", "--cache", "a.zarr", *TINY_GPT, "--n-epochs", "200", "--ema", "0.5", "--out", "s/gpt.pt"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen([*torchrun, "-m", "vqgpt", *flags, "--shard"], stderr=subprocess.PIPE, text=True)
+    command = [*torchrun(2), "-m", "vqgpt", *flags, "--shard"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)

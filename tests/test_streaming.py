@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import TINY_GPT, assert_refused, description, run_here, start_process, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
+from tests.forked import fork_command
 from tests.test_interruption import assert_same_training, wait_for
 from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.training import Sequences
@@ -103,7 +104,7 @@ def test_a_training_on_a_stream_that_is_killed_continues_bit_for_bit(here):
     write_cache(Path("c.zarr"), description((300, 10)))
     command = ["train", "--cache", "c.zarr", *TINY_GPT, "--n-epochs", "12", "--sample-and-save-freq", "3"]
     command += ["--batch-size", "20", "--stream", "--shuffle-buffer", "70", "--out"]
-    process = start_process(*command, "stopped/gpt.pt", cwd=here)
+    process = fork_command(*command, "stopped/gpt.pt", cwd=here)
     wait_for(lambda: Path("stopped/gpt.unfinished.pt").exists(), process)
     process.kill()
     process.communicate(timeout=60)

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import assert_refused, run_here, run_ranks, start_process
+from tests.conftest import assert_refused, run_here
+from tests.forked import fork_command, run_ranks
 from tests.test_interruption import assert_same_training, lines_of, wait_for
 from vqgpt.training_run import TrainingRun
 
 SMALL = ["--size", "8", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 SMALL += ["--n-embed", "16", "--embed-dim", "4", "--lr", "1e-3", "--attn-resolutions", "0"]
-SMALL += ["--batch-size", "128", "--n-epochs", "1"]
+SMALL += ["--limit", "590", "--batch-size", "50", "--n-epochs", "1"]
 LONG = [*SMALL, "--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
 LONG += ["--ema", "0.9", "--disc-start", "15", "--warmup", "1", "--lr-schedule", "cosine"]
 COMMAND = ["vqgan", "train", "--dataset", "digits", *LONG, "--out"]
@@ -33,7 +34,7 @@ def whole(tmp_path_factory):
 
 
 def start_and_stop(number, when, folder):
-    process = start_process(*COMMAND, "stopped/vqgan.pt", cwd=folder)
+    process = fork_command(*COMMAND, "stopped/vqgan.pt", cwd=folder)
     wait_for(lambda: when(Path("stopped")), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+HEADERS = Path(__file__).parent
+
 
 @functools.cache
 def compiled_library(source: Path) -> ctypes.CDLL | None:
@@ -21,7 +23,8 @@ def compiled_library(source: Path) -> ctypes.CDLL | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / source.with_suffix(".so").name
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", str(library), str(source), "-lm"]
+        options = ["-O3", "-march=native", "-shared", "-fPIC", "-I", str(HEADERS), "-o", str(library)]
+        command = [compiler, *options, str(source), "-lm"]
         if subprocess.run(command, capture_output=True, check=False).returncode != 0:
             return None
         return ctypes.CDLL(str(library))

@@ -5,14 +5,17 @@ nor tokens.
 """
 
 import os
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from vqgpt.interrupt import StopRequest, cut_short_on_signals
 
 WAIT = timedelta(minutes=30)  # for the slowest rank, before the others give up
 
@@ -43,6 +46,14 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def name_of_run() -> str:
+    """A name, other at each call, that the processes of this run have in common."""
+    names = [uuid.uuid4().hex]
+    if world_size() > 1:
+        dist.broadcast_object_list(names)
+    return names[0]
+
+
 @contextmanager
 def main_first() -> Iterator[None]:
     """The block runs in the main process, and then in the others."""
@@ -53,6 +64,11 @@ def main_first() -> Iterator[None]:
     finally:
         if rank() == 0 and world_size() > 1:
             dist.barrier()
+
+
+def cut_short_when_alone(request: StopRequest | None = None) -> AbstractContextManager[None]:
+    """`cut_short_on_signals` for a single process; several finish together what they began."""
+    return cut_short_on_signals(request) if world_size() == 1 else nullcontext()
 
 
 def local_rows(rows: Tensor) -> Tensor:

@@ -17,17 +17,6 @@ class CutShort(Exception):
     """A signal came while a block ran that loses nothing by not being finished."""
 
 
-@contextmanager
-def cut_short_on_signals() -> Iterator[None]:
-    """Within this block, which changes nothing that is kept, a signal that `stop_on_signals` hears raises CutShort."""
-    global _cuttable
-    _cuttable = True
-    try:
-        yield
-    finally:
-        _cuttable = False
-
-
 class StopRequest:
     """Whether a signal has asked us to stop."""
 
@@ -53,6 +42,22 @@ class StopRequest:
         return InterruptedRun(
             f"interrupted by {self.signal.name}; {saved}", "run the same command again to continue", code
         )
+
+
+@contextmanager
+def cut_short_on_signals(request: StopRequest | None = None) -> Iterator[None]:
+    """Within this block, which changes nothing that is kept, a signal that `stop_on_signals` hears raises CutShort.
+
+    So does entering it after the `request`, where that is given.
+    """
+    global _cuttable
+    if request:
+        raise CutShort
+    _cuttable = True
+    try:
+        yield
+    finally:
+        _cuttable = False
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
-from vqgpt.distributed import largest_over_ranks, world_size
+from vqgpt.distributed import cut_short_when_alone, largest_over_ranks, world_size
 from vqgpt.interrupt import CutShort, StopRequest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.schedule import Schedule, Step, check_finite
@@ -74,21 +74,40 @@ def run_training(
     """
     first_step, best, worse = 0, -math.inf, 0
     losses: list[float] = []  # of the epoch in progress
-    if run.state:
-        first_step, losses = run.state["step"], run.state["losses"]
-        best, worse = run.state["best"], run.state.get("worse", 0)  # validations since the best one
-        training.load_state_dict(run.state["training"])
-        report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
+    held_out: dict[str, float] = {}
 
-    def save(done: int) -> None:
-        state = {"step": done, "losses": losses, "best": best, "worse": worse}
+    def save(done: int, unvalidated: dict[str, Any] | None = None) -> None:
+        state = {"step": done, "losses": losses, "best": best, "worse": worse, "unvalidated": unvalidated}
         run.save({**state, "training": training.state_dict()})
 
-    def leave(done: int) -> NoReturn:
-        save(done)
+    def leave(done: int, unvalidated: dict[str, Any] | None = None) -> NoReturn:
+        save(done, unvalidated)
         raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
 
-    held_out: dict[str, float] = {}
+    def validate(record: dict[str, Any]) -> None:
+        """What ends an epoch with this record. A signal leaves it to the next run."""
+        nonlocal held_out, best, worse
+        try:
+            with cut_short_when_alone(stop):
+                held_out = training.validate()
+                show()
+        except CutShort:
+            leave(record["step"], record)
+        run.log(record | held_out)
+        worse += 1
+        if score(held_out) > best:
+            best, worse = score(held_out), 0
+            run.keep_best(content(held_out))
+        save(record["step"])
+
+    if run.state:
+        first_step, losses = run.state["step"], run.state["losses"]
+        best, worse = run.state["best"], run.state["worse"]  # validations since the best one
+        training.load_state_dict(run.state["training"])
+        report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
+        if run.state.get("unvalidated"):
+            validate(run.state["unvalidated"])
+
     unread: list[tuple[Step, Mapping[str, float | Tensor]]] = []
     rows, start = 0, time.monotonic()
     for step in () if patience and worse >= patience else schedule.steps(first_step):
@@ -119,14 +138,7 @@ def run_training(
             }
             losses = []
             if schedule.is_checkpoint(step, every_epochs):
-                held_out = training.validate()
-                run.log(record | held_out)
-                worse += 1
-                if score(held_out) > best:
-                    best, worse = score(held_out), 0
-                    run.keep_best(content(held_out))
-                show()
-                save(done)
+                validate(record)
                 if patience and worse >= patience and done < total:
                     report(Notice(text=f"stopped after step {done}: no better validation in the last {worse}"))
                     break

@@ -5,12 +5,10 @@
 // weigh 0. Weights lie one after the other in the order of their use: of a normalisation weight and bias (width,) each,
 // of a linear layer the matrix in panels (out / 16, in, 16), and the bias (out,).
 
-#include <math.h>
-#include <string.h>
+#include "lanes.h"
+#include "product.h"
 
-typedef float lanes __attribute__((vector_size(32), aligned(4)));
-typedef int bits __attribute__((vector_size(32)));
-enum { LANES = 8, SUMS = 4 };  // SUMS: how many are added up side by side, as an addition takes four cycles
+enum { SUMS = 4 };      // how many are added up side by side, as an addition takes four cycles
 enum { COLUMNS = 16 };         // of a panel
 #ifdef __AVX512F__
 typedef float registers __attribute__((vector_size(64), aligned(4)));
@@ -19,36 +17,14 @@ enum { PER_PANEL = 1, ROWS = 8 };  // ROWS of a matrix product are summed in reg
 typedef lanes registers;
 enum { PER_PANEL = 2, ROWS = 4 };
 #endif
+PRODUCT(rows_product, registers, ROWS, PER_PANEL)
 enum { BLOCK = 32 };  // rows at once: what is computed of them stays in a core's cache
 
 #define EPSILON 1e-5f  // of the normalisations
-#define AT(array, index) (*(lanes *)((array) + (index)))
 
 struct sizes {
     long rows, layers, heads, width, inside, codes, positions, llama;
 };
-
-static inline float sum_of(lanes x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
-
-static inline float largest(const float *x, long count) {
-    lanes most = AT(x, 0);
-    for (long i = LANES; i < count; i += LANES) {
-        bits larger = AT(x, i) > most;
-        most = (lanes)(((bits)AT(x, i) & larger) | ((bits)most & ~larger));
-    }
-    float result = most[0];
-    for (int i = 1; i < LANES; i++) result = most[i] > result ? most[i] : result;
-    return result;
-}
-
-// e^x for x <= 88, to 1e-7 of it: 2^n by the exponent's bits, times the Taylor series of the rest, below 0.35
-static inline lanes exponential(lanes x) {
-    bits possible = x > -87.0f;
-    lanes shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the last bits become the rounded quotient
-    lanes n = shifted - 12582912.0f, r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
-    lanes series = 1 + r * (1 + r * (1 / 2.0f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r / 720.0f)))));
-    return (lanes)(((bits)series + ((bits)shifted << 23)) & possible);
-}
 
 static inline lanes absolute(lanes x) { return (lanes)((bits)x & 0x7fffffff); }
 
@@ -83,12 +59,7 @@ static const float *normalise(const float *x, const float *weight, float *y, con
 // ROWS of x (ROWS, in) times a panel (in, COLUMNS), plus the bias, and what is in y if `add`
 static inline void product(const float *x, const float *panel, const float *bias, float *y, long in, long out, int add) {
     registers sum[ROWS][PER_PANEL] = {0};
-    for (long k = 0; k < in; k++)
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 2
-            for (int s = 0; s < PER_PANEL; s++)
-                sum[r][s] += x[r * in + k] * ((const registers *)(panel + k * COLUMNS))[s];
+    rows_product(x, in, 1, panel, COLUMNS, in, sum);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2

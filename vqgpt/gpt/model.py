@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.gpt.dropout import DroppedAttention, Masks, attention_masks
+from vqgpt.gpt.attention import attend, attention_masks
+from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.order import scan_order
 
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
@@ -68,8 +69,8 @@ class Rotary(nn.Module):
             self.register_buffer(f"{name}_sin", turned.sin(), persistent=False)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, A, S, D/A) of the first S positions -> the same, turned."""
-        here = slice(0, q.shape[2])
+        """Queries and keys (B, S, A, D/A) of the first S positions -> the same, turned."""
+        here = slice(0, q.shape[1])
         return (
             _turned(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
             _turned(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
@@ -78,6 +79,7 @@ class Rotary(nn.Module):
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
@@ -99,19 +101,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
-        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # (3, B, A, S, D/A)
+        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))  # (B, S, 3, A, D/A)
         if self.rotary:
-            q, k, v = qkv
+            q, k, v = qkv.unbind(2)
             q, k = self.rotary(self.q_norm(q.float()), self.k_norm(k.float()))
-            qkv = torch.stack([q.to(v.dtype), k.to(v.dtype), v])
+            qkv = torch.stack([q.to(v.dtype), k.to(v.dtype), v], dim=2)
+        rate = self.dropout if self.training else 0.0
         if masks:
             with torch.autocast(x.device.type, enabled=False):
-                y = DroppedAttention.apply(qkv.float(), masks).to(qkv.dtype)  # type: ignore[no-untyped-call]
+                y = attend(qkv.float(), masks).to(qkv.dtype)
+        elif x.is_cpu and not rate and not torch.compiler.is_compiling():
+            y = attend(qkv, None)
         else:
-            q, k, v = qkv.contiguous()
-            rate = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
-        return dropout(self.c_proj(y.transpose(1, 2).flatten(2)), self.dropout, masks, self.training)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous()
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True).transpose(1, 2)
+        return dropout(self.c_proj(y.flatten(2)), self.dropout, masks, self.training)
 
 
 class MLP(nn.Module):

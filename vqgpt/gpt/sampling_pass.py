@@ -47,13 +47,9 @@ class SamplingPass:
         self.log_prob = torch.zeros(images, 1, device=self.device)
         scales = [guidance_scale(position, self.positions, options) for position in range(self.positions)]
         self.scales = torch.tensor(scales, device=self.device)
-        self.graphs = None
-        if isinstance(decoder, Decoder) and self.device.type == "cuda":
-
-            def step(position: Tensor, seen: int) -> None:
-                self.draw(decoder.step_in_graph(self.token, position, seen), position)
-
-            self.graphs = GraphedSteps(step, self.positions, self.device)
+        self.graphs: GraphedSteps | None = None
+        if self.device.type == "cuda":
+            self.graphs = GraphedSteps(self.step_in_graph, self.positions, self.device)
 
     @torch.inference_mode()
     def run(
@@ -82,6 +78,11 @@ class SamplingPass:
                 self.draw(self.decoder.step(self.token, position), position)
         tokens, log_prob = self.tokens.t()[: len(labels)], self.log_prob[: len(labels), 0].clamp(max=0)
         return tokens.to("cpu", copy=True), log_prob.cpu()
+
+    def step_in_graph(self, position: Tensor, seen: int) -> None:
+        """The step of a position (1,) on the device, below `seen`, from buffers to buffers."""
+        assert isinstance(self.decoder, Decoder)
+        self.draw(self.decoder.step_in_graph(self.token, position, seen), position)
 
     def draw(self, logits: Tensor, position: int | Tensor) -> None:
         """Logits (R, K) -> the images' tokens at a position, a number or (1,): kept, and read by the next step."""

@@ -9,7 +9,6 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -17,12 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
-from vqgpt.distributed import fewest_rows, local_rows, local_share, sum_gradients, sum_over_ranks, world_size
+from vqgpt.distributed import (
+    cut_short_when_alone,
+    fewest_rows,
+    local_rows,
+    local_share,
+    sum_gradients,
+    sum_over_ranks,
+)
 from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.interrupt import cut_short_on_signals
 from vqgpt.moving_average import move_average
 from vqgpt.runtime import autocast, derived_seed, new_workers
 from vqgpt.schedule import Schedule, Step
@@ -31,6 +36,7 @@ from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation
 TOKENS_PER_CPU_PASS = 2048  # in training: a compromise between the cache and the launches of operations
+WIDE = 256  # a network from which on a GPU is busy without CUDA graphs
 STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 
@@ -134,7 +140,7 @@ class GPTTraining:
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
         compiled = options.compile == "on" or (options.compile == "auto" and self.device.type == "cuda")
-        self.loss = torch.compile(model.loss) if compiled and not options.shard else model.loss
+        self.loss = torch.compile(model.loss, mode=self.compile_mode) if compiled and not options.shard else model.loss
         if options.shard:
             for network in (model, self.averaged) if self.averaged else (model,):
                 blocks = cast(nn.ModuleList, network.transformer["h"])
@@ -155,6 +161,15 @@ class GPTTraining:
         """Begin to count the tokens and the seconds of waiting for data anew."""
         self.tokens, self.waited = 0, 0.0
         self.started: float | None = None  # by the first step, since there may be a validation before it
+
+    @property
+    def compile_mode(self) -> str | None:
+        """On a GPU, CUDA graphs for a network whose kernels are over before the next is started.
+
+        A graph overwrites its gradients when it runs again: there is to be one pass to a step.
+        """
+        small = self.model.config.options.embed_dim_t < WIDE
+        return "reduce-overhead" if self.device.type == "cuda" and small and self.options.grad_accum == 1 else None
 
     @property
     def result(self) -> GPT:
@@ -207,7 +222,7 @@ class GPTTraining:
 
         loss = torch.zeros((), device=self.device)
         compute = self.workers.map if self.workers else map
-        with cut_short_on_signals() if world_size() == 1 else nullcontext():  # several ranks finish what they began
+        with cut_short_when_alone():
             for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
                 loss += part_loss
                 for parameter, gradient in zip(parameters, gradients, strict=True):

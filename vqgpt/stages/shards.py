@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.config.cache_path import CachePath
-from vqgpt.distributed import gather_to_main, main_first, rank, world_size
+from vqgpt.distributed import gather_to_main, main_first, name_of_run, rank, world_size
 from vqgpt.errors import VQGPTError
 from vqgpt.interrupt import StopRequest, stop_on_signals
 from vqgpt.progress import Notice, Progress, Report
@@ -38,7 +38,7 @@ def fill_cache(
     signal asks to stop; the shard in hand is dropped then.
     """
     saved = f"the shards that are done are saved in {path}"
-    with lock_of(path) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
+    with lock_of(path, name_of_run()) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
         with main_first():
             if rank() == 0:
                 lock.take()

@@ -68,8 +68,9 @@ class Claim:
 class Lease:
     """The right to write the cache at `path`; used as `WriteLock` is."""
 
-    def __init__(self, path: CacheURL) -> None:
+    def __init__(self, path: CacheURL, run: str = "") -> None:
         self.path = path
+        self.run = run
         self.store = ObjectStore(path.with_name(f".{path.name}.lock"), patient=False)
         self.claim: Claim | None = None  # ours, or that of our main process
         self.number = 0  # of the object that we hold; 0 for none
@@ -80,7 +81,7 @@ class Lease:
     def take(self) -> None:
         """Take the lease. Raises InputError at once, with host and process, if another run has it."""
         holder = f"process {os.getpid()} on {socket.gethostname()}"
-        claim = Claim(holder=holder, run=run_name(), nonce=uuid.uuid4().hex)
+        claim = Claim(holder=holder, run=self.run, nonce=uuid.uuid4().hex)
         self.claim = claim
         self.descriptor = os.open(claim.local_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):  # a file system without locks: the lease alone tells that we are dead
@@ -108,9 +109,9 @@ class Lease:
         """Other processes of this run may always `join`."""
 
     def join(self) -> None:
-        """Write together with the main process of this run. Raises InputError if that has left."""
+        """Write together with the main process of this run. Raises InputError if that does not hold it."""
         claim = self._current()[1]
-        if claim is None or claim.run != run_name():
+        if claim is None or claim.run != self.run:
             raise InputError(f"the main process that writes {self.path} has ended", "see its message")
         self.claim = claim
 
@@ -198,8 +199,3 @@ class Lease:
 def key_of(number: int) -> str:
     """The key of the object of this number; keys sort as numbers do."""
     return f"{number:012d}"
-
-
-def run_name() -> str:
-    """What the processes of one torchrun have in common."""
-    return " ".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))

@@ -1,8 +1,8 @@
 """One run at a time writes a cache in a folder: a lock that the kernel drops when its holder dies.
 
-The lock is `flock` on the file `.NAME.lock` beside the cache, which says who holds it. The main process of a run takes
-it alone, sets the cache up, and then shares it with the other processes of its run: as long as one of them lives, no
-other run gets in. A killed run leaves the file and no lock. Must not import torch.
+The lock is `flock` on the file `.NAME.lock` beside the cache, which says who holds it, and for which run. The main
+process of a run takes it alone, sets the cache up, and then shares it with the other processes of its run: as long as
+one of them lives, no other run gets in. A killed run leaves the file and no lock. Must not import torch.
 """
 
 import fcntl
@@ -20,20 +20,24 @@ if TYPE_CHECKING:
     from vqgpt.tokens.lease import Lease
 
 
-def lock_of(path: CachePath) -> "WriteLock | Lease":
-    """The right to write the cache at `path`: `WriteLock` in a folder, `Lease` on an object store."""
+def lock_of(path: CachePath, run: str = "") -> "WriteLock | Lease":
+    """The right to write the cache at `path`: `WriteLock` in a folder, `Lease` on an object store.
+
+    `run` is a name that the processes of one run have in common, and no other run has.
+    """
     if isinstance(path, Path):
-        return WriteLock(path)
+        return WriteLock(path, run)
     from vqgpt.tokens.lease import Lease
 
-    return Lease(path)
+    return Lease(path, run)
 
 
 class WriteLock:
     """The right to write the cache at `path`; give it back with `release`, or use it as a context."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: str = "") -> None:
         self.path = path
+        self.run = run
         self.file = path.with_name(f".{path.name}.lock")
         self.descriptor: int | None = None
         self.is_main = False
@@ -44,7 +48,7 @@ class WriteLock:
         assert self.descriptor is not None
         self.is_main = True
         os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        os.pwrite(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{self.run}".encode(), 0)
 
     def share(self) -> None:
         """Let other processes of this run `join`."""
@@ -52,10 +56,12 @@ class WriteLock:
         fcntl.flock(self.descriptor, fcntl.LOCK_SH)
 
     def join(self) -> None:
-        """Hold the lock together with the main process of this run. Raises InputError if that has left."""
-        if not self.file.exists():
+        """Hold the lock together with the main process of this run. Raises InputError if that does not hold it."""
+        if self.file.exists():
+            self._lock(fcntl.LOCK_SH)
+        if self.descriptor is None or _read(self.descriptor)[1] != self.run:
+            self.release()
             raise InputError(f"the main process that writes {self.path} has ended", "see its message")
-        self._lock(fcntl.LOCK_SH)
 
     def check(self) -> None:
         """Nobody takes this lock from a process that lives."""
@@ -83,7 +89,7 @@ class WriteLock:
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+                holder = _read(descriptor)[0] or "another process"
                 os.close(descriptor)
                 raise InputError(
                     f"{self.path} is being written by {holder}",
@@ -104,3 +110,9 @@ class WriteLock:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.file))
         except FileNotFoundError:
             return False
+
+
+def _read(descriptor: int) -> tuple[str, str]:
+    """Who took the lock last, in words, and the name of its run."""
+    holder, _, run = os.pread(descriptor, 400, 0).decode(errors="replace").partition("\n")
+    return holder, run

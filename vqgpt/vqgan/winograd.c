@@ -4,6 +4,8 @@
 // channel, between which the convolution is 36 matrix products. Images are (n, h, w, channels) float32 without gaps;
 // channels are multiples of 16; pixels beyond the edges are 0.
 
+#include "product.h"
+
 typedef float lanes __attribute__((vector_size(64), aligned(4)));
 enum { LANES = 16 };
 #ifdef __AVX512F__
@@ -13,6 +15,7 @@ enum { PER_LANES = 1, ROWS = 12 };  // ROWS of a matrix product are summed in re
 typedef float registers __attribute__((vector_size(32), aligned(4)));
 enum { PER_LANES = 2, ROWS = 6 };
 #endif
+PRODUCT(rows_product, registers, ROWS, PER_LANES)
 enum { BLOCK = 24 };  // squares at once: their numbers stay in a core's cache
 
 #define AT(array, index) (*(lanes *)((array) + (index)))
@@ -150,12 +153,7 @@ static inline void to_numbers(const float *images, float *numbers, long first, l
 static inline void product(const float *v, const float *kernel, float *m, long count, long c) {
     for (long t = 0; t < count; t += ROWS, v += ROWS * c, m += ROWS * LANES) {
         registers sum[ROWS][PER_LANES] = {0};
-        for (long k = 0; k < c; k++)
-#pragma GCC unroll 12
-            for (int r = 0; r < ROWS; r++)
-#pragma GCC unroll 2
-                for (int s = 0; s < PER_LANES; s++)
-                    sum[r][s] += v[r * c + k] * ((const registers *)(kernel + k * LANES))[s];
+        rows_product(v, c, 1, kernel, LANES, c, sum);
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2

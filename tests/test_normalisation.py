@@ -1,0 +1,81 @@
+"""Group normalisation in C against its definition in float64."""
+
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from vqgpt.compiled import compiled_library
+from vqgpt.vqgan.model import AttnBlock
+from vqgpt.vqgan.normalisation import GROUPS, Norm
+
+
+def new_norm(channels, silu):
+    norm = Norm(channels, silu)
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+    return norm
+
+
+def defined(norm, x):
+    exact = nn.GroupNorm(GROUPS, norm.num_channels, norm.eps).double()
+    exact.load_state_dict(norm.state_dict())
+    y = exact(x)
+    return (F.silu(y) if norm.silu else y), exact
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@settings(deadline=None, max_examples=40)
+@given(
+    images=st.integers(1, 3),
+    channels=st.sampled_from([32, 64, 96]),
+    height=st.integers(1, 9),
+    width=st.integers(2, 9),
+    silu=st.booleans(),
+    spread=st.sampled_from([1e-3, 1.0, 200.0]),
+    layout=st.sampled_from([torch.channels_last, torch.contiguous_format]),
+)
+def test_values_and_gradients_are_those_of_the_definition(images, channels, height, width, silu, spread, layout):
+    torch.manual_seed(height)
+    norm = new_norm(channels, silu)
+    x = (spread * (torch.randn(images, channels, height, width) + 1)).to(memory_format=layout)
+    gradient = torch.randn(x.shape)
+    ours, right = x.clone().requires_grad_(), x.double().requires_grad_()
+    y = norm(ours)
+    assert type(y.grad_fn).__name__.startswith("_Normalised")
+    wanted, exact = defined(norm, right)
+    y.backward(gradient)
+    wanted.backward(gradient.double())
+    pairs = [(y, wanted), (ours.grad, right.grad)]
+    pairs += [(norm.weight.grad, exact.weight.grad), (norm.bias.grad, exact.bias.grad)]
+    for computed, expected in pairs:
+        tolerance = 2e-5 * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(computed.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_without_a_compiler_and_without_gradients_torch_computes_it(monkeypatch):
+    norm, x = new_norm(32, silu=True), torch.randn(2, 32, 4, 4)
+    trained = norm(x)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x), trained, rtol=0, atol=2e-5)
+    monkeypatch.setenv("PATH", "")
+    compiled_library.cache_clear()
+    try:
+        y = norm(x)
+        assert not type(y.grad_fn).__name__.startswith("_Normalised")
+        torch.testing.assert_close(y, trained, rtol=0, atol=2e-5)
+    finally:
+        compiled_library.cache_clear()
+
+
+def test_attention_in_training_is_that_of_encoding():
+    torch.manual_seed(0)
+    block = AttnBlock(32)
+    x = torch.randn(2, 32, 5, 6).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        encoding = block(x)
+    torch.testing.assert_close(block(x), encoding, rtol=0, atol=1e-5)
