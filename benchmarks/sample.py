@@ -63,7 +63,7 @@ def ours(model: GPT, images: int, guidance: float, precision: str) -> None:
     """As `vqgpt sample` does it, but for the files."""
     labels = torch.full((images,), -1 if guidance == 1 else 0)
     options = SamplingOptions(num_samples=images, cfg_scale=guidance)
-    drawn = sum(len(codes) for codes, _ in sample_codes(model, labels, 0, 0, options, precision))
+    drawn = sum(len(codes) for codes, _ in sample_codes(model, labels, 0, options, precision))
     assert drawn == images
 
 

@@ -27,7 +27,7 @@ def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) ->
 
 
 def sampled(model, classes, seed=0, **options) -> torch.Tensor:
-    images = sample_codes(model, torch.as_tensor(classes), 0, seed, SamplingOptions(**options), "fp32")
+    images = sample_codes(model, torch.as_tensor(classes), seed, SamplingOptions(**options), "fp32")
     return torch.cat([codes for codes, _ in images])
 
 

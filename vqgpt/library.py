@@ -73,7 +73,7 @@ class Generator:
         words = tuple(map(str, classes))
         turn: list[Any] = bits_turn(words, self.class_names) if by_bits else class_turn(words, self.class_names)
         labels = torch.from_numpy(np.array(turn)[np.arange(num_samples) % len(turn)])
-        passes = sample_codes(self.gpt.model, labels, 0, seed, sampling, resolve_precision(precision, self.device))
+        passes = sample_codes(self.gpt.model, labels, seed, sampling, resolve_precision(precision, self.device))
         return torch.cat([codes for codes, _ in passes]).numpy()
 
     def score(

@@ -6,6 +6,7 @@ The weights are laid out once as the products want them, keys and values lie whe
 of the cache is allocated twice. Products have a fixed number of rows, so that neither the other rows nor their number
 can be felt in a row's rounding; everything else works row by row. Attention to the cache is one batched product for all
 heads: the query of each head stands in its own columns of a row that is as wide as the cache, zeros elsewhere.
+Nothing waits for the device, and `step_in_graph` has the position on it: for CUDA graphs (`gpt.graphed_pass`).
 Letters: R rows, T positions, K codes, D width, A heads.
 Knows nothing of images, the VQ-GAN and token caches.
 """
@@ -30,8 +31,8 @@ class Embedding:
         self.wte = cast(nn.Embedding, parts["wte"]).weight.detach()
         self.wpe = cast(nn.Embedding, parts["wpe"]).weight.detach() if "wpe" in parts else None
 
-    def __call__(self, tokens: Tensor, position: int, bits: Tensor | None) -> Tensor:
-        """Tokens (R,) that stand before `position`, bits (R, L) that are added -> (R, D)."""
+    def __call__(self, tokens: Tensor, position: int | Tensor, bits: Tensor | None) -> Tensor:
+        """Tokens (R,) that stand before `position`, a number or (1,), bits (R, L) that are added -> (R, D)."""
         stream = F.embedding(tokens, self.wte)
         if self.wpe is not None:
             stream += self.wpe[position]
@@ -82,7 +83,7 @@ class Turns(NamedTuple):
     cos: Tensor
     sin: Tensor
 
-    def __call__(self, qk: Tensor, position: int) -> Tensor:
+    def __call__(self, qk: Tensor, position: int | Tensor) -> Tensor:
         """Queries and keys (R, 2, A, D/A) -> the same, normalised and turned."""
         normal = F.rms_norm(qk.float(), qk.shape[-1:], None, EPSILON)
         swapped = normal.roll(qk.shape[-1] // 2, -1)
@@ -158,6 +159,14 @@ def attention_turns(attention: Attention) -> Turns:
     return Turns(*(torch.stack(table, dim=1)[:, :, None] for table in (cos, sin)))
 
 
+class Place(NamedTuple):
+    """Where a step stands: a number or (1,); how many cached positions it reads, and which (seen,) it must not see."""
+
+    position: int | Tensor
+    seen: int
+    later: Tensor | None
+
+
 class Decoder:
     """The key-value cache of R rows, and a step over it. Used from one thread at a time, in inference mode.
 
@@ -169,7 +178,8 @@ class Decoder:
         options, positions = weights.config.options, weights.config.block_size
         kind: dict[str, Any] = {"dtype": weights.dtype, "device": weights.embedding.wte.device}
         cache = torch.zeros(2, options.n_layer, rows, positions, options.embed_dim_t, **kind)
-        self.slots = [[cache[:, layer, :, t] for t in range(positions)] for layer in range(options.n_layer)]
+        self.layers = [cache[:, layer] for layer in range(options.n_layer)]
+        self.slots = [[of_layer[:, :, t] for t in range(positions)] for of_layer in self.layers]
         self.keys = [[of_layer[:, : t + 1].mT for t in range(positions)] for of_layer in cache[0]]
         self.values = [[of_layer[:, : t + 1] for t in range(positions)] for of_layer in cache[1]]
         self.queries = torch.empty(rows, options.n_head, options.embed_dim_t, **kind)
@@ -179,10 +189,18 @@ class Decoder:
 
         Positions are taken from 0, in order. `bits` (R, L) are added to the start token, as `GPT.forward` has them.
         """
+        return self._logits(tokens, Place(position, position + 1, None), bits)
+
+    def step_in_graph(self, tokens: Tensor, position: Tensor, seen: int) -> Tensor:
+        """The same for a position (1,) int64 on the device, any below `seen`: as many cached ones are read, masked."""
+        later = torch.arange(seen, device=position.device) > position
+        return self._logits(tokens, Place(position, seen, later), None)
+
+    def _logits(self, tokens: Tensor, place: Place, bits: Tensor | None) -> Tensor:
         weights = self.weights
-        stream = weights.embedding(tokens, position, bits)
+        stream = weights.embedding(tokens, place.position, bits)
         for number, layer in enumerate(weights.layers):
-            stream += layer.from_heads(self._attend(layer, number, layer.ln_1(stream), position))
+            stream += layer.from_heads(self._attend(layer, number, layer.ln_1(stream), place))
             inside = layer.to_inside(layer.ln_2(stream))
             if weights.config.options.arch == "llama":
                 gate, inside = inside.chunk(2, dim=-1)
@@ -192,15 +210,26 @@ class Decoder:
             stream += layer.from_inside(inside)
         return weights.head(weights.ln_f(stream)).float()
 
-    def _attend(self, layer: Layer, number: int, x: Tensor, position: int) -> Tensor:
+    def _attend(self, layer: Layer, number: int, x: Tensor, place: Place) -> Tensor:
         """Normalised stream (R, D) -> what the heads saw (R, D)."""
         width, heads = x.shape[1], self.queries.shape[1]
         qkv = layer.to_qkv(x)
         if layer.turns:
             qk = qkv[:, : 2 * width].unflatten(1, (2, heads, -1))
-            qk.copy_(layer.turns(qk, position))
-        self.slots[number][position].copy_(qkv[:, width:].unflatten(1, (2, width)).transpose(0, 1))
+            qk.copy_(layer.turns(qk, place.position))
+        self._remember(number, place.position, qkv[:, width:].unflatten(1, (2, width)).transpose(0, 1))
         torch.mul(qkv[:, None, :width], self.weights.head_columns, out=self.queries)
-        scores = torch.bmm(self.queries, self.keys[number][position])
-        seen = torch.bmm(scores.softmax(dim=-1), self.values[number][position])  # (R, A, D): each head, all columns
+        scores = torch.bmm(self.queries, self.keys[number][place.seen - 1])
+        if place.later is not None:
+            scores.masked_fill_(place.later, -torch.inf)
+        seen = torch.bmm(
+            scores.softmax(dim=-1), self.values[number][place.seen - 1]
+        )  # (R, A, D): each head, all columns
         return seen.unflatten(2, (heads, -1)).diagonal(dim1=1, dim2=2).mT.flatten(1)
+
+    def _remember(self, number: int, position: int | Tensor, new: Tensor) -> None:
+        """Keys and values (2, R, D) go into the cache."""
+        if isinstance(position, int):
+            self.slots[number][position].copy_(new)
+        else:
+            self.layers[number].index_copy_(2, position, new[:, :, None])

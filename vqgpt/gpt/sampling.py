@@ -10,7 +10,6 @@ can be used, computes each row on its own. Knows nothing of images, the VQ-GAN a
 
 import threading
 from collections.abc import Iterator
-from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -18,12 +17,11 @@ import torch
 from torch import Tensor
 
 from vqgpt.config.gpt import GPTConfig, SamplingOptions
-from vqgpt.gpt.compiled_decoding import CompiledDecoder, CompiledWeights, decoding_library
-from vqgpt.gpt.decoding import Decoder, DecoderWeights
-from vqgpt.gpt.drawing import draw, guidance_scale, guide
+from vqgpt.gpt.compiled_decoding import CompiledWeights, decoding_library
+from vqgpt.gpt.decoding import DecoderWeights
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
-from vqgpt.gpt.recording import Compute, Recorded
+from vqgpt.gpt.sampling_pass import SamplingPass
 from vqgpt.runtime import new_workers
 
 MOST_GROUPS_PER_PASS = 4  # on a CPU
@@ -31,65 +29,88 @@ MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is
 IMAGES_ON_CPU = 32
 WIDE_IMAGES_ON_CPU = 8  # where a step is reading the weights
 WIDE = 256  # width of the network
-WORTH_RECORDING = 3  # passes on a GPU: recording takes about as long as a pass by Python
 GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass
 
 
-def sample_codes(
-    model: GPT,
-    labels: Tensor,
-    first_image: int,
-    seed: int,
-    options: SamplingOptions,
-    precision: str,
-    kept: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; codes `kept` (N, h, w) are not drawn.
+class Sampler:
+    """A GPT ready to be sampled from with the same options, request after request; used from one thread at a time.
 
-    -1 in `kept` is a code to draw. Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass by
-    pass, in order; `first_image` is a multiple of `images_at_once`. On a CPU a pass is several such groups where many
-    images are asked for, as long operations wait less for Python's lock.
+    With `completes`, images have codes that are given and not drawn. On a CPU a pass is several groups of
+    `images_at_once` where many images are asked for, as long operations wait less for Python's lock.
     """
-    config, device, guided = model.config, next(model.parameters()).device, options.cfg_scale != 1
-    at_once, library = images_at_once(config, device, precision, guided), decoding_library(model, precision)
-    assert first_image % at_once == 0
-    scan = scan_order(config.options.order, config.grid)
-    forced = None if kept is None else grid_to_sequence(kept, scan)
-    step = 1 if library else at_once  # of the number of images of a pass
-    threads = min(torch.get_num_threads(), -(-len(labels) // step)) if device.type == "cpu" else 1
-    most = at_once * MOST_GROUPS_PER_PASS if device.type == "cpu" else at_once
-    images = min(most, -(-len(labels) // (threads * step)) * step)
-    rows = 2 * images if guided else images
-    weights: CompiledWeights | DecoderWeights
-    if library:
-        weights = CompiledWeights(model, library)
-    else:
-        weights = DecoderWeights(model, precision, at_once if device.type == "cpu" else rows)
-    ended = threading.Event()
-    idle: SimpleQueue[Compute] = SimpleQueue()
-    for _ in range(threads):
-        drawn_by = partial(draw_tokens, weights.new_decoder(rows), options, ended)
-        idle.put(Recorded(drawn_by) if device.type == "cuda" and len(labels) >= WORTH_RECORDING * images else drawn_by)
 
-    def run(start: int) -> tuple[Tensor, Tensor]:
-        here = slice(start, start + images)
-        uniforms = uniform_numbers(seed, first_image + start, images, config.block_size).to(device)
-        token, bits = model.start(_padded(labels[here], rows, 0 if labels.ndim == 2 else -1).to(device))
-        tokens = None if forced is None else _padded(forced[here], images, -1).to(device)
-        compute = idle.get()
-        try:
-            codes, log_prob = compute(token[:, 0], bits, uniforms, tokens)
-            asked = len(labels[here])
-            return codes[:asked].cpu(), log_prob[:asked].cpu()
-        finally:
-            idle.put(compute)
+    def __init__(self, model: GPT, options: SamplingOptions, precision: str, completes: bool = False) -> None:
+        self.model, self.options, self.completes = model, options, completes
+        self.device, self.guided = next(model.parameters()).device, options.cfg_scale != 1
+        self.at_once = images_at_once(model.config, self.device, precision, self.guided)
+        library = decoding_library(model, precision)
+        self.step = 1 if library else self.at_once  # of the number of images of a pass
+        self.weights: CompiledWeights | DecoderWeights
+        if library:
+            self.weights = CompiledWeights(model, library)
+        else:
+            rows_of_pass = 2 * self.at_once if self.guided else self.at_once
+            self.weights = DecoderWeights(model, precision, self.at_once if self.device.type == "cpu" else rows_of_pass)
+        self.passes: list[SamplingPass] = []
 
-    with new_workers(threads) as workers:
-        try:
-            for codes, log_prob in workers.map(run, range(0, len(labels), images)):
-                yield sequence_to_grid(codes, scan, config.grid), log_prob
-        finally:
-            ended.set()
+    def codes(
+        self, labels: Tensor, first_image: int, seed: int, kept: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; `kept` (N, h, w) are not drawn.
+
+        -1 in `kept` is a code to draw. Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass
+        by pass, in order; `first_image` is a multiple of `images_at_once`.
+        """
+        config = self.model.config
+        assert first_image % self.at_once == 0
+        assert (kept is not None) == self.completes
+        scan = scan_order(config.options.order, config.grid)
+        given = None if kept is None else grid_to_sequence(kept, scan)
+        threads, images = self.division(len(labels))
+        free: SimpleQueue[SamplingPass] = SimpleQueue()
+        for of_thread in self.passes_of(threads, images):
+            free.put(of_thread)
+        ended = threading.Event()
+
+        def run(start: int) -> tuple[Tensor, Tensor]:
+            mine = free.get()
+            try:
+                uniforms = uniform_numbers(seed, first_image + start, images, config.block_size)
+                here = slice(start, start + images)
+                return mine.run(labels[here], uniforms, None if given is None else given[here], ended)
+            finally:
+                free.put(mine)
+
+        with new_workers(threads) as workers:
+            try:
+                for tokens, log_prob in workers.map(run, range(0, len(labels), images)):
+                    yield sequence_to_grid(tokens, scan, config.grid), log_prob
+            finally:
+                ended.set()
+
+    def division(self, wanted: int) -> tuple[int, int]:
+        """How many threads draw so many images, and how many of them in a pass."""
+        if self.device.type != "cpu":
+            return 1, self.at_once
+        threads = min(torch.get_num_threads(), -(-wanted // self.step))
+        return threads, min(self.at_once * MOST_GROUPS_PER_PASS, -(-wanted // (threads * self.step)) * self.step)
+
+    def passes_of(self, threads: int, images: int) -> list[SamplingPass]:
+        """One per thread: those of the request before, if they suit."""
+        if len(self.passes) != threads or self.passes[0].images != images:
+            rows = 2 * images if self.guided else images
+            self.passes = [
+                SamplingPass(self.model, self.weights.new_decoder(rows), images, self.options, self.completes)
+                for _ in range(threads)
+            ]
+        return self.passes
+
+
+def sample_codes(
+    model: GPT, labels: Tensor, seed: int, options: SamplingOptions, precision: str, kept: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first images of a seed, in one request: see `Sampler.codes`."""
+    return Sampler(model, options, precision, kept is not None).codes(labels, 0, seed, kept)
 
 
 def images_at_once(config: GPTConfig, device: torch.device, precision: str, guided: bool) -> int:
@@ -104,47 +125,6 @@ def images_at_once(config: GPTConfig, device: torch.device, precision: str, guid
     bytes_per_image = options.n_layer * 2 * config.block_size * options.embed_dim_t * (2 if precision == "bf16" else 4)
     images = max(1, GPU_CACHE_BYTES // (bytes_per_image * (1 + guided)))
     return min(MOST_IMAGES_AT_ONCE, 2 ** (images.bit_length() - 1))
-
-
-@torch.inference_mode()
-def draw_tokens(
-    decoder: Decoder | CompiledDecoder,
-    options: SamplingOptions,
-    ended: threading.Event,
-    token: Tensor,
-    bits: Tensor | None,
-    uniforms: Tensor,
-    forced: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Start tokens (R,) and bits as `GPT.start` gives them, uniforms (B, T) -> tokens (B, T) int64 and log_prob (B,).
-
-    R is B, or twice B with guidance, whose second half has no labels. `forced` (B, T) are tokens that are not drawn, -1
-    where they are. Does not wait for the device. Nobody waits for the result once it has `ended`.
-    """
-    images, positions = uniforms.shape
-    guided = options.cfg_scale != 1
-    tokens = torch.empty(images, positions, dtype=torch.int64, device=uniforms.device)
-    log_prob = torch.zeros(images, 1, device=uniforms.device)
-    for position in range(positions):
-        if ended.is_set():
-            break
-        logits = decoder.step(token, position, bits if position == 0 else None)
-        own = logits[:images]
-        if guided:
-            logits = guide(own, logits[images:], guidance_scale(position, positions, options))
-        token = draw(logits, uniforms[:, position], options)
-        if forced is not None:
-            token = torch.where(forced[:, position] < 0, token, forced[:, position])
-        tokens[:, position] = token
-        log_prob += own.log_softmax(dim=-1).gather(1, token[:, None])
-        if guided:
-            token = token.repeat(2)
-    return tokens, log_prob[:, 0].clamp(max=0)
-
-
-def _padded(values: Tensor, rows: int, untold: int) -> Tensor:
-    """Rows (n, ...) filled up to as many with what says nothing: the unconditional half of guidance, and spare rows."""
-    return torch.cat([values, values.new_full((rows - len(values), *values.shape[1:]), untold)])
 
 
 def uniform_numbers(seed: int, first: int, images: int, positions: int) -> Tensor:

@@ -20,7 +20,7 @@ from vqgpt.config.options import from_json, nearest_hint, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.order import scan_order
-from vqgpt.gpt.sampling import sample_codes
+from vqgpt.gpt.sampling import Sampler
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.completion import Prompts, is_prefix
@@ -129,16 +129,14 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
 
 def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:
     """Sample as planned; the result names the cache."""
+    sampler = Sampler(plan.gpt.model, config.sampling, plan.description.precision, plan.kept is not None)
 
     def rows_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         labels = torch.from_numpy(plan.labels[shard.start : shard.stop])
         kept = None
         if plan.kept is not None:
             kept = torch.from_numpy(plan.kept[np.arange(shard.start, shard.stop) % len(plan.kept)])
-        drawn = sample_codes(
-            plan.gpt.model, labels, shard.start, config.run.seed, config.sampling, plan.description.precision, kept
-        )
-        for codes, log_prob in drawn:
+        for codes, log_prob in sampler.codes(labels, shard.start, config.run.seed, kept):
             yield codes.numpy()[:, None], log_prob.numpy()
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
