@@ -87,3 +87,17 @@ def new_workers(threads: int) -> ThreadPoolExecutor:
     cores and nearly all the time on shared ones.
     """
     return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations of the block run in one thread each.
+
+    For many small ones, as those of an optimiser: on shared cores two threads wait for each other in each of them.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

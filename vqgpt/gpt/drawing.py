@@ -33,7 +33,7 @@ def guidance_scale(position: int, positions: int, options: SamplingOptions) -> f
     return 1 + (options.cfg_scale - 1) * share
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022) of logits (B, K): 0 is without the label, 1 with it."""
     return torch.lerp(unconditional, conditional, scale)
 

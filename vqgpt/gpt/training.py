@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -29,14 +30,14 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.moving_average import move_average
-from vqgpt.runtime import autocast, derived_seed, new_workers
+from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step
 from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation
 TOKENS_PER_CPU_PASS = 2048  # in training: a compromise between the cache and the launches of operations
-WIDE = 256  # a network from which on a GPU is busy without CUDA graphs
+WIDE = 256  # width of a network from which on it is not small
 STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 
@@ -168,8 +169,13 @@ class GPTTraining:
 
         A graph overwrites its gradients when it runs again: there is to be one pass to a step.
         """
-        small = self.model.config.options.embed_dim_t < WIDE
-        return "reduce-overhead" if self.device.type == "cuda" and small and self.options.grad_accum == 1 else None
+        graphs = self.device.type == "cuda" and self.is_small and self.options.grad_accum == 1
+        return "reduce-overhead" if graphs else None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a single operation is too short to be worth waiting for: for a kernel's start, or another thread."""
+        return self.model.config.options.embed_dim_t < WIDE
 
     @property
     def result(self) -> GPT:
@@ -207,9 +213,10 @@ class GPTTraining:
         self.optimizer.zero_grad()
         add_gradients = self._add_gradients_to_parts if self.options.shard else self._add_gradients
         loss = sum_over_ranks(add_gradients(loss_of, self.passes(len(mine), fewest_rows(step.rows))))
-        norm = self.optimizer.step(rate, loss, self.scaler)
-        if self.averaged:
-            move_average(self.averaged, self.model, self.options.ema, step.index)
+        with one_thread() if self.is_small else nullcontext():
+            norm = self.optimizer.step(rate, loss, self.scaler)
+            if self.averaged:
+                move_average(self.averaged, self.model, self.options.ema, step.index)
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
 
     def _add_gradients(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
@@ -225,8 +232,9 @@ class GPTTraining:
         with cut_short_when_alone():
             for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
                 loss += part_loss
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                with one_thread():
+                    for parameter, gradient in zip(parameters, gradients, strict=True):
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         sum_gradients(parameters)
         return loss
 

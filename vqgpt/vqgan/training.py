@@ -23,7 +23,7 @@ from vqgpt.config.vqgan import VQGANTrainingOptions
 from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
 from vqgpt.moving_average import move_average
 from vqgpt.pixels import images_per_pass, to_unit_range
-from vqgpt.runtime import autocast, derived_seed, new_workers
+from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
 from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
@@ -132,9 +132,10 @@ class VQGANTraining:
 
         self.optimizer.zero_grad()
         for gradients in compute(partial(self._gradients, share=share), passes, image_gradients):  # in order
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            with one_thread():
+                for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                    if gradient is not None:
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         figures["gradient_norm"] = self._finite_norm(self.parameters, step)
         if adversarial:
             self.discriminator_optimizer.zero_grad()
@@ -207,14 +208,16 @@ class VQGANTraining:
     def _finite_norm(self, parameters: list[nn.Parameter], step: Step) -> float:
         """Sum the gradients over the ranks and clip them. Raises NonFiniteError, before any weight has moved."""
         sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or math.inf).item()
+        with one_thread():
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.options.grad_clip or math.inf).item()
         check_finite(norm, "norm of the gradient", step)
         return norm
 
     def _apply(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step.index, self.schedule, self.options)
-        optimizer.step()
+        with one_thread():
+            optimizer.step()
 
     def epoch_figures(self) -> dict[str, float]:
         """Codes used and their perplexity over the epoch that ends, and starts to count anew."""
