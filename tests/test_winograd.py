@@ -107,7 +107,8 @@ def test_threads_share_the_images_and_their_number_alone_decides_the_bits():
         torch.set_num_threads(before)
     assert runs[0][0] == runs[1][0] == pytest.approx(runs[2][0], rel=1e-4)
     assert all(torch.equal(*pair) for pair in zip(runs[0][1], runs[1][1], strict=True))
-    assert_near(*(torch.cat([gradient.flatten() for gradient in run[1]])[None] for run in (runs[0], runs[2])), 1e-4)
+    # rounding may take an activation of the perceptual network to the other side of 0, and its gradient with it
+    assert_near(*(torch.cat([gradient.flatten() for gradient in run[1]])[None] for run in (runs[0], runs[2])), 2e-3)
 
 
 @needs_compiler

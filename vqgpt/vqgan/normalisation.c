@@ -72,11 +72,12 @@ void normalise_backward(const struct sizes *of, const float *x, const float *wei
                         float *of_bias) {
     long channels = of->channels, groups = of->groups, each = channels / groups, count = of->pixels * each;
     float sums[channels], products[channels], factors[channels], offsets[channels];
-    float slopes[channels], constants[channels];
+    float centres[channels], slopes[channels], constants[channels];
     for (long i = 0; i < of->images; i++, means += groups, scales += groups) {
         const float *image = x + i * of->pixels * channels, *gradient = of_y + i * of->pixels * channels;
         float *result = of_x + i * of->pixels * channels;
         line_of(of, weight, bias, means, scales, factors, offsets);
+        for (long c = 0; c < channels; c++) centres[c] = means[c / each];
         memset(sums, 0, sizeof sums);
         memset(products, 0, sizeof products);
         for (long p = 0; p < of->pixels; p++)
@@ -88,26 +89,26 @@ void normalise_backward(const struct sizes *of, const float *x, const float *wei
                 }
                 AT(result, p * channels + c) = of_z;
                 AT(sums, c) += of_z;
-                AT(products, c) += of_z * here;
+                AT(products, c) += of_z * (here - AT(centres, c));
             }
         for (long g = 0; g < groups; g++) {
             float by_sum = 0, by_product = 0;
             for (long c = g * each; c < (g + 1) * each; c++) {
                 of_bias[c] += sums[c];
-                of_weight[c] += scales[g] * (products[c] - means[g] * sums[c]);
+                of_weight[c] += scales[g] * products[c];
                 by_sum += weight[c] * sums[c];
                 by_product += weight[c] * products[c];
             }
-            float slope = (by_sum * means[g] - by_product) * scales[g] * scales[g] * scales[g] / count;
             for (long c = g * each; c < (g + 1) * each; c++) {
-                slopes[c] = slope;
-                constants[c] = -slope * means[g] - by_sum * scales[g] / count;
+                slopes[c] = -by_product * scales[g] * scales[g] * scales[g] / count;
+                constants[c] = -by_sum * scales[g] / count;
             }
         }
         for (long p = 0; p < of->pixels; p++)
-            for (long c = 0; c < channels; c += LANES)
+            for (long c = 0; c < channels; c += LANES) {
+                lanes centred = AT(image, p * channels + c) - AT(centres, c);
                 AT(result, p * channels + c) =
-                    AT(result, p * channels + c) * AT(factors, c) + AT(image, p * channels + c) * AT(slopes, c) +
-                    AT(constants, c);
+                    AT(result, p * channels + c) * AT(factors, c) + centred * AT(slopes, c) + AT(constants, c);
+            }
     }
 }
