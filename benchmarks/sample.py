@@ -17,6 +17,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from peers import peers
 from torch import nn
 
 from vqgpt.config.gpt import Condition, GPTConfig, GPTOptions, SamplingOptions
@@ -24,7 +25,6 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.memory import keep_memory_pages
 from vqgpt.runtime import autocast, select_device
-from vqgpt.torchvision_import import import_torchvision
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**32}
@@ -67,20 +67,12 @@ def ours(model: GPT, images: int, guidance: float, precision: str) -> None:
     assert drawn == images
 
 
-def peers(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
-    """The same shape in the two libraries, without guidance."""
-    import_torchvision("models")  # which transformers imports, and which may lack its operators
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+def generators(shape: Shape, device: torch.device) -> dict[str, nn.Module]:
+    """The libraries' networks, without guidance, ready for `generate`."""
+    from x_transformers import AutoregressiveWrapper
 
-    vocabulary, positions = shape.codes + 1, shape.side**2
-    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
-    gpt2 = GPT2Config(
-        vocab_size=vocabulary, n_positions=positions + 1, bos_token_id=shape.codes, eos_token_id=None, **sizes
-    )
-    layers = Decoder(dim=shape.width, depth=shape.layers, heads=shape.heads, attn_dim_head=shape.width // shape.heads)
-    wrapper = TransformerWrapper(num_tokens=vocabulary, max_seq_len=positions + 1, attn_layers=layers)
-    models = {"transformers GPT-2": GPT2LMHeadModel(gpt2), "x-transformers": AutoregressiveWrapper(wrapper)}
+    models = peers(*shape[:5])
+    models["x-transformers"] = AutoregressiveWrapper(models["x-transformers"])
     return {name: model.to(device).eval() for name, model in models.items()}
 
 
@@ -120,7 +112,7 @@ def least_seconds(shape: Shape, images: int, model: GPT, rates: dict[str, float]
 def measure(name: str, precision: str, rounds: int, device: torch.device) -> None:
     """Print the table of one shape in one precision."""
     shape = SHAPES[name]
-    model, others = new_model(shape, device), peers(shape, device)
+    model, others = new_model(shape, device), generators(shape, device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side, size = MATRIX_SIDE[device.type], COPIED_BYTES[device.type]
     matrix = torch.randn(side, side, device=device, dtype=dtype)

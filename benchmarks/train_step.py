@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
+from peers import peers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +32,6 @@ from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import silent
 from vqgpt.runtime import autocast, select_device
 from vqgpt.schedule import Schedule
-from vqgpt.torchvision_import import import_torchvision
 from vqgpt.training_loop import run_training
 from vqgpt.training_run import TrainingRun
 
@@ -146,27 +146,6 @@ def plain(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, co
     optimizer.step()
 
 
-def peers(shape: Shape) -> dict[str, nn.Module]:
-    """The same shape in the two libraries."""
-    import_torchvision("models")  # which transformers imports, and which may lack its operators
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from x_transformers import Decoder, TransformerWrapper
-
-    vocabulary, positions = shape.codes + 1, shape.side**2
-    sizes = {"n_embd": shape.width, "n_layer": shape.layers, "n_head": shape.heads}
-    gpt2 = GPT2Config(vocab_size=vocabulary, n_positions=positions, bos_token_id=0, eos_token_id=0, **sizes)
-    layers = Decoder(
-        dim=shape.width,
-        depth=shape.layers,
-        heads=shape.heads,
-        attn_dim_head=shape.width // shape.heads,
-        attn_dropout=0.1,
-        ff_dropout=0.1,
-    )
-    wrapper = TransformerWrapper(num_tokens=vocabulary, max_seq_len=positions, emb_dropout=0.1, attn_layers=layers)
-    return {"transformers GPT-2": GPT2LMHeadModel(gpt2), "x-transformers": wrapper}
-
-
 def flops_per_token(shape: Shape) -> float:
     """Multiplications and additions of the matrix products, forward and backward, without recomputation."""
     positions = shape.side**2
@@ -197,7 +176,7 @@ def measure(name: str, precision: str, rounds: int, device: torch.device, folder
         "ours, loop": partial(loop, training, folder),
         "ours, bare": partial(bare, training, codes, labels, shape.steps),
     }
-    libraries = peers(shape)
+    libraries = peers(*shape[:5])
     for peer, model in libraries.items():
         model.to(device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

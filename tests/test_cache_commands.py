@@ -118,7 +118,7 @@ def test_a_tokenizer_that_uses_under_a_tenth_of_its_codes_gets_a_warning(tmp_pat
         assert f"only {used} of 100 codes" in warnings[0]
     progress = [event for event in events if not isinstance(event, Notice)]
     assert progress[-1].done == progress[-1].total == 130
-    assert progress[-1].values == {"shards": 4, "of": 5, "used_codes": used}
+    assert progress[-1].values == {"shard": 5, "of": 5, "used_codes": used}
 
 
 def test_few_tokens_and_sampled_ones_get_no_warning(tmp_path):

@@ -28,6 +28,7 @@ from vqgpt.errors import VQGPTError, printable
 from vqgpt.progress import Event, Notice, Picture, Progress
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_FOR_A_RATE = 1.0  # a shorter time says nothing: the first part of the work is over when its clock starts
 
 
 class RateColumn(ProgressColumn):
@@ -96,8 +97,8 @@ class Screen:
             return
         self.last_line = now
         parts = [f"{event.task}: {event.done}/{event.total} {event.unit}"]
-        if event.done > done_before:
-            rate = (event.done - done_before) / max(now - start, 1e-9)
+        if event.done > done_before and now - start > SECONDS_FOR_A_RATE:
+            rate = (event.done - done_before) / (now - start)
             parts += [f"{rate:,.1f} {event.unit}/s", f"eta {(event.total - event.done) / rate:.0f} s"]
         parts += [_figures(event.values)] if event.values else []
         self.stderr.print("  ".join(parts), markup=False)

@@ -78,7 +78,7 @@ def _write_missing(
                 batches.append(batch)
                 used[batch[0]] = True
                 in_hand = len(together) * sum(len(codes) for codes, *_ in batches)
-                values = {"shards": first, "of": len(missing), "used_codes": int(used.sum())}
+                values = {"shard": first + len(together), "of": len(missing), "used_codes": int(used.sum())}
                 report(Progress(task=task, done=min(done + in_hand, total), total=total, unit="images", values=values))
                 if stop:
                     raise stop.as_error(saved)
