@@ -11,8 +11,10 @@ import torch
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from vqgpt.cli.commands import COMMANDS
+from vqgpt.cli.console import Screen
 from vqgpt.config.datasets import DATASETS
 from vqgpt.config.options import options_of
+from vqgpt.progress import Progress
 from vqgpt.tokens import TokenCache
 
 DRY_VQGAN = ["vqgan", "train", "--dataset", "digits", "--size", "16", "--dry-run"]
@@ -208,3 +210,10 @@ def test_cache_info_and_list_tell_what_is_there(pipeline):
     assert 0 < info["train_entropy_bits_per_token"] <= 4
     assert "complete" in run_here("cache", "list").out
     assert run_here("cache", "list", "--json").json["digits.zarr"]["rows"] == 1797
+
+
+def test_work_that_is_over_at_once_has_no_rate(capsys):
+    screen = Screen(quiet=False, as_json=False)
+    for done in (1, 3):
+        screen.report(Progress(task="sample", done=done, total=3, unit="images", values={"shard": 1, "of": 1}))
+    assert capsys.readouterr().err.split() == ["sample:", "3/3", "images", "shard", "1", "of", "1"]
