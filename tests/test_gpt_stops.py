@@ -142,7 +142,19 @@ def test_the_metrics_have_a_name_and_a_unit_each(cache):
     assert first["tokens_per_second"] == pytest.approx(12 * first["images_per_second"], rel=0.5)
 
 
-def test_deterministic_operations_are_asked_for_and_no_longer_than_wanted(cache):
+def test_deterministic_operations_are_asked_for_and_no_longer_than_wanted(cache, monkeypatch):
+    """But in drawing samples, on which no weight depends, and which has an operation that is refused on CUDA."""
+    masks, draw_samples, asked = GPTTraining.masks, train_gpt.sample_codes, {"step": set(), "samples": set()}
+
+    def seen(name, function):
+        def wrapper(*arguments):
+            asked[name].add(torch.are_deterministic_algorithms_enabled())
+            return function(*arguments)
+
+        return wrapper
+
+    monkeypatch.setattr(GPTTraining, "masks", seen("step", masks))
+    monkeypatch.setattr(train_gpt, "sample_codes", seen("samples", draw_samples))
     with deterministic(True):
         assert torch.are_deterministic_algorithms_enabled()
         with pytest.raises(RuntimeError, match="deterministic"):
@@ -151,6 +163,7 @@ def test_deterministic_operations_are_asked_for_and_no_longer_than_wanted(cache)
     for folder in ("one", "two"):
         assert run_here(*COMMAND, f"{folder}/gpt.pt", "--deterministic").code == 0
     assert not torch.are_deterministic_algorithms_enabled()
+    assert asked == {"step": {True}, "samples": {False}}
     assert_same_training(Path("one"), Path("two"), "gpt.pt")
 
 

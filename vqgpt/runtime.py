@@ -52,11 +52,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """The block runs on deterministic operations alone, if wanted: torch raises RuntimeError where there is none."""
+    """Whether the block runs on deterministic operations alone: torch raises RuntimeError where there is none."""
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS is not deterministic
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(wanted)
     try:
         yield
     finally:

@@ -118,8 +118,9 @@ def _run(
         shown = GPT(architecture).to(device)
         shown.load_state_dict(weights)
         labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
-        sampled = sample_codes(shown, labels, config.run.seed, sampling, _without_scaling(precision))
-        codes = torch.cat([codes for codes, _ in sampled])
+        with deterministic(False):  # on CUDA torch refuses a cumulative sum, and no weight depends on these codes
+            sampled = sample_codes(shown, labels, config.run.seed, sampling, _without_scaling(precision))
+            codes = torch.cat([codes for codes, _ in sampled])
         picture = render(codes, cache.description)
         if picture is None:
             buffer = io.BytesIO()
