@@ -28,7 +28,7 @@ from vqgpt.distributed import (
 from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
-from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.order import scan_order
 from vqgpt.moving_average import move_average
 from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step
@@ -43,20 +43,27 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Tokens in the order in which the GPT reads them: codes (N, V, T); labels as `GPT.start` takes them."""
+    """Codes (N, V, h * w), uint8 or the bits of uint16 in int16; labels as `GPT.start` takes them.
+
+    They lie as they were read. A batch has them in the order of `scan` (T,), in which the GPT reads them.
+    """
 
     codes: Tensor
     labels: Tensor
+    scan: Tensor
 
     @classmethod
     def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
-        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned."""
+        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned.
+
+        uint16 comes as int16 of the same bits: torch cannot gather it.
+        """
         if config.options.condition == "none":
             labels = torch.full((len(codes),), -1, device=codes.device)
         elif config.options.condition == "bits":
             labels = labels.to(torch.int8) * 2 - 1
         scan = scan_order(config.options.order, config.grid).to(codes.device)
-        return cls(codes=grid_to_sequence(codes, scan), labels=labels)
+        return cls(codes=codes.flatten(2), labels=labels, scan=scan)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -74,7 +81,8 @@ class Sequences:
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
         rows, views = (numbers.to(self.device, non_blocking=True) for numbers in (rows, views))
-        return self.codes[rows, views].long(), self.labels[rows]
+        codes = self.codes[rows, views].long() & 0xFFFF
+        return codes[:, self.scan], self.labels[rows]
 
 
 class TrainingRows(Protocol):

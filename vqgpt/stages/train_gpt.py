@@ -230,15 +230,11 @@ def load_sequences(
     device: torch.device,
     shards: Sequence[int] | None = None,
 ) -> Sequences:
-    """A split, or some of its shards, on the device, its codes in uint8 or int32.
-
-    Raises InputError if it is empty or damaged.
-    """
+    """A split, or some of its shards, on the device. Raises InputError if it is empty or damaged."""
     tokens = cache.read_split(split, shards)
     if not len(tokens.codes):
         raise _empty(cache, split)
-    narrow = tokens.codes.dtype.itemsize == 1
-    codes = tokens.codes if narrow else tokens.codes.astype(np.int32)  # torch cannot gather uint16
+    codes = tokens.codes if tokens.codes.itemsize == 1 else tokens.codes.view(np.int16)
     return Sequences.from_grids(
         torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
     )
