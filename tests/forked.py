@@ -18,7 +18,8 @@ from pathlib import Path
 
 STAGES = ("train_vqgan", "tokenize", "train_gpt", "sample", "render")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([*(f"vqgpt.stages.{name}" for name in STAGES), "sklearn.datasets", "tests.remote_child"])
+ELSE = ("sklearn.datasets", "torch._dynamo", "tests.remote_child")  # the second is imported by torch's optimisers
+CONTEXT.set_forkserver_preload([*(f"vqgpt.stages.{name}" for name in STAGES), *ELSE])
 
 
 def run_program(program: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
