@@ -16,10 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-STAGES = ("train_vqgan", "tokenize", "train_gpt", "sample", "render")
 CONTEXT = multiprocessing.get_context("forkserver")
-ELSE = ("sklearn.datasets", "torch._dynamo", "tests.remote_child")  # the second is imported by torch's optimisers
-CONTEXT.set_forkserver_preload([*(f"vqgpt.stages.{name}" for name in STAGES), *ELSE])
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_program(program: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
