@@ -1,16 +1,18 @@
 """Training of the GPT, from token grids.
 
-    codes (N, V, h, w) uint8 or int32, on the device -> a trained model in place, and its held-out loss
+    codes (N, V, h, w) uint8 or int16, on the device -> a trained model in place, and its held-out loss
 
 A batch is one gather on the device. Knows nothing of images, the VQ-GAN and files of token caches.
 """
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
 import torch
@@ -148,7 +150,7 @@ class GPTTraining:
         self.device = next(model.parameters()).device
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
-        compiled = options.compile == "on" or (options.compile == "auto" and self.device.type == "cuda")
+        compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device))
         self.loss = torch.compile(model.loss, mode=self.compile_mode) if compiled and not options.shard else model.loss
         if options.shard:
             for network in (model, self.averaged) if self.averaged else (model,):
@@ -305,6 +307,12 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])
+
+
+def pays_to_compile(device: torch.device) -> bool:
+    """Whether the device is one of CUDA, with all that torch needs to compile for it: Triton, and a C compiler."""
+    tools = find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and bool(tools)
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:

@@ -146,13 +146,16 @@ def _run(
                 training, schedule, every_epochs, training_run, content, score, report, stop, patience, show
             )
         except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error) is None:
-                raise
-            raise ResourceError(
-                f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
-                f"--precision {precision}",
-                "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
-            ) from error
+            if out_of_memory(error) is not None:
+                raise ResourceError(
+                    f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
+                    f"--precision {precision}",
+                    "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
+                ) from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"the network cannot be compiled here ({reason})", "give --compile off") from error
+            raise
     return {**plan, **figures}
 
 
