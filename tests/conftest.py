@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ os.environ["WANDB_MODE"] = "disabled"  # where it is set up, trainings log by th
 TINY_VQGAN = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 TINY_VQGAN += ["--n-embed", "16", "--embed-dim", "4", "--attn-resolutions", "8", "--lr", "1e-3"]
 TINY_VQGAN += ["--limit", "256", "--batch-size", "128", "--n-epochs", "1"]
+OTHER_VQGAN = [*TINY_VQGAN, "--limit", "16", "--batch-size", "16", "--seed", "1"]
 TINY_GPT = [
     "--n-layer",
     "1",
@@ -74,18 +74,6 @@ def assert_refused(outcome, code, *words):
     assert len(error) == len(remedy) == 1, outcome.err
     for word in words:
         assert word in error[0] + remedy[0]
-
-
-def start_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
-    """Start a vqgpt command as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "vqgpt", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def torchrun(processes: int) -> list[str]:
