@@ -1,5 +1,6 @@
 """Shared by all tests: running commands in a folder of their own, and one tiny pipeline that many tests look at."""
 
+import functools
 import io
 import json
 import os
@@ -115,6 +116,21 @@ def pipeline(finished_pipeline, tmp_path, monkeypatch):
     shutil.copytree(finished_pipeline, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
+
+
+@pytest.fixture
+def begin_anew(monkeypatch):
+    """Called with a PATH: from then on nothing is compiled yet, as in a new process that looks for a compiler there."""
+    from vqgpt.compiled import compiled_library
+    from vqgpt.gpt import attention, compiled_decoding
+    from vqgpt.vqgan import normalisation, winograd
+
+    def begin(path):
+        monkeypatch.setenv("PATH", str(path))
+        for module in (attention, compiled_decoding, normalisation, winograd):
+            monkeypatch.setattr(module, "compiled_library", functools.cache(compiled_library.__wrapped__))
+
+    return begin
 
 
 def description(rows=(100, 30), **changes) -> Description:
