@@ -1,10 +1,10 @@
 """Shared by all tests: running commands in a folder of their own, and one tiny pipeline that many tests look at."""
 
+import functools
 import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ os.environ["WANDB_MODE"] = "disabled"  # where it is set up, trainings log by th
 TINY_VQGAN = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 TINY_VQGAN += ["--n-embed", "16", "--embed-dim", "4", "--attn-resolutions", "8", "--lr", "1e-3"]
 TINY_VQGAN += ["--limit", "256", "--batch-size", "128", "--n-epochs", "1"]
+OTHER_VQGAN = [*TINY_VQGAN, "--limit", "16", "--batch-size", "16", "--seed", "1"]
 TINY_GPT = [
     "--n-layer",
     "1",
@@ -76,18 +77,6 @@ def assert_refused(outcome, code, *words):
         assert word in error[0] + remedy[0]
 
 
-def start_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
-    """Start a vqgpt command as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "vqgpt", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def torchrun(processes: int) -> list[str]:
     """How a command line begins that starts what follows on several processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -127,6 +116,21 @@ def pipeline(finished_pipeline, tmp_path, monkeypatch):
     shutil.copytree(finished_pipeline, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
+
+
+@pytest.fixture
+def begin_anew(monkeypatch):
+    """Called with a PATH: from then on nothing is compiled yet, as in a new process that looks for a compiler there."""
+    from vqgpt.compiled import compiled_library
+    from vqgpt.gpt import attention, compiled_decoding
+    from vqgpt.vqgan import normalisation, winograd
+
+    def begin(path):
+        monkeypatch.setenv("PATH", str(path))
+        for module in (attention, compiled_decoding, normalisation, winograd):
+            monkeypatch.setattr(module, "compiled_library", functools.cache(compiled_library.__wrapped__))
+
+    return begin
 
 
 def description(rows=(100, 30), **changes) -> Description:

@@ -1,4 +1,4 @@
-"""Real processes at little cost: each is forked from one that has imported everything, where Python takes seconds to.
+"""Real processes at little cost: each is forked from one that has done what takes seconds (`tests.preloaded`).
 
 fork_command("train", "--out", "x.pt", cwd=folder)  ->  Forked, to be watched and stopped like a Popen
 run_ranks(2, "program.py", "argument")              ->  a program on two ranks, as torchrun would start them
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.preloaded"])
+CONTEXT.set_forkserver_preload(["tests.preloaded", "tests.remote_child"])
 
 
 def run_program(program: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:

@@ -17,8 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401  (the digits)
-
+import tests.preloaded  # noqa: F401
 import vqgpt.stages.tokenize as stage
 from tests.conftest import description, rows_of
 from tests.disk_operations import before_each_operation, named
@@ -27,7 +26,7 @@ from vqgpt.progress import silent
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Split, layout
 
-layout.MAX_SHARD_ROWS = 32
+layout.MAX_SHARD_ROWS = 8
 os.fsync = lambda descriptor: None  # it is slow, and the kernel keeps what a killed process wrote
 CALLS = "calls.log"  # a byte for every shard that any child began to make
 SMALL = description(splits=(Split(name="train", rows=40),))

@@ -1,9 +1,13 @@
-"""What takes seconds, and processes that are forked from one have from their start: imports, and C code compiled."""
+"""Imported once where test processes are forked: what each of them would begin with, and would take seconds for.
+
+Torch's optimisers and FSDP import much at their first use, and our C code is compiled at its own.
+"""
 
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401
-import torch._dynamo  # noqa: F401  (which torch's optimisers import)
+import sklearn.datasets  # noqa: F401  (the digits)
+import torch._dynamo
+import torch.distributed.fsdp  # noqa: F401
 
 import vqgpt
 import vqgpt.stages.render

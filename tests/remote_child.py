@@ -1,4 +1,4 @@
-"""What the processes do that `test_remote` starts and kills: fill a small cache on an object store."""
+"""What the processes do that the tests of object stores start and kill: fill a small cache on an object store."""
 
 import os
 import sys

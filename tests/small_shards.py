@@ -1,4 +1,4 @@
-"""A program: `vqgpt` with shards of 64 rows. DIE_AT=RANK:N kills that rank when it is to store its N-th shard."""
+"""A program: `vqgpt` with shards of 16 rows. DIE_AT=RANK:N kills that rank when it is to store its N-th shard."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import sys
 from vqgpt.__main__ import run
 from vqgpt.tokens import CacheWriter, layout
 
-layout.MAX_SHARD_ROWS = 64
+layout.MAX_SHARD_ROWS = 16
 store = CacheWriter.store
 count = 0
 

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqgpt.compiled import compiled_library
 from vqgpt.gpt.attention import attend, attention_masks, query_blocks
 from vqgpt.gpt.dropout import Masks
 
@@ -90,16 +89,12 @@ def test_compiled_attention_is_that_of_its_definition(images, positions, heads, 
 
 
 @needs_compiler
-def test_without_a_compiler_torch_computes_attention(monkeypatch):
+def test_without_a_compiler_torch_computes_attention(begin_anew):
     qkv = torch.randn(2, 40, 3, 2, 8)
     compiled = [attend(qkv, masks_of_attention(rate, qkv) if rate else None) for rate in (0.0, 0.3)]
-    monkeypatch.setenv("PATH", "")
-    compiled_library.cache_clear()
-    try:
-        for ours, rate in zip(compiled, (0.0, 0.3), strict=True):
-            qkv.requires_grad_()
-            seen = attend(qkv, masks_of_attention(rate, qkv) if rate else None)
-            assert not type(seen.grad_fn).__name__.startswith("CompiledAttention")
-            torch.testing.assert_close(seen, ours, rtol=0, atol=1e-5)
-    finally:
-        compiled_library.cache_clear()
+    begin_anew("")
+    for ours, rate in zip(compiled, (0.0, 0.3), strict=True):
+        qkv.requires_grad_()
+        seen = attend(qkv, masks_of_attention(rate, qkv) if rate else None)
+        assert not type(seen.grad_fn).__name__.startswith("CompiledAttention")
+        torch.testing.assert_close(seen, ours, rtol=0, atol=1e-5)

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, files_of, rows_of, run_here, write_cache
+from tests.conftest import (
+    OTHER_VQGAN,
+    TINY_GPT,
+    TINY_VQGAN,
+    assert_refused,
+    description,
+    files_of,
+    rows_of,
+    run_here,
+    write_cache,
+)
 from vqgpt.cli.commands import explain
 from vqgpt.tokens import CacheWriter
 
@@ -35,7 +45,7 @@ def test_several_caches(here):
 
 
 def test_a_cache_of_another_tokenizer(pipeline):
-    outcome = run_here("vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--seed", "1", "--overwrite")
+    outcome = run_here("vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--overwrite")
     assert outcome.code == 0, outcome.err
     before = files_of(pipeline)
     assert_refused(run_here("tokenize", "--dataset", "digits"), 3, "tokenizer_sha256", "--overwrite")

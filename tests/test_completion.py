@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
+from tests.conftest import OTHER_VQGAN, TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import fork_command
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.order import scan_order
@@ -134,10 +134,7 @@ def test_what_cannot_be_is_refused(pipeline, arguments, code, words):
 
 def test_an_image_and_another_vqgan_are_refused(pipeline):
     Image.new("L", (16, 16)).save("prompt.png")
-    other = ["vqgan", "train", "--dataset", "digits", "--limit", "64", "--seed", "5", "--out", "other.pt"]
-    tiny = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--n-embed", "16"]
-    tiny += ["--embed-dim", "4", "--num-res-blocks", "1", "--n-epochs", "1"]
-    assert run_here(*other, *tiny).code == 0
+    assert run_here("vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--out", "other.pt").code == 0
     refused = run_here("sample", "--prompt", "prompt.png", "--checkpoint-vae", "other.pt", "--out", "x.zarr")
     assert_refused(refused, 3, "another VQ-GAN", "other.pt")
 

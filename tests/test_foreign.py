@@ -167,7 +167,17 @@ def test_import_and_direct_use_are_the_same_tokenizer(here):
     outcome = run_here("vqgan", "import", "model.ckpt", "--out", "ours.pt", "--json")
     assert outcome.code == 0, outcome.err
     for path in ("model.ckpt", "ours.pt"):
-        command = ["tokenize", "--dataset", "digits", "--checkpoint-vae", path, "--cache", f"{path}.zarr"]
+        command = [
+            "tokenize",
+            "--dataset",
+            "digits",
+            "--checkpoint-vae",
+            path,
+            "--limit",
+            "50",
+            "--cache",
+            f"{path}.zarr",
+        ]
         assert run_here(*command).code == 0
     assert files_of(Path("model.ckpt.zarr")) == files_of(Path("ours.pt.zarr"))
     assert TokenCache(Path("ours.pt.zarr")).description.tokenizer_sha256 == outcome.json["tokenizer_sha256"]
@@ -300,7 +310,8 @@ def test_what_is_not_a_vqgan_is_refused(here, make, words):
 
 def test_sizes_that_an_imported_model_cannot_take(here):
     torch.save(taming_state(image_channels=1, attn=(1,)) | LOSSES, "gz.pt")  # GenerativeZoo: attention at 16 pixels
-    command = ["tokenize", "--dataset", "digits", "--checkpoint-vae", "gz.pt", "--dry-run", "--size"]
+    command = ["tokenize", "--dataset", "digits", "--checkpoint-vae", "gz.pt", "--dry-run"]
+    command += ["--batch-size", "4", "--size"]
     assert run_here(*command, "32").code == 0
     assert_refused(run_here(*command, "33"), 3, "size = 33", "multiple of 2")
     assert_refused(run_here(*command, "0"), 2, "size = 0")

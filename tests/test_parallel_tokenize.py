@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_refused, files_of, run_here, torchrun
+from tests.conftest import assert_refused, files_of, run_here
 from tests.forked import run_ranks, start_ranks
 from vqgpt.errors import InputError
 from vqgpt.tokens import TokenCache, WriteLock, read_manifest
 
 PROGRAM = str(Path(__file__).with_name("small_shards.py"))
-TOKENIZE = ["tokenize", "--dataset", "digits", "--limit", "300", "--cache"]
+TOKENIZE = ["tokenize", "--dataset", "digits", "--limit", "75", "--cache"]
 
 
 def tokenize_on(processes: int, cache: str, **environment: str) -> subprocess.CompletedProcess:
@@ -46,10 +46,10 @@ def test_any_number_of_processes_makes_the_same_bytes_and_completes_what_a_dead_
         assert files_of(Path("dead.zarr")) == before
 
     assert tokenize_on(3, "again.zarr").returncode == 0
-    subprocess.run([*torchrun(2), PROGRAM, *TOKENIZE, "dead.zarr"], check=True, capture_output=True)
+    assert tokenize_on(2, "dead.zarr").returncode == 0
     for cache in ("again.zarr", "dead.zarr"):
         assert files_of(Path(cache)) == whole
-        assert TokenCache(Path(cache)).read_split("train").codes.shape == (300, 1, 8, 8)
+        assert TokenCache(Path(cache)).read_split("train").codes.shape == (75, 1, 8, 8)
     assert not list(Path().glob(".*.lock"))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TINY_VQGAN, assert_refused, files_of, run_here
+from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
 from vqgpt.tokens import CacheWriter, TokenCache
 from vqgpt.vqgan.metrics import psnr
 
@@ -134,7 +134,7 @@ def test_other_images_and_other_vqgans_are_refused(pipeline):
         tokens = cache.read_split(shard.split, [shard.index])
         writer.write(shard, tokens.codes, tokens.labels, tokens.source_index)
     assert_refused(run_here("cache", "preview", "o.zarr", "-q"), 3, "000000000000", "vqgpt render o.zarr")
-    assert run_here("vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--seed", "1", "--out", "o.pt").code == 0
+    assert run_here("vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--out", "o.pt").code == 0
     words = ["cache", "preview", str(DIGITS), "--checkpoint-vae", "o.pt", "-q"]
     assert_refused(run_here(*words), 3, "another VQ-GAN")
     assert not PICTURE.exists()

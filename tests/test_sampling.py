@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_gpt import sampled, tiny_gpt
-from vqgpt.compiled import compiled_library
 from vqgpt.config.gpt import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.errors import UsageError
 from vqgpt.gpt.compiled_decoding import CompiledWeights, decoding_library
@@ -136,19 +135,15 @@ def test_a_row_of_the_compiled_decoder_is_the_same_beside_any_others():
 
 
 @pytest.mark.parametrize("compiler", ["none", "broken"])
-def test_without_a_working_compiler_samples_are_drawn_by_torch(monkeypatch, tmp_path, compiler):
+def test_without_a_working_compiler_samples_are_drawn_by_torch(begin_anew, tmp_path, compiler):
     model = tiny_gpt()
     expected = sampled(model, [0, 1, 2])
     if compiler == "broken":
         (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "cc").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    compiled_library.cache_clear()
-    try:
-        assert decoding_library(model, "fp32") is None
-        assert torch.equal(sampled(model, [0, 1, 2]), expected)
-    finally:
-        compiled_library.cache_clear()
+    begin_anew(tmp_path)
+    assert decoding_library(model, "fp32") is None
+    assert torch.equal(sampled(model, [0, 1, 2]), expected)
 
 
 @pytest.mark.parametrize("condition", ["class", "bits"])

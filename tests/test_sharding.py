@@ -23,7 +23,7 @@ LARGEST_DIFFERENCE = {"plain": 5e-4, "all": 5e-4, "bf16": 5e-3, "muon": 5e-3}  #
 
 def start(name, **changes):
     """22 rows in batches of 10: the last batch of an epoch has 2, fewer than three processes."""
-    settings = {"rows": 22, "batch_size": 10, "max_steps": 7, **SETTINGS[name], **changes}
+    settings = {"rows": 22, "batch_size": 10, "max_steps": 5, **SETTINGS[name], **changes}
     model = settings.pop("model", new_model)()
     return new_training(model=model, **settings)
 
@@ -56,7 +56,7 @@ with process_group(torch.device("cpu")):
     take_steps(saving, range(2))
     continued = start("all", shard=True)
     continued.load_state_dict(torch.load("of one.pt", weights_only=True))
-    take_steps(continued, range(2, 7))
+    take_steps(continued, range(2, 5))
     overflowing = start("plain", shard=True, precision="fp16")
     before = whole([parameter.detach() for parameter in overflowing.optimizer.parameters])
     overflowing.scaler._init_scale = 2.0**126
@@ -107,7 +107,7 @@ def test_two_and_three_processes_with_a_part_each_take_the_steps_of_one(here, ex
 
     continued = start("all")
     continued.load_state_dict(torch.load("of several.pt", weights_only=True))
-    take_steps(continued, range(2, 7))
+    take_steps(continued, range(2, 5))
     assert_close(continued.result_weights(), expected["all"]["weights"], LARGEST_DIFFERENCE["all"])
 
 

@@ -13,7 +13,7 @@ from tests.conftest import description, files_of, rows_of, write_cache
 from vqgpt.code_statistics import code_statistics
 from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, sha256
-from vqgpt.tokens import CacheWriter, TokenCache, find_faults
+from vqgpt.tokens import CacheWriter, Split, TokenCache, find_faults
 from vqgpt.tokens.layout import code_dtype, default_chunk_rows, default_shard_rows
 from vqgpt.tokens.writer import ShardRows
 
@@ -51,11 +51,11 @@ def test_rows_come_back_as_they_were_written(tmp_path, rows):
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.integers(0, 70),
+    rows=st.integers(0, 10),
     grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     views=st.integers(1, 3),
     codebook_size=st.sampled_from([2, 256, 257, 65536]),
-    shard_rows=st.sampled_from([1, 3, 32]),
+    shard_rows=st.sampled_from([1, 3, 8]),
 )
 def test_any_shape_makes_a_round_trip(tmp_path_factory, rows, grid, views, codebook_size, shard_rows):
     what = description((rows, 1), grid=grid, views=("v",) * views, codebook_size=codebook_size, shard_rows=shard_rows)
@@ -157,21 +157,21 @@ def test_swapped_and_foreign_shards_are_noticed(tmp_path):
 
 
 def test_every_flipped_bit_of_every_file_is_noticed_by_reading_and_by_verifying(tmp_path):
-    path = write_cache(tmp_path / "c.zarr", description((40, 5)))
-    files = [file for file in path.rglob("*") if file.is_file()]
+    path = write_cache(tmp_path / "c.zarr", description(splits=(Split(name="train", rows=5),)))
     generator = np.random.default_rng(0)
-    for _ in range(1000):
-        file = files[generator.integers(len(files))]
+    for file in [file for file in path.rglob("*") if file.is_file()]:
         original = file.read_bytes()
-        byte, bit = int(generator.integers(len(original))), int(generator.integers(8))
-        file.write_bytes(original[:byte] + bytes([original[byte] ^ 1 << bit]) + original[byte + 1 :])
-        with pytest.raises(InputError):
-            read_everything(path)
-        try:
-            noticed = bool(find_faults(path))
-        except InputError:
-            noticed = True
-        assert noticed, f"{file} byte {byte} bit {bit}"
+        bits = 8 * len(original)
+        for position in generator.choice(bits, min(bits, 40), replace=False):
+            byte, bit = divmod(int(position), 8)
+            file.write_bytes(original[:byte] + bytes([original[byte] ^ 1 << bit]) + original[byte + 1 :])
+            with pytest.raises(InputError):
+                read_everything(path)
+            try:
+                noticed = bool(find_faults(path))
+            except InputError:
+                noticed = True
+            assert noticed, f"{file} byte {byte} bit {bit}"
         file.write_bytes(original)
     read_everything(path)
     assert find_faults(path) == []

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, run_here, start_process, write_cache
+from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, run_here, write_cache
+from tests.forked import fork_command
 from vqgpt.wandb_log import has_login, is_installed
 
 GPT = ["train", "--cache", "a.zarr", *TINY_GPT, "--out", "x/gpt.pt"]
-VQGAN = ["vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--limit", "128", "--out", "x/vqgan.pt"]
+VQGAN = ["vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--size", "8", "--limit", "64", "--out", "x/vqgan.pt"]
 
 needs_wandb = pytest.mark.skipif(not is_installed(), reason="the package wandb is not there")
 
@@ -33,7 +34,7 @@ def not_set_up(monkeypatch):
 @needs_wandb
 @pytest.mark.parametrize(("command", "figure"), [(GPT, "held_out_nats_per_token"), (VQGAN, "psnr_db")])
 def test_metrics_go_to_wandb_where_it_is_set_up(cache, command, figure):
-    process = start_process(*command, cwd=cache, WANDB_MODE="offline")
+    process = fork_command(*command, cwd=cache, WANDB_MODE="offline")
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert "logging to Weights & Biases (offline); --no-wandb turns it off" in err
@@ -59,7 +60,7 @@ def test_nothing_is_logged_there_unasked(cache, not_set_up, mode, flags):
 @needs_wandb
 def test_a_server_that_does_not_answer_ends_no_training(cache, not_set_up):
     nowhere = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
-    process = start_process(*GPT, cwd=cache, **nowhere)
+    process = fork_command(*GPT, cwd=cache, **nowhere)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "no longer logging to Weights & Biases" in err

@@ -10,19 +10,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.test_vqgan_training import small_perceptual_loss, start_training
-from vqgpt.compiled import compiled_library
 from vqgpt.vqgan import winograd
 from vqgpt.vqgan.winograd import fast_convolutions
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-
-
-@pytest.fixture
-def no_library_yet():
-    compiled_library.cache_clear()
-    yield
-    compiled_library.cache_clear()
 
 
 def inputs(images=2, width_in=16, width_out=32, height=8, width=64, dtype=torch.float32, trained=True):
@@ -138,13 +130,12 @@ def test_codes_and_validation_are_computed_by_plain_convolutions(monkeypatch):
         training.take_step(step)
 
 
-@pytest.mark.usefixtures("no_library_yet")
 @pytest.mark.parametrize("compiler", ["none", "broken"])
-def test_without_a_working_compiler_training_goes_on_with_plain_convolutions(monkeypatch, tmp_path, compiler):
+def test_without_a_working_compiler_training_goes_on_with_plain_convolutions(begin_anew, tmp_path, compiler):
     if compiler == "broken":
         (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "cc").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    begin_anew(tmp_path)
     training, plain = start_training(), start_training(winograd="off")
     for run in (training, plain):
         run.take_step(next(run.schedule.steps(0)))
