@@ -18,7 +18,15 @@ from vqgpt.cli.console import Screen
 from vqgpt.cli.options import with_signature
 from vqgpt.config.options import option, options_of, resolve
 from vqgpt.config.recipe import read_recipe
-from vqgpt.errors import ExitCode, InputError, MissingFilesError, ResourceError, UsageError, VQGPTError
+from vqgpt.errors import (
+    ExitCode,
+    InputError,
+    MissingDataError,
+    MissingFilesError,
+    ResourceError,
+    UsageError,
+    VQGPTError,
+)
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import Report
 
@@ -211,6 +219,8 @@ def explain(error: Exception) -> VQGPTError:
         )
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
+    if isinstance(error, ImportError):
+        return MissingDataError(str(error), "install it; `vqgpt doctor` tells what is missing")
     from vqgpt.checkpoint import out_of_memory
 
     return out_of_memory(error) or VQGPTError(

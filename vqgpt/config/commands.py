@@ -25,7 +25,7 @@ SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is know
 FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes."
 
 SHOW_HELP = "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel)."
-N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell."
+N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell (default: 8)."
 
 
 def default_data_root() -> Path:
@@ -301,7 +301,7 @@ class SampleConfig:
         "cache/DATASET.zarr, or the only one there is).",
         group=DATA,
     )
-    n_head: int = option(8, N_HEAD_HELP, group=DATA)
+    n_head: int | None = option(None, N_HEAD_HELP, group=DATA)
     checkpoint_vae: Path | None = option(
         None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
     )
@@ -336,7 +336,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check(not (self.show and self.tokens_only), "show", self.show, "left out with --tokens-only")
         check(self.out is None or self.out.suffix == ".zarr", "out", self.out, "a path that ends in .zarr")
-        check(self.n_head > 0, "n_head", self.n_head, "positive")
+        check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
         check(self.keep is None or bool(self.prompt), "keep", self.keep, "given with --prompt only")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for sampling")
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vqgpt.config.cache_path import parse_cache_path
 from vqgpt.config.commands import CACHE_FOLDER, SampleConfig, cache_path
 from vqgpt.config.gpt import GPTConfig
-from vqgpt.errors import InputError, UsageError
+from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.tokens import Description, TokenCache
 
 CACHE_PREFIX = "cache:"
@@ -113,7 +113,10 @@ def row_label(label: NDArray[np.integer[Any]], description: Description, gpt: GP
 
 
 def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArray[np.bool_]:
-    """(h, w), True where a code is kept. Raises UsageError if that is none or all, InputError for an unfit mask."""
+    """(h, w), True where a code is kept.
+
+    Raises UsageError if that is none or all, MissingDataError if there is no such mask, InputError for an unfit one.
+    """
     height, width = description.grid
     mask = np.zeros((height, width), np.bool_)
     rows = ROWS.fullmatch(keep)
@@ -123,6 +126,11 @@ def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArr
         mask[:, : width // 2] = True
     elif rows:
         mask[: int(rows[1])] = True
+    elif not Path(keep).is_file():
+        raise MissingDataError(
+            f"--keep {keep} is no part of an image, and there is no such file",
+            "keep top-half, left-half, a number of rows, or what is white in an image file",
+        )
     else:
         mask = codes_of_pixels(read_mask(Path(keep)), keep, description)
     if mask.all() or not mask.any():

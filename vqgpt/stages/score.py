@@ -23,7 +23,7 @@ from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.find import find_gpt
+from vqgpt.stages.find import check_heads, find_gpt
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
 ROWS_PER_SEARCH = 1024
@@ -44,6 +44,7 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
         raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
     path = find_gpt(config.checkpoint_gpt, cache.description.dataset)
     gpt = load_gpt(path, "train one with: vqgpt train", device, config.n_head, cache.description.grid)
+    check_heads(config.n_head, gpt.model.config, path)
     check_goes_with(gpt, path, cache, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
