@@ -3,7 +3,6 @@
 Must not import torch before a command's body runs.
 """
 
-import errno
 import os
 import shlex
 import traceback
@@ -27,11 +26,11 @@ from vqgpt.errors import (
     UsageError,
     VQGPTError,
 )
+from vqgpt.files import DISK_FULL
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import Report
 
 COMMON = "Common"
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Work = Callable[[Any, "Flags", Report], Mapping[str, Any]]
 
@@ -215,7 +214,7 @@ def explain(error: Exception) -> VQGPTError:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return ResourceError(
             f"no space left to write {error.filename or 'the file'}",
-            "make room and run the same command again: it continues",
+            "make room and run the same command again: it makes what is missing",
         )
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")

@@ -211,10 +211,8 @@ def bits_turn(wanted: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]
         elif item == "all":
             turn += [[1 if name == one else -1 for name in names] for one in names]
         else:
-            unknown = [name for name in item.split("+") if name not in names]
-            if unknown:
-                raise UsageError(f"there is no class {unknown[0]!r}", nearest_hint(unknown[0], names))
-            turn.append([1 if name in item.split("+") else -1 for name in names])
+            told = {class_number(name, names) for name in item.split("+")}
+            turn.append([1 if number in told else -1 for number in range(len(names))])
     return turn
 
 
@@ -235,10 +233,15 @@ def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[in
             turn += range(len(class_names))
         elif name == "none":
             turn.append(-1)
-        elif name in class_names:
-            turn.append(class_names.index(name))
-        elif name.isdecimal() and int(name) < len(class_names):
-            turn.append(int(name))
         else:
-            raise UsageError(f"there is no class {name!r}", nearest_hint(name, class_names))
+            turn.append(class_number(name, class_names))
     return turn
+
+
+def class_number(word: str, class_names: tuple[str, ...]) -> int:
+    """The class that is called so, or has this number. Raises UsageError, with the nearest name, if there is none."""
+    if word in class_names:
+        return class_names.index(word)
+    if word.isdecimal() and int(word) < len(class_names):
+        return int(word)
+    raise UsageError(f"there is no class {word!r}", nearest_hint(word, class_names))
