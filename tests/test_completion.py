@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import fork_command
+from tests.test_score import save_gpt
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.order import scan_order
 from vqgpt.stages.completion import is_prefix, keep_mask
@@ -212,3 +213,24 @@ def test_masks_of_the_grid_and_of_the_image(tmp_path):
     Image.new("L", (16, 12), 255).save(tmp_path / "turned.png")
     with pytest.raises(InputError, match="turned"):
         keep_mask(str(tmp_path / "turned.png"), what, read_mask)
+
+
+def test_a_row_of_other_classes_has_no_label_for_the_gpt(here):
+    save_gpt(description(), condition="class")
+    write_cache(Path("same.zarr"), description())
+    write_cache(Path("other.zarr"), description(class_names=("cat", "dog")))
+    words = ["--checkpoint-gpt", "g.pt", "--keep", "2", "--num-samples", "2"]
+    tokens, _ = sample(*words, "--prompt", "cache:same.zarr:train/5", "cache:other.zarr:train/5")
+    assert tokens.labels[0] >= 0
+    assert tokens.labels[1] == -1
+
+
+def test_a_sampled_row_of_bits_is_completed_with_what_was_told(here):
+    """The labels of the cache do not tell bits that are off from those that were not told; `classes` does."""
+    save_gpt(description(label_kind="bits"), condition="bits")
+    words = ["--checkpoint-gpt", "g.pt", "--num-samples", "2"]
+    first, _ = sample(*words, "--class", "none", "b", out="first.zarr")
+    again, _ = sample(*words, "--prompt", "cache:first.zarr:samples/0", "cache:first.zarr:samples/1", "--keep", "2")
+    assert (again.codes == first.codes).all()
+    assert (again.log_prob == first.log_prob).all()
+    assert read_manifest(Path("x.zarr")).description.sampling["classes"] == [[0, 0], [-1, 1]]

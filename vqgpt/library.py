@@ -24,8 +24,8 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.progress import silent
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.completion import untold
-from vqgpt.stages.sample import bits_turn, check_can_guide, check_knows_untold, class_turn
+from vqgpt.stages.labels import bits_turn, class_turn, untold
+from vqgpt.stages.sample import check_can_guide, check_knows_untold
 from vqgpt.tokens import Description
 
 if TYPE_CHECKING:

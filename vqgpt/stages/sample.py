@@ -16,15 +16,16 @@ from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, samples_path
 from vqgpt.config.gpt import GPTConfig
-from vqgpt.config.options import from_json, nearest_hint, to_json
+from vqgpt.config.options import from_json, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sampling import Sampler
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.completion import Prompts, check_same_tokens, is_prefix, untold
+from vqgpt.stages.completion import Prompts, check_same_tokens, is_prefix
 from vqgpt.stages.find import check_dataset, check_heads, find_cache, find_gpt
+from vqgpt.stages.labels import bits_turn, class_turn, untold
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
@@ -197,51 +198,3 @@ def what_it_was_trained_on(
             "give --cache, a token cache of the tokenizer that the GPT was trained with",
         )
     return cache.description, cache.codebook()
-
-
-def bits_turn(wanted: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]]:
-    """The bits of the images generated in turn, 1 and -1, or 0 where none is told; `all` is each bit alone in turn.
-
-    Raises UsageError for a name that the GPT does not know.
-    """
-    turn: list[list[int]] = []
-    for item in wanted or ("all",):
-        if item == "none":
-            turn.append([0] * len(names))
-        elif item == "all":
-            turn += [[1 if name == one else -1 for name in names] for one in names]
-        else:
-            told = {class_number(name, names) for name in item.split("+")}
-            turn.append([1 if number in told else -1 for number in range(len(names))])
-    return turn
-
-
-def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[int]:
-    """The classes that are generated in turn, as numbers, -1 for none: image i is of class `turn[i % len(turn)]`.
-
-    Raises UsageError for a class that the GPT does not know, with the nearest name.
-    """
-    if not class_names:
-        if wanted not in ((), ("none",)):
-            raise UsageError(
-                "this GPT was trained without classes", "leave --class out, or train one with --condition class"
-            )
-        return [-1]
-    turn: list[int] = []
-    for name in wanted or ("all",):
-        if name == "all":
-            turn += range(len(class_names))
-        elif name == "none":
-            turn.append(-1)
-        else:
-            turn.append(class_number(name, class_names))
-    return turn
-
-
-def class_number(word: str, class_names: tuple[str, ...]) -> int:
-    """The class that is called so, or has this number. Raises UsageError, with the nearest name, if there is none."""
-    if word in class_names:
-        return class_names.index(word)
-    if word.isdecimal() and int(word) < len(class_names):
-        return int(word)
-    raise UsageError(f"there is no class {word!r}", nearest_hint(word, class_names))
