@@ -60,7 +60,8 @@ class EncodedRows:
         codes = np.concatenate([encode_batch(self.vqgan, batch, self.precision, self.device) for batch in batches])
         nothing = torch.full((len(rows),), -1, device=self.device)
         sequences = Sequences.from_grids(torch.from_numpy(codes).to(self.device), nothing, self.architecture)
-        return sequences.codes[:, 0], sequences.labels
+        everything = torch.arange(len(rows))
+        return sequences.batch(epoch, everything, torch.zeros_like(everything))
 
 
 def mean_loss_of_an_epoch(rows: TrainingRows, count: int, architecture: GPTConfig, precision: str) -> float:
@@ -68,8 +69,8 @@ def mean_loss_of_an_epoch(rows: TrainingRows, count: int, architecture: GPTConfi
     torch.manual_seed(0)
     options = GPTTrainingOptions(n_epochs=1)
     schedule = Schedule(seed=0, num_rows=count, batch_size=options.batch_size, n_epochs=1)
-    nothing = torch.zeros(1, 1, architecture.block_size, dtype=torch.uint8, device=rows.device)
-    held_out = Sequences(codes=nothing, labels=torch.full((1,), -1, device=rows.device))
+    nothing = torch.zeros(1, 1, *architecture.grid, dtype=torch.uint8, device=rows.device)
+    held_out = Sequences.from_grids(nothing, torch.full((1,), -1, device=rows.device), architecture)
     training = GPTTraining(GPT(architecture).to(rows.device), rows, held_out, options, schedule, precision)
     losses = [training.take_step(step)["loss"] for step in schedule.steps(0)]
     return sum(map(float, losses)) / len(losses)

@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ import torch
 from vqgpt.config.datasets import held_out_split
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions, Order
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.training import GPTTraining, Sequences, held_out_figures
+from vqgpt.gpt.training import GPTTraining, held_out_figures
 from vqgpt.memory import keep_memory_pages
 from vqgpt.schedule import Schedule
 from vqgpt.stages.train_gpt import load_sequences
@@ -61,7 +62,7 @@ def new_training(cache: TokenCache, kind: Kind, order: Order, lr: float, seed: i
         batch_size=BATCH_SIZE, lr=lr, optimizer=optimizer, warmup=WARMUP * steps / schedule.steps_per_epoch
     )
     torch.manual_seed(seed)
-    held_out = Sequences(codes=test.codes[rows], labels=test.labels[rows])
+    held_out = replace(test, codes=test.codes[rows], labels=test.labels[rows])
     return GPTTraining(GPT(config), train, held_out, options, schedule, "fp32")
 
 
@@ -89,7 +90,7 @@ def train(cache: TokenCache, kind: Kind, order: Order, lr: float, seed: int, ste
     seconds, held_out = time.process_time() - start, training.held_out
 
     def bits_per_token(rows: slice) -> float:
-        part = Sequences(codes=held_out.codes[rows], labels=held_out.labels[rows])
+        part = replace(held_out, codes=held_out.codes[rows], labels=held_out.labels[rows])
         return held_out_figures(training.model, part, "fp32")["held_out_bits_per_token"]
 
     return {

@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,11 +61,11 @@ def new_training(shape: Shape, rows: int, steps: int, device: torch.device, prec
     torch.manual_seed(0)
     options = GPTOptions(n_layer=shape.layers, n_head=shape.heads, embed_dim_t=shape.width)
     model = GPT(GPTConfig(options=options, codebook_size=shape.codes, grid=(shape.side, shape.side), num_classes=0))
-    codes = torch.randint(shape.codes, (rows, 1, shape.side**2), dtype=torch.int32, device=device)
-    data = Sequences(codes=codes, labels=torch.full((rows,), -1, device=device))
+    grids = torch.randint(shape.codes, (rows, 1, shape.side, shape.side), dtype=torch.int16, device=device)
+    data = Sequences.from_grids(grids, torch.full((rows,), -1, device=device), model.config)
     training = GPTTrainingOptions(batch_size=shape.batch, n_epochs=10_000, max_steps=steps)
     schedule = Schedule(seed=0, num_rows=rows, batch_size=shape.batch, n_epochs=10_000, max_steps=steps)
-    held_out = Sequences(codes=codes[:1], labels=data.labels[:1])
+    held_out = replace(data, codes=data.codes[:1], labels=data.labels[:1])
     return GPTTraining(model.to(device), data, held_out, training, schedule, precision)
 
 

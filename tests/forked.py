@@ -16,9 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-STAGES = ("train_vqgan", "tokenize", "train_gpt", "sample", "render")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([*(f"vqgpt.stages.{name}" for name in STAGES), "sklearn.datasets", "tests.remote_child"])
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_program(program: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:

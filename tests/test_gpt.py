@@ -121,7 +121,7 @@ def test_the_schedule_sees_every_row_once_per_epoch_and_can_start_anywhere():
 
 def test_batches_draw_views_and_hide_labels_and_tokens():
     codes = torch.arange(2 * 3 * 4).view(2, 3, 4).to(torch.uint8)
-    data = Sequences(codes=codes, labels=torch.tensor([5, 6]))
+    data = Sequences(codes=codes, labels=torch.tensor([5, 6]), scan=torch.arange(4))
     step = Step(index=7, epoch=0, rows=torch.tensor([0, 1]).repeat(500), ends_epoch=False)
     options = GPTTrainingOptions(label_dropout=0.25, token_dropout=0.1)
     draws = Draws.of(step, 0, data.num_views, 4, options)
@@ -133,6 +133,17 @@ def test_batches_draw_views_and_hide_labels_and_tokens():
     assert 0.08 < draws.hidden.float().mean() < 0.12
     assert torch.equal(draws.views, Draws.of(step, 0, data.num_views, 4, options).views)
     assert not torch.equal(draws.views, Draws.of(step, 1, data.num_views, 4, options).views)
+
+
+@pytest.mark.parametrize(("dtype", "held_as"), [(np.uint8, np.uint8), (np.uint16, np.int16)])
+def test_a_batch_has_the_largest_codes_in_the_order_of_the_scan(dtype, held_as):
+    largest = np.iinfo(dtype).max
+    grids = (largest - np.arange(12).reshape(2, 1, 2, 3)).astype(dtype)
+    config = GPTConfig(options=GPTOptions(condition="none"), codebook_size=largest + 1, grid=(2, 3), num_classes=0)
+    data = Sequences.from_grids(torch.from_numpy(grids.view(held_as)), torch.tensor([0, 1]), config)
+    codes, labels = data.batch(0, torch.tensor([1]), torch.tensor([0]))
+    assert (largest - codes).tolist() == [[6, 7, 8, 11, 10, 9]]
+    assert labels.tolist() == [-1]
 
 
 def test_weight_decay_is_on_matrices_only():

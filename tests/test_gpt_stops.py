@@ -167,6 +167,12 @@ def test_deterministic_operations_are_asked_for_and_no_longer_than_wanted(cache,
     assert_same_training(Path("one"), Path("two"), "gpt.pt")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch gives up
+def test_a_network_that_cannot_be_compiled_is_an_error_that_says_so(cache, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert_refused(run_here(*COMMAND, "a/gpt.pt", "--compile", "on"), 2, "cannot be compiled here", "--compile off")
+
+
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch gives up
 def test_a_compiled_network_takes_the_same_steps(here):

@@ -55,12 +55,13 @@ def test_batches_are_those_of_the_loaded_tokens_from_any_step_on(
 ):
     order = StreamOrder(num_rows=num_rows, shard_rows=shard_rows, buffer_rows=buffer_rows, seed=seed)
     codes = torch.arange(num_rows * 2 * 3).view(num_rows, 2, 3).to(torch.int32)
-    loaded = Sequences(codes=codes, labels=torch.arange(num_rows))
+    scan = torch.tensor([2, 0, 1])
+    loaded = Sequences(codes=codes, labels=torch.arange(num_rows), scan=scan)
 
     def load(shards):
         rows = torch.cat([torch.arange(num_rows)[shard * shard_rows : (shard + 1) * shard_rows] for shard in shards])
         assert len(rows) <= max(buffer_rows, shard_rows)
-        return Sequences(codes=codes[rows], labels=rows)
+        return Sequences(codes=codes[rows], labels=rows, scan=scan)
 
     streamed = StreamedSequences(order, 3, load, 2, CPU)
     schedule = Schedule(seed=seed, num_rows=num_rows, batch_size=batch_size, n_epochs=3, stream=order)
@@ -81,7 +82,8 @@ def test_a_shard_is_read_once_where_the_buffer_covers_the_set():
 
     def load(shards):
         loads.append(tuple(shards))
-        return Sequences(codes=torch.zeros(20, 1, 3, dtype=torch.uint8), labels=torch.zeros(20, dtype=torch.int64))
+        nothing = torch.zeros(20, dtype=torch.int64)
+        return Sequences(codes=torch.zeros(20, 1, 3, dtype=torch.uint8), labels=nothing, scan=torch.arange(3))
 
     streamed = StreamedSequences(order, 2, load, 1, CPU)
     for step in Schedule(seed=0, num_rows=20, batch_size=6, n_epochs=2, stream=order).steps(0):

@@ -54,6 +54,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 def deterministic(wanted: bool) -> Iterator[None]:
     """Whether the block runs on deterministic operations alone: torch raises RuntimeError where there is none."""
     before = torch.are_deterministic_algorithms_enabled()
+    if wanted == before:  # to ask torch imports its compiler, which takes seconds
+        yield
+        return
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS is not deterministic
     torch.use_deterministic_algorithms(wanted)

@@ -120,7 +120,9 @@ class GPTTrainingOptions:
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
     compile: Literal["auto", "on", "off"] = option(
-        "auto", "Compile the network (needs a C++ compiler on a CPU); auto does on a CUDA device.", group=TRAINING
+        "auto",
+        "Compile the network (needs a C++ compiler on a CPU); auto does on a CUDA device, if there are Triton and cc.",
+        group=TRAINING,
     )
     shard: bool = option(
         False,

@@ -1,16 +1,18 @@
 """Training of the GPT, from token grids.
 
-    codes (N, V, h, w) uint8 or int32, on the device -> a trained model in place, and its held-out loss
+    codes (N, V, h, w) uint8 or int16, on the device -> a trained model in place, and its held-out loss
 
 A batch is one gather on the device. Knows nothing of images, the VQ-GAN and files of token caches.
 """
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Protocol, cast
 
 import torch
@@ -28,7 +30,7 @@ from vqgpt.distributed import (
 from vqgpt.gpt.dropout import Masks
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
-from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.order import scan_order
 from vqgpt.moving_average import move_average
 from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step
@@ -43,20 +45,27 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Tokens in the order in which the GPT reads them: codes (N, V, T); labels as `GPT.start` takes them."""
+    """Codes (N, V, h * w), uint8 or the bits of uint16 in int16; labels as `GPT.start` takes them.
+
+    They lie as they were read. A batch has them in the order of `scan` (T,), in which the GPT reads them.
+    """
 
     codes: Tensor
     labels: Tensor
+    scan: Tensor
 
     @classmethod
     def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
-        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned."""
+        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned.
+
+        uint16 comes as int16 of the same bits: torch cannot gather it.
+        """
         if config.options.condition == "none":
             labels = torch.full((len(codes),), -1, device=codes.device)
         elif config.options.condition == "bits":
             labels = labels.to(torch.int8) * 2 - 1
         scan = scan_order(config.options.order, config.grid).to(codes.device)
-        return cls(codes=grid_to_sequence(codes, scan), labels=labels)
+        return cls(codes=codes.flatten(2), labels=labels, scan=scan)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -74,7 +83,8 @@ class Sequences:
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
         rows, views = (numbers.to(self.device, non_blocking=True) for numbers in (rows, views))
-        return self.codes[rows, views].long(), self.labels[rows]
+        codes = self.codes[rows, views].long() & 0xFFFF
+        return codes[:, self.scan], self.labels[rows]
 
 
 class TrainingRows(Protocol):
@@ -140,7 +150,7 @@ class GPTTraining:
         self.device = next(model.parameters()).device
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
-        compiled = options.compile == "on" or (options.compile == "auto" and self.device.type == "cuda")
+        compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device))
         self.loss = torch.compile(model.loss, mode=self.compile_mode) if compiled and not options.shard else model.loss
         if options.shard:
             for network in (model, self.averaged) if self.averaged else (model,):
@@ -297,6 +307,12 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])
+
+
+def pays_to_compile(device: torch.device) -> bool:
+    """Whether the device is one of CUDA, with all that torch needs to compile for it: Triton, and a C compiler."""
+    tools = find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
+    return device.type == "cuda" and bool(tools)
 
 
 def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) -> float:

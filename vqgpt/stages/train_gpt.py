@@ -146,13 +146,16 @@ def _run(
                 training, schedule, every_epochs, training_run, content, score, report, stop, patience, show
             )
         except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error) is None:
-                raise
-            raise ResourceError(
-                f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
-                f"--precision {precision}",
-                "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
-            ) from error
+            if out_of_memory(error) is not None:
+                raise ResourceError(
+                    f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
+                    f"--precision {precision}",
+                    "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
+                ) from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"the network cannot be compiled here ({reason})", "give --compile off") from error
+            raise
     return {**plan, **figures}
 
 
@@ -230,15 +233,11 @@ def load_sequences(
     device: torch.device,
     shards: Sequence[int] | None = None,
 ) -> Sequences:
-    """A split, or some of its shards, on the device, its codes in uint8 or int32.
-
-    Raises InputError if it is empty or damaged.
-    """
+    """A split, or some of its shards, on the device. Raises InputError if it is empty or damaged."""
     tokens = cache.read_split(split, shards)
     if not len(tokens.codes):
         raise _empty(cache, split)
-    narrow = tokens.codes.dtype.itemsize == 1
-    codes = tokens.codes if narrow else tokens.codes.astype(np.int32)  # torch cannot gather uint16
+    codes = tokens.codes if tokens.codes.itemsize == 1 else tokens.codes.view(np.int16)
     return Sequences.from_grids(
         torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
     )

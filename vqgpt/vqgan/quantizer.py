@@ -27,8 +27,9 @@ class Codebook(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.lookup = config.lookup
-        self.embedding = nn.Embedding(config.n_embed, config.embed_dim)
-        nn.init.uniform_(self.embedding.weight, -1 / config.n_embed, 1 / config.n_embed)
+        largest = 1 / config.n_embed
+        vectors = torch.empty(config.n_embed, config.embed_dim).uniform_(-largest, largest)
+        self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False)
         self.register_buffer("used", torch.arange(config.used_codes) if config.used_codes else None)
         if self.lookup == "logits":
             self.proj = nn.Conv2d(config.embed_dim, config.n_embed, 1)
