@@ -19,6 +19,7 @@ from tests.conftest import (
     run_here,
     write_cache,
 )
+from vqgpt.checkpoint import save_checkpoint
 from vqgpt.cli.commands import explain
 from vqgpt.tokens import CacheWriter
 
@@ -222,6 +223,21 @@ def test_a_picture_is_not_overwritten_by_sampling(pipeline):
 def test_values_out_of_range(pipeline, flags):
     assert run_here("sample", *flags, "--out", "x.zarr").code == 2
     assert not Path("x.zarr").exists()
+
+
+def test_weights_that_are_not_finite(pipeline):
+    content = torch.load("runs/digits/gpt.pt", weights_only=True)
+    content["model"]["transformer.wte.weight"][0, 0] = torch.nan
+    head = ("format", "version", "kind")
+    save_checkpoint(Path("nan.pt"), "gpt", {name: value for name, value in content.items() if name not in head})
+    for command in (
+        ["sample", "--tokens-only", "--out", "x.zarr"],
+        ["score", "cache/digits.zarr"],
+        ["export", "x"],
+        ["export", "x.safetensors", "--to", "safetensors"],
+    ):
+        refused = run_here(*command, "--checkpoint-gpt", "nan.pt", "-q")
+        assert_refused(refused, 3, "nan.pt", "transformer.wte.weight", "not all finite")
 
 
 def test_a_start_of_another_architecture(pipeline):

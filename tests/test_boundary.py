@@ -48,6 +48,28 @@ for name in ("vqgpt.vqgan", "vqgpt.data", "torchvision", "medmnist", "PIL"):
     assert (here / "x.zarr/zarr.json").exists()
 
 
+def test_without_the_vqgans_code_there_is_no_picture_and_an_import_is_told_as_what_is_missing(pipeline):
+    code = (
+        BLOCK.format(blocked={"torchvision", "PIL"})
+        + """
+from vqgpt.cli.app import main
+for command, expected in (
+    (["sample", "--prompt", "cache:train/17", "--num-samples", "2", "--out", "x.zarr"], 0),
+    (["render", "x.zarr"], 4),
+):
+    try:
+        main(command)
+    except SystemExit as leaving:
+        assert leaving.code == expected, (command, leaving.code)
+"""
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "no picture" in result.stderr
+    assert "report it as a bug" not in result.stderr
+    assert (pipeline / "x.zarr/zarr.json").exists()
+    assert not (pipeline / "x.png").exists()
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import TINY_VQGAN, assert_refused, description, files_of, run_here, write_cache
+from tests.test_score import save_gpt
 from vqgpt.progress import Notice
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import TokenCache, read_manifest
@@ -53,6 +54,19 @@ def test_repair_of_sampled_tokens(pipeline):
     outcome = run_here("cache", "verify", "--repair", str(SAMPLES))
     assert outcome.code == 0, outcome.err
     assert files_of(pipeline) == before
+
+
+def test_repair_of_samples_of_classes_that_are_named_by_numbers(here):
+    """Where folders are 1, 10 and 2, --class 1 is the first one, and --class 0 is it too."""
+    save_gpt(description(class_names=("1", "10", "2")), condition="class")
+    words = ["--checkpoint-gpt", "g.pt", "--tokens-only", "--num-samples", "6", "--out", "s.zarr"]
+    assert run_here("sample", *words, "--class", "2", "10", "1").code == 0
+    before = files_of(Path("s.zarr"))
+    assert TokenCache(Path("s.zarr")).read_split("samples").labels.tolist() == [2, 1, 0, 2, 1, 0]
+    Path("s.zarr/samples/codes/c/0/0/0/0").unlink()
+    outcome = run_here("cache", "verify", "--repair", "s.zarr", "--checkpoint-gpt", "g.pt")
+    assert outcome.code == 0, outcome.err
+    assert files_of(Path("s.zarr")) == before
 
 
 def test_repair_with_another_vqgan_is_refused_with_both_sides(pipeline):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import fork_command
+from tests.test_score import save_gpt
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.order import scan_order
 from vqgpt.stages.completion import is_prefix, keep_mask
@@ -115,11 +116,14 @@ def test_a_completion_is_repaired_without_its_prompt(pipeline):
         (["--prompt", "cache:train/99999"], 2, ["99999"]),
         (["--prompt", "cache:dev/1"], 3, ["dev", "train"]),
         (["--prompt", "cache:other.zarr:train/1"], 3, ["another VQ-GAN", "tttttttttttt"]),
+        (["--cache", "other.zarr"], 3, ["another VQ-GAN", "tttttttttttt"]),
+        (["--n-head", "4"], 2, ["2 attention heads, not 4", "--n-head"]),
         (["--prompt", "cache:nowhere.zarr:train/1"], 4, ["nowhere.zarr"]),
         (["--prompt", "missing.png"], 4, ["missing.png"]),
         (["--prompt", "broken.png"], 3, ["broken.png"]),
         (["--prompt", "small.png"], 3, ["small.png", "7 x 5", "16 x 16"]),
         (["--prompt", ROW, "--keep", "small.png"], 3, ["small.png", "7 x 5", "8 x 8", "16 x 16"]),
+        (["--prompt", ROW, "--keep", "bottom-half"], 4, ["--keep bottom-half", "top-half"]),
         (["--prompt", ROW, "--keep", "0"], 2, ["none"]),
         (["--prompt", ROW, "--keep", "8"], 2, ["all"]),
     ],
@@ -147,6 +151,21 @@ def test_guidance_needs_a_gpt_that_knows_images_without_a_label(pipeline):
         assert run_here("train", "--out", "g.pt", "--overwrite", *flags, *TINY_GPT).code == 0
         refused = run_here("sample", "--checkpoint-gpt", "g.pt", "--cfg-scale", "2", "--tokens-only", "--out", "x.zarr")
         assert_refused(refused, 2, words)
+
+
+def test_a_gpt_that_knows_no_image_without_a_label_is_told_one(pipeline):
+    assert run_here("train", "--out", "g.pt", "--condition", "class", "--label-dropout", "0", *TINY_GPT).code == 0
+    Image.new("L", (16, 16)).save("prompt.png")
+    of_it = ["--checkpoint-gpt", "g.pt", "--num-samples", "2"]
+    for flags in (["--class", "3", "none"], ["--prompt", "prompt.png"]):
+        refused = run_here("sample", "--tokens-only", "--out", "x.zarr", *of_it, *flags)
+        assert_refused(refused, 2, "label-dropout 0", "--class")
+    assert sample(*of_it, "--prompt", "prompt.png", "--class", "3")[0].labels.tolist() == [3, 3]
+
+
+def test_a_huge_request_is_planned_in_little_memory(pipeline):
+    outcome = run_here("sample", "--num-samples", str(10**12), "--out", "x.zarr", "--dry-run", "--json")
+    assert outcome.json["images"] == 10**12
 
 
 def test_all_classes_come_in_equal_shares(pipeline):
@@ -191,3 +210,24 @@ def test_masks_of_the_grid_and_of_the_image(tmp_path):
     Image.new("L", (16, 12), 255).save(tmp_path / "turned.png")
     with pytest.raises(InputError, match="turned"):
         keep_mask(str(tmp_path / "turned.png"), what, read_mask)
+
+
+def test_a_row_of_other_classes_has_no_label_for_the_gpt(here):
+    save_gpt(description(), condition="class")
+    write_cache(Path("same.zarr"), description())
+    write_cache(Path("other.zarr"), description(class_names=("cat", "dog")))
+    words = ["--checkpoint-gpt", "g.pt", "--keep", "2", "--num-samples", "2"]
+    tokens, _ = sample(*words, "--prompt", "cache:same.zarr:train/5", "cache:other.zarr:train/5")
+    assert tokens.labels[0] >= 0
+    assert tokens.labels[1] == -1
+
+
+def test_a_sampled_row_of_bits_is_completed_with_what_was_told(here):
+    """The labels of the cache do not tell bits that are off from those that were not told; `classes` does."""
+    save_gpt(description(label_kind="bits"), condition="bits")
+    words = ["--checkpoint-gpt", "g.pt", "--num-samples", "2"]
+    first, _ = sample(*words, "--class", "none", "b", out="first.zarr")
+    again, _ = sample(*words, "--prompt", "cache:first.zarr:samples/0", "cache:first.zarr:samples/1", "--keep", "2")
+    assert (again.codes == first.codes).all()
+    assert (again.log_prob == first.log_prob).all()
+    assert read_manifest(Path("x.zarr")).description.sampling["classes"] == [[0, 0], [-1, 1]]

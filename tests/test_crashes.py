@@ -203,7 +203,7 @@ def test_a_limit_on_file_sizes_is_exit_code_5_and_keeps_what_was_committed(
     limit = len(whole.files[outgrows]) // 2
     answer = commands.run(arguments=[*TOKENIZE, "x.zarr"], file_limit=limit)
     assert answer["code"] == 5, answer["err"]
-    assert "no space left" in answer["err"]
+    assert "no space left to write x.zarr/" in answer["err"]
     assert "Traceback" not in answer["err"]
     assert assert_committed_is_whole(Path("x.zarr")) in committed
     assert not list(Path("x.zarr").rglob("*.partial"))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import fork_command, run_ranks
 from tests.test_interruption import wait_for
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
@@ -177,6 +177,8 @@ def test_bits_train_and_sample(here):
     from vqgpt.tokens import TokenCache
 
     assert TokenCache(Path("x.zarr")).read_split("samples").labels.tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert run_here(*command, "--class", "0+b", "1", "none", "--out", "z.zarr").code == 0
+    assert files_of(Path("z.zarr")) == files_of(Path("x.zarr"))
     assert_refused(run_here(*command, "--class", "a+c", "--out", "y.zarr"), 2, "'c'")
 
 

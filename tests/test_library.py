@@ -41,6 +41,8 @@ def test_options_are_those_of_the_command(pipeline):
     unconditional = replace(gpt, gpt=replace(gpt.gpt, label_dropout=0))
     with pytest.raises(UsageError, match="label-dropout"):
         unconditional.sample(cfg_scale=2.0)
+    with pytest.raises(UsageError, match="label-dropout"):
+        unconditional.sample(classes=["none"])
 
 
 def test_scores_are_those_of_the_command(pipeline):
@@ -66,9 +68,26 @@ def test_encoding_gives_the_codes_of_the_cache(pipeline):
 
 def test_mistakes_raise_our_errors(pipeline):
     gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
-    for wrong in ({"classes": ["seven"]}, {"temperature": -1}, {"num_samples": 0}, {"top_k": 0}):
+    for wrong in (
+        {"classes": ["seven"]},
+        {"temperature": -1},
+        {"num_samples": 0},
+        {"top_k": 0},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"precision": "fp16"},
+    ):
         with pytest.raises(UsageError):
             gpt.sample(**wrong)
+    grids = np.zeros((2, 8, 8), np.int64)
+    for codes, labels in (
+        (grids + 16, None),
+        (grids - 1, None),
+        (grids, np.array([0, 10])),
+        (grids, np.array([-2, 0])),
+    ):
+        with pytest.raises(UsageError, match="scored"):
+            gpt.score(codes, labels)
     with pytest.raises(TypeError, match="temprature"):
         gpt.sample(temprature=1)
     with pytest.raises(MissingDataError):
@@ -80,6 +99,10 @@ def test_mistakes_raise_our_errors(pipeline):
         vqgpt.load_vqgan("o.pt", tokens_of=gpt)
     with pytest.raises(UsageError, match="decoded"):
         vqgpt.load_vqgan("o.pt").decode(np.full((1, 8, 8), 16))
+    images = np.zeros((2, 1, 16, 16), np.uint8)
+    for unfit in (images[0], images[:0], images.repeat(3, axis=1), images[..., :15], images.astype(np.float32)):
+        with pytest.raises(UsageError, match="encoded"):
+            vqgpt.load_vqgan("o.pt").encode(unfit)
     with pytest.raises(AttributeError, match="load_gtp"):
         vqgpt.load_gtp  # noqa: B018
 

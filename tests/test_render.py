@@ -23,6 +23,7 @@ from vqgpt.stages.parts import parts_of
 from vqgpt.stages.picture_folder import class_folders
 from vqgpt.stages.render import decode
 from vqgpt.tokens import CacheWriter, Split, TokenCache
+from vqgpt.tokens.lock import WriteLock
 from vqgpt.vqgan.checkpoint import load_vqgan
 
 DIGITS = "cache/digits.zarr"
@@ -208,6 +209,15 @@ def test_only_what_was_rendered_is_replaced(pipeline):
     assert Path("other/000000.png").read_text() == "mine"
     Path("file").write_text("mine")
     assert_refused(run_here("render", DIGITS, "--out", "file", "--overwrite", "-q"), 2, "file is a file")
+
+
+@pytest.mark.parametrize("out", ["f", "f.npz", "f.png"])
+def test_one_run_at_a_time_writes_a_result(pipeline, out):
+    with WriteLock((pipeline / out).resolve()) as lock:
+        lock.take()
+        assert_refused(run_here("render", DIGITS, "--out", out, "-q"), 3, out, "is being written by process")
+    assert not Path(out).exists()
+    render(DIGITS, "--out", out, "--limit", "3")
 
 
 def test_another_vqgan_is_refused(pipeline):

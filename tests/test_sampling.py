@@ -279,7 +279,8 @@ def test_schedules_of_guidance():
 
 def test_a_tiny_temperature_is_nearly_greedy_and_does_not_overflow():
     logits = torch.tensor([[3.0, 80.0, 79.0]])
-    assert draw(logits, torch.tensor([0.999]), SamplingOptions(temperature=1e-30)).item() == 1
+    for temperature in (1e-30, 1e-50, 5e-324):
+        assert draw(logits, torch.tensor([0.999]), SamplingOptions(temperature=temperature)).item() == 1
 
 
 def test_the_largest_uniform_number_draws_a_possible_code():
@@ -299,6 +300,7 @@ def test_the_largest_uniform_number_draws_a_possible_code():
         ("min_p", -0.1),
         ("min_p", 2.0),
         ("cfg_scale", -1.0),
+        ("cfg_scale", 1e300),
         ("cfg_power", 2.0),
     ],
 )

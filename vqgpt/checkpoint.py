@@ -134,13 +134,16 @@ def check_kind(content: Mapping[str, Any], kind: str, path: Path, how_to_make_on
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Any], path: Path) -> None:
-    """Put a state dict into a model. Raises InputError if names or shapes differ."""
+    """Put a state dict into a model. Raises InputError if names or shapes differ, or if a weight is not finite."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
             f"{path}: the weights do not fit their own configuration ({str(error).splitlines()[0]})", "make it again"
         ) from None
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: the weights {name} are not all finite", "give another checkpoint")
 
 
 def weights_sha256(model: torch.nn.Module, architecture: dict[str, Any]) -> str:

@@ -8,12 +8,13 @@ A Generator works where the VQ-GAN's code cannot be imported. Errors are those o
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vqgpt.config.commands import RunOptions, SampleConfig
 from vqgpt.config.gpt import SamplingOptions
 from vqgpt.config.options import from_json
 from vqgpt.errors import InputError, UsageError
@@ -23,7 +24,8 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.progress import silent
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.sample import bits_turn, check_can_guide, class_turn
+from vqgpt.stages.labels import bits_turn, class_turn, untold
+from vqgpt.stages.sample import check_can_guide, check_knows_untold
 from vqgpt.tokens import Description
 
 if TYPE_CHECKING:
@@ -59,19 +61,22 @@ class Generator:
         num_samples: int = 16,
         classes: Sequence[str | int] = (),
         seed: int = 0,
-        precision: str = "auto",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
         **options: Any,
     ) -> NDArray[np.int64]:
         """Codes (N, h, w): those that `vqgpt sample` draws with the same options (`temperature`, `cfg_scale`, ...).
 
         `classes`, as of --class, are generated in turn. Raises UsageError for an unknown class or an impossible value.
         """
+        words = tuple(map(str, classes))
         sampling = SamplingOptions(num_samples=num_samples, **options)
+        config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
         if sampling.cfg_scale != 1:
             check_can_guide(self.gpt, self.path)
         by_bits = self.gpt.model.config.options.condition == "bits"
-        words = tuple(map(str, classes))
-        turn: list[Any] = bits_turn(words, self.class_names) if by_bits else class_turn(words, self.class_names)
+        turn: list[Any] = (bits_turn if by_bits else class_turn)(config.classes, self.class_names)
+        if untold(self.gpt.model.config) in turn:
+            check_knows_untold(self.gpt, self.path, "tell the labels with `classes`")
         labels = torch.from_numpy(np.array(turn)[np.arange(num_samples) % len(turn)])
         passes = sample_codes(self.gpt.model, labels, seed, sampling, resolve_precision(precision, self.device))
         return torch.cat([codes for codes, _ in passes]).numpy()
@@ -81,17 +86,20 @@ class Generator:
     ) -> NDArray[np.float64]:
         """Bits per token (N,) of codes (N, h, w), as `vqgpt score` tells them.
 
-        `labels` are class numbers (N,), -1 for none, or bits (N, L): 1 for yes, -1 for no, 0 for not told.
+        `labels` are class numbers (N,), -1 for none, or bits (N, L): 1 for yes, -1 for no, 0 for not told. Raises
+        UsageError for other arrays.
         """
         config = self.gpt.model.config
-        untold = (len(codes), config.num_classes) if config.options.condition == "bits" else (len(codes),)
+        shape = (len(codes), *np.shape(untold(config)))
         if labels is None:
-            labels = np.full(untold, 0 if len(untold) == 2 else -1)
-        if labels.shape != untold or codes.shape[1:] != config.grid:
+            labels = np.broadcast_to(untold(config), shape)
+        if labels.shape != shape or codes.shape[1:] != config.grid:
             raise UsageError(
                 f"codes of shape {codes.shape} with labels of shape {labels.shape} cannot be scored",
-                f"give codes (N, {config.grid[0]}, {config.grid[1]}), and labels of shape {untold}",
+                f"give codes (N, {config.grid[0]}, {config.grid[1]}), and labels of shape {shape}",
             )
+        _check_range("codes", codes, 0, config.codebook_size - 1)
+        _check_range("labels", labels, -1, 1 if len(shape) == 2 else config.num_classes - 1)
         grids, given = torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
         exactly = resolve_precision(precision, self.device)
         nats = torch.cat(list(nats_of_images(self.gpt.model, grids, given, exactly))).numpy()
@@ -113,10 +121,20 @@ class Tokenizer:
         return tokenizer_sha256(self.model)
 
     def encode(self, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.int64]:
-        """The codes of images that have the size of its training, or another that its grid divides."""
+        """The codes of images that have the size of its training, or another that its grid divides.
+
+        Raises UsageError for other arrays.
+        """
         from vqgpt.pixels import images_per_pass
         from vqgpt.stages.tokenize import encode_batch
 
+        channels, side = self.model.config.image_channels, self.model.config.downsampling
+        suits = images.ndim == 4 and images.shape[1] == channels and images.dtype == np.uint8 and images.size
+        if not suits or images.shape[2] % side or images.shape[3] % side:
+            raise UsageError(
+                f"images of shape {images.shape} and type {images.dtype} cannot be encoded",
+                f"give (N, {channels}, H, W) uint8, H and W multiples of {side}",
+            )
         at_once = images_per_pass(*images.shape[2:])
         parts = (images[start : start + at_once, None] for start in range(0, len(images), at_once))
         codes = [encode_batch(self.model, part, precision, self.device)[:, 0] for part in parts]
@@ -134,7 +152,7 @@ class Tokenizer:
         return decode(self.model, codes, precision, silent)
 
 
-def load_gpt(path: str | Path, device: str = "auto", n_head: int = 8) -> Generator:
+def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) -> Generator:
     """A GPT in a file, ours (.pt, .safetensors) or GenerativeZoo's, whose number of heads `n_head` tells.
 
     Raises MissingDataError if there is none, InputError if it is not one.
@@ -144,6 +162,14 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int = 8) -> Generat
     told = gpt.cache_description
     description = None if told is None else from_json(Description, told, str(path))
     return Generator(path=Path(path), gpt=gpt, description=description, device=chosen)
+
+
+def _check_range(what: str, numbers: NDArray[np.integer[Any]], least: int, most: int) -> None:
+    """Raise UsageError for codes or labels that the GPT does not have."""
+    if numbers.size and not least <= numbers.min() <= numbers.max() <= most:
+        raise UsageError(
+            f"{what} of {numbers.min()} to {numbers.max()} cannot be scored", f"give {what} of {least} to {most}"
+        )
 
 
 def load_vqgan(path: str | Path, device: str = "auto", tokens_of: Generator | None = None) -> Tokenizer:

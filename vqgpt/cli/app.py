@@ -114,15 +114,20 @@ def _train(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, An
     from vqgpt.stages import train_gpt
 
     def render(codes: Any, description: Any) -> bytes | None:
-        if not vqgan_path(description.dataset).exists():
-            return None
-        try:
-            from vqgpt.stages.render import sheet_of
-        except ImportError:  # stage two runs without the VQ-GAN's code too
-            return None
-        return sheet_of(codes, description, vqgan_path(description.dataset))
+        vqgan = vqgan_path(description.dataset)
+        stage = _rendering() if vqgan.exists() else None
+        return stage.sheet_of(codes, description, vqgan) if stage else None
 
     return train_gpt.run(config, flags.overwrite, flags.dry_run, report, render)
+
+
+def _rendering() -> Any:
+    """`stages.render`; None where the VQ-GAN's code cannot be imported, as stage two runs without it."""
+    try:
+        from vqgpt.stages import render
+    except ImportError:
+        return None
+    return render
 
 
 def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -143,20 +148,20 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
 
     plan = sample.plan(config, partial(read_prompts, config, encode=encode, read_mask=read_mask), report)
     vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
-    wants_picture = not config.tokens_only and (config.checkpoint_vae is not None or vqgan.exists())
+    at_hand = config.checkpoint_vae is not None or vqgan.exists()
+    render = _rendering() if at_hand and not config.tokens_only else None
     encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)
     rendering = RenderConfig(cache=plan.cache, vqgan=encoder, show=config.show)
-    if wants_picture:
-        from vqgpt.stages import render
-
+    if render:
         render.check_ready(rendering, plan.description, flags.overwrite)
     if flags.dry_run:
         return plan.summary
     result = sample.run(plan, config, flags.overwrite, report)
-    if wants_picture:
+    if render:
         return {**result, "picture": render.run(rendering, flags.overwrite, False, report)["picture"]}
     if not config.tokens_only:
-        report(Notice(text=f"there is no VQ-GAN at {vqgan}, so no picture; `vqgpt render {plan.cache}` makes it"))
+        reason = "its code cannot be imported here" if at_hand else f"there is none at {vqgan}"
+        report(Notice(text=f"no picture without the VQ-GAN: {reason}; `vqgpt render {plan.cache}` makes it"))
     return result
 
 

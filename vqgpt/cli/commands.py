@@ -3,7 +3,6 @@
 Must not import torch before a command's body runs.
 """
 
-import errno
 import os
 import shlex
 import traceback
@@ -18,12 +17,20 @@ from vqgpt.cli.console import Screen
 from vqgpt.cli.options import with_signature
 from vqgpt.config.options import option, options_of, resolve
 from vqgpt.config.recipe import read_recipe
-from vqgpt.errors import ExitCode, InputError, MissingFilesError, ResourceError, UsageError, VQGPTError
+from vqgpt.errors import (
+    ExitCode,
+    InputError,
+    MissingDataError,
+    MissingFilesError,
+    ResourceError,
+    UsageError,
+    VQGPTError,
+)
+from vqgpt.files import DISK_FULL
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import Report
 
 COMMON = "Common"
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Work = Callable[[Any, "Flags", Report], Mapping[str, Any]]
 
@@ -207,10 +214,12 @@ def explain(error: Exception) -> VQGPTError:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return ResourceError(
             f"no space left to write {error.filename or 'the file'}",
-            "make room and run the same command again: it continues",
+            "make room and run the same command again: it makes what is missing",
         )
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
+    if isinstance(error, ImportError):
+        return MissingDataError(str(error), "install it; `vqgpt doctor` tells what is missing")
     from vqgpt.checkpoint import out_of_memory
 
     return out_of_memory(error) or VQGPTError(

@@ -22,10 +22,10 @@ DATA_ROOT_HELP = "Folder of the downloaded images (default: vqgpt/data in the us
 MOST_WORKERS = 16  # unless told otherwise
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
-FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes."
+FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes, or some pixels."
 
 SHOW_HELP = "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel)."
-N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell."
+N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell (default: 8)."
 
 
 def default_data_root() -> Path:
@@ -297,11 +297,11 @@ class SampleConfig:
     checkpoint_gpt: Path | None = option(None, "GPT checkpoint, ours or of GenerativeZoo.", group=DATA)
     cache: CachePath | None = option(
         None,
-        "For a GPT of GenerativeZoo: a token cache of the tokenizer that it was trained with (default: "
-        "cache/DATASET.zarr, or the only one there is).",
+        "The token cache of --prompt cache:SPLIT/ROW (default: cache/DATASET.zarr); for a GPT of GenerativeZoo, one of "
+        "the tokenizer that it was trained with (default: that, or the only one there is).",
         group=DATA,
     )
-    n_head: int = option(8, N_HEAD_HELP, group=DATA)
+    n_head: int | None = option(None, N_HEAD_HELP, group=DATA)
     checkpoint_vae: Path | None = option(
         None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
     )
@@ -313,7 +313,7 @@ class SampleConfig:
         (),
         "Classes to generate, by name or number, in turn; 'all' or 'none' "
         "(default: all, for a GPT that knows classes; with --prompt, the label of the row). "
-        "Of a GPT that knows bits, those that are set, with + between.",
+        "For a GPT that knows bits, those that are set, with + between.",
         group=SAMPLING,
         flag="class",
     )
@@ -336,7 +336,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check(not (self.show and self.tokens_only), "show", self.show, "left out with --tokens-only")
         check(self.out is None or self.out.suffix == ".zarr", "out", self.out, "a path that ends in .zarr")
-        check(self.n_head > 0, "n_head", self.n_head, "positive")
+        check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
         check(self.keep is None or bool(self.prompt), "keep", self.keep, "given with --prompt only")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for sampling")
 

@@ -10,6 +10,8 @@ MODEL = "GPT"
 TRAINING = "Training"
 SAMPLING = "Sampling"
 
+MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
+
 Order = Literal["s-pattern", "raster", "hilbert"]
 Condition = Literal["none", "class", "bits"]
 
@@ -189,7 +191,7 @@ class SamplingOptions:
         check(self.top_k is None or self.top_k > 0, "top_k", self.top_k, "positive")
         check(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
-        check(0 <= self.cfg_scale < math.inf, "cfg_scale", self.cfg_scale, "0 or more")
+        check(0 <= self.cfg_scale <= MOST_GUIDANCE, "cfg_scale", self.cfg_scale, f"between 0 and {MOST_GUIDANCE:,}")
         check(0 < self.cfg_power < math.inf, "cfg_power", self.cfg_power, "positive")
         needless = self.cfg_power != 1 and self.cfg_schedule != "power-cosine"
         check(not needless, "cfg_power", self.cfg_power, "given with --cfg-schedule power-cosine only")

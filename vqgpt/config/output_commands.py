@@ -83,7 +83,7 @@ class ScoreConfig:
     checkpoint_gpt: Path | None = option(
         None, "GPT checkpoint, ours or of GenerativeZoo (default: runs/DATASET/gpt.pt).", group=DATA
     )
-    n_head: int = option(8, N_HEAD_HELP, group=DATA)
+    n_head: int | None = option(None, N_HEAD_HELP, group=DATA)
     split: str | None = option(None, "Score only this split (default: all).", group=DATA)
     against: CachePath | None = option(
         None,
@@ -100,7 +100,7 @@ class ScoreConfig:
     )
 
     def __post_init__(self) -> None:
-        check(self.n_head > 0, "n_head", self.n_head, "positive")
+        check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
         check(self.show_rows >= 0, "show_rows", self.show_rows, "0 or more")
         named = self.out is None or self.out.suffix in (".csv", ".npz")
         check(named, "out", self.out, "a file name that ends in .csv or .npz")

@@ -22,6 +22,7 @@ from vqgpt.torch_files import StoredTensor
 
 KIND = "gpt"
 LARGEST_WEIGHTS = 2**40  # bytes
+HEADS = 8  # of a GPT of GenerativeZoo, unless told otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,13 @@ def gpt_content(
 
 
 def load_gpt(
-    path: Path, how_to_make_one: str, device: torch.device, n_head: int, grid: tuple[int, int] | None = None
+    path: Path,
+    how_to_make_one: str,
+    device: torch.device,
+    n_head: int | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> LoadedGPT:
-    """Load a GPT; `n_head` and `grid` are of use for a file of GenerativeZoo, which does not tell them.
+    """Load a GPT; `n_head` (8, if None) and `grid` are of use for a file of GenerativeZoo, which does not tell them.
 
     Raises MissingDataError if there is none at `path`, InputError if it is not one, UsageError if `n_head` cannot be.
     """
@@ -70,7 +75,7 @@ def load_gpt(
         raise MissingDataError(f"there is no checkpoint {path}", how_to_make_one)
     stored = read_checkpoint_file(path)
     if isinstance(stored, Mapping) and "transformer.wte.weight" in stored and "format" not in stored:
-        model = _load_generativezoo(path, stored, n_head, grid)
+        model = _load_generativezoo(path, stored, n_head or HEADS, grid)
         return LoadedGPT(model=model.to(device).eval(), cache_description=None, codebook=None)
     content = load_checkpoint(path, KIND, how_to_make_one)
     model = GPT(from_json(GPTConfig, content["architecture"], str(path)))

@@ -14,6 +14,7 @@ from torch import Tensor
 from vqgpt.config.gpt import SamplingOptions
 
 BELOW_ONE = 1 - 2**-22  # keeps rounding from reaching the end of the CDF, beyond the last code that may be drawn
+COLDEST = 1e-30  # below it float32 cannot divide; of different logits it leaves but the largest
 LIKELIEST = 64  # codes among which the end of top-p is looked for first, on a CPU
 
 
@@ -50,7 +51,7 @@ def draw(logits: Tensor, uniforms: Tensor, options: SamplingOptions) -> Tensor:
 def filtered(logits: Tensor, options: SamplingOptions) -> Tensor:
     """Logits (B, K) divided by the temperature, -inf where a filter forbids the code."""
     if options.temperature != 1:  # the likeliest is taken away first, so that a tiny temperature cannot overflow
-        logits = (logits - logits.amax(dim=-1, keepdim=True)) / options.temperature
+        logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(options.temperature, COLDEST)
     if options.top_k is not None and options.top_k < logits.shape[-1]:
         logits = keep(logits, logits.topk(options.top_k).values[:, -1:])
     if options.top_p is not None and options.top_p < 1:

@@ -35,7 +35,7 @@ def nats_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) ->
         with autocast(device, precision):
             logits = model.predictions(sequences, of_them.to(device))
         nats = F.cross_entropy(logits.flatten(0, 1), sequences.flatten(), reduction="none")
-        yield nats.view(sequences.shape).double().sum(dim=1).cpu()
+        yield nats.view(sequences.shape).cpu().double().sum(dim=1)  # MPS has no float64
 
 
 def nearest(codes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

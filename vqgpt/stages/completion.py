@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from vqgpt.config.cache_path import parse_cache_path
 from vqgpt.config.commands import CACHE_FOLDER, SampleConfig, cache_path
 from vqgpt.config.gpt import GPTConfig
-from vqgpt.errors import InputError, UsageError
+from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.stages.labels import told_labels, untold
 from vqgpt.tokens import Description, TokenCache
 
 CACHE_PREFIX = "cache:"
@@ -58,15 +59,13 @@ def read_prompts(
     return Prompts(kept=np.stack(codes), labels=labels)
 
 
-def untold(gpt: GPTConfig) -> Any:
-    """The label of an image of which nothing is told."""
-    return [0] * gpt.num_classes if gpt.options.condition == "bits" else -1
-
-
 def cache_row(
     prompt: str, config: SampleConfig, gpt: GPTConfig, description: Description
 ) -> tuple[NDArray[np.int64], Any]:
-    """Codes (h, w) of `cache:SPLIT/ROW` or `cache:PATH:SPLIT/ROW`, in the first view, and the label of the row."""
+    """Codes (h, w) of `cache:SPLIT/ROW` or `cache:PATH:SPLIT/ROW`, in the first view, and the label of the row.
+
+    A cache whose classes are not the GPT's tells no label.
+    """
     path_text, _, place = prompt.removeprefix(CACHE_PREFIX).rpartition(":")
     split, _, row_text = place.rpartition("/")
     if not split or not row_text.isdecimal():
@@ -83,7 +82,12 @@ def cache_row(
         raise UsageError(f"{path} has {cache.rows(split)} rows in {split}, so no row {row}", "rows count from 0")
     shard, inside = divmod(row, cache.description.shard_rows)
     tokens = cache.read_split(split, [shard])
-    return tokens.codes[inside, 0].astype(np.int64), row_label(tokens.labels[inside], cache.description, gpt)
+    of_its_kind = cache.description.label_kind == gpt.options.condition != "none"
+    if of_its_kind and cache.description.class_names == description.class_names:
+        label = told_labels(tokens, cache.description)[inside].tolist()
+    else:
+        label = untold(gpt)
+    return tokens.codes[inside, 0].astype(np.int64), label
 
 
 def check_same_tokens(cache: TokenCache, description: Description) -> None:
@@ -93,27 +97,21 @@ def check_same_tokens(cache: TokenCache, description: Description) -> None:
         raise InputError(
             f"{cache.path} was made with another VQ-GAN ({theirs.tokenizer_sha256[:12]}) than the tokens of the GPT "
             f"({ours.tokenizer_sha256[:12]})",
-            "take the prompt from a cache of the VQ-GAN that the GPT was trained with",
+            "give a cache of the VQ-GAN that the GPT was trained with",
         )
     if (theirs.grid, theirs.codebook_size) != (ours.grid, ours.codebook_size):
         raise InputError(
             f"{cache.path} has {theirs.grid[0]} x {theirs.grid[1]} of {theirs.codebook_size} codes per image, the GPT "
             f"{ours.grid[0]} x {ours.grid[1]} of {ours.codebook_size}",
-            "take the prompt from a cache of images of the same size",
+            "give a cache of images of the same size",
         )
 
 
-def row_label(label: NDArray[np.integer[Any]], description: Description, gpt: GPTConfig) -> Any:
-    """The label of a row as the GPT takes it, if the row has one of its kind."""
-    if description.label_kind != gpt.options.condition or len(description.class_names) != gpt.num_classes:
-        return untold(gpt)
-    if description.label_kind == "bits":
-        return (label.astype(np.int64) * 2 - 1).tolist()
-    return int(label)
-
-
 def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArray[np.bool_]:
-    """(h, w), True where a code is kept. Raises UsageError if that is none or all, InputError for an unfit mask."""
+    """(h, w), True where a code is kept.
+
+    Raises UsageError if that is none or all, MissingDataError if there is no such mask, InputError for an unfit one.
+    """
     height, width = description.grid
     mask = np.zeros((height, width), np.bool_)
     rows = ROWS.fullmatch(keep)
@@ -123,6 +121,11 @@ def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArr
         mask[:, : width // 2] = True
     elif rows:
         mask[: int(rows[1])] = True
+    elif not Path(keep).is_file():
+        raise MissingDataError(
+            f"--keep {keep} is no part of an image, and there is no such file",
+            "keep top-half, left-half, a number of rows, or what is white in an image file",
+        )
     else:
         mask = codes_of_pixels(read_mask(Path(keep)), keep, description)
     if mask.all() or not mask.any():

@@ -27,7 +27,10 @@ def run(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, 
         return _export_to_transformers(config, overwrite, dry_run)
     if config.out.is_dir() or (config.out.exists() and not overwrite):
         raise UsageError(f"{config.out} exists", "give --overwrite to replace a file, or another name")
-    kind, content = _vqgan(config.checkpoint_vae) if config.checkpoint_vae else _gpt(_gpt_path(config))
+    if config.checkpoint_vae:
+        kind, content = _vqgan(config.checkpoint_vae)
+    else:
+        kind, (_, content) = gpt_checkpoint.KIND, _gpt(_gpt_path(config))
     if not dry_run:
         save_checkpoint(config.out, kind, content)
     return {"out": config.out, "kind": kind, "tensors": len(content["model"])}
@@ -37,10 +40,12 @@ def _gpt_path(config: ModelExportConfig) -> Path:
     return find_gpt(config.checkpoint_gpt, config.dataset)
 
 
-def _gpt(path: Path) -> tuple[str, dict[str, Any]]:
-    """What our checkpoint of a GPT holds."""
+def _gpt(path: Path) -> tuple[GPT, dict[str, Any]]:
+    """The GPT of our checkpoint, and what else that holds."""
     content = load_checkpoint(path, gpt_checkpoint.KIND, "give a GPT that `vqgpt train` made")
-    return gpt_checkpoint.KIND, content
+    model = GPT(from_json(GPTConfig, content["architecture"], str(path)))
+    load_weights(model, content["model"], path)
+    return model, content
 
 
 def _vqgan(path: Path) -> tuple[str, dict[str, Any]]:
@@ -56,8 +61,8 @@ def _vqgan(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _export_to_transformers(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
     path = _gpt_path(config)
-    _, content = _gpt(path)
-    architecture = from_json(GPTConfig, content["architecture"], str(path))
+    model, content = _gpt(path)
+    architecture = model.config
     if architecture.options.arch != "gpt2":
         raise UsageError(
             f"{path} has the architecture {architecture.options.arch} with rotary positions of a grid, which no model "
@@ -69,8 +74,6 @@ def _export_to_transformers(config: ModelExportConfig, overwrite: bool, dry_run:
             f"{path} is conditioned on bits, whose embeddings are added to the start token: transformers takes a token",
             "export it with --to safetensors, or train one with --condition class",
         )
-    model = GPT(architecture)
-    load_weights(model, content["model"], path)
     files = transformers_files(
         model.state_dict(),
         architecture,

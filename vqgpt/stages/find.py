@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from vqgpt.config.cache_path import CachePath, CacheURL
 from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
+from vqgpt.config.gpt import GPTConfig
 from vqgpt.errors import MissingDataError, UsageError
 
 PathT = TypeVar("PathT", bound=CachePath)
@@ -37,6 +38,12 @@ def check_dataset(asked: str | None, actual: str, path: CachePath) -> None:
     """Raise UsageError if `path` is of another dataset than --dataset asks for."""
     if asked not in (None, actual):
         raise UsageError(f"{path} is of dataset {actual}, not {asked}", "leave --dataset out, or give another path")
+
+
+def check_heads(asked: int | None, gpt: GPTConfig, path: Path) -> None:
+    """Raise UsageError if a GPT has other attention heads than --n-head says."""
+    if asked not in (None, gpt.options.n_head):
+        raise UsageError(f"{path} has {gpt.options.n_head} attention heads, not {asked}", "leave --n-head out")
 
 
 def list_caches(folder: CachePath) -> list[CachePath]:

@@ -30,6 +30,7 @@ from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.parts import Part, parts_of
 from vqgpt.stages.picture_folder import PictureFolder, class_folders
 from vqgpt.tokens import Description, TokenCache
+from vqgpt.tokens.lock import WriteLock
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
@@ -42,7 +43,8 @@ SEED_OF_COLORS = 0
 def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
     """Render as configured; the result names the picture, or the folder of pictures.
 
-    Raises UsageError for what exists or cannot be, InputError for an empty choice of rows or another VQ-GAN.
+    Raises UsageError for what exists or cannot be, InputError for an empty choice of rows, for another VQ-GAN, and if
+    another run is writing the result.
     """
     cache = TokenCache(config.cache)
     description = cache.description
@@ -69,15 +71,17 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
         folder = PictureFolder(config.result, identity, folders, overwrite)
     if dry_run:
         return plan
-    if folder:
-        folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)
-    elif config.form == "npz":
-        images = decoded(model, (part.codes for part in parts), len(rows), precision, report)
-        write_npz(config.result, (len(rows), *image_shape(model, description)[1:], 3), images)
-    else:
-        write_atomically(config.result, png_bytes(sheet(list(parts), model, description, precision, report), about))
-        if config.show:
-            report(Picture(path=config.result))
+    with WriteLock(config.result.resolve()) as lock:
+        lock.take()
+        if folder:
+            folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)
+        elif config.form == "npz":
+            images = decoded(model, (part.codes for part in parts), len(rows), precision, report)
+            write_npz(config.result, (len(rows), *image_shape(model, description)[1:], 3), images)
+        else:
+            write_atomically(config.result, png_bytes(sheet(list(parts), model, description, precision, report), about))
+    if config.show:
+        report(Picture(path=config.result))
     return plan
 
 

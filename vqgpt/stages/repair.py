@@ -99,7 +99,10 @@ def recorded_prompts(description: Description) -> Prompts | None:
 
 
 def class_word(turn: int | Sequence[int], names: tuple[str, ...]) -> str:
-    """What `--class` was given for one turn: a class by its number, or the names of the bits that are on."""
+    """What `--class` takes for one turn: a class by its number, or the names of the bits that are on.
+
+    A number that is the name of a class, as in folders 1, 2, 3, means that class: there, it is the name.
+    """
     if isinstance(turn, int):
-        return "none" if turn < 0 else str(turn)
+        return "none" if turn < 0 else names[turn] if str(turn) in names else str(turn)
     return "+".join(name for name, bit in zip(names, turn, strict=True) if bit > 0) or "none"

@@ -16,15 +16,16 @@ from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, samples_path
 from vqgpt.config.gpt import GPTConfig
-from vqgpt.config.options import from_json, nearest_hint, to_json
+from vqgpt.config.options import from_json, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sampling import Sampler
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.completion import Prompts, is_prefix
-from vqgpt.stages.find import check_dataset, find_cache, find_gpt
+from vqgpt.stages.completion import Prompts, check_same_tokens, is_prefix
+from vqgpt.stages.find import check_dataset, check_heads, find_cache, find_gpt
+from vqgpt.stages.labels import bits_turn, class_turn, untold
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
@@ -37,9 +38,10 @@ FindPrompts = Callable[[GPTConfig, Description], Prompts | None]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePlan:
-    """What will be sampled: the GPT, the label of each image as `GPT.start` takes it, and the cache to write.
+    """What will be sampled: the GPT, the labels as `GPT.start` takes them, and the cache to write.
 
-    Image i completes `kept[i % n]` (n, h, w), if there are any, -1 where a code is to be drawn.
+    Image i is of `labels[i % m]` (m, ...), and completes `kept[i % n]` (n, h, w), if there are any, -1 where a code is
+    to be drawn.
     """
 
     gpt: LoadedGPT
@@ -56,7 +58,7 @@ class SamplePlan:
         return {
             "cache": self.cache,
             "dataset": self.description.dataset,
-            "images": len(self.labels),
+            "images": self.description.splits[0].rows,
             "grid": self.description.grid,
             "checkpoint": self.checkpoint,
         }
@@ -77,7 +79,10 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     else:
         trained_on = from_json(Description, gpt.cache_description, str(checkpoint))
         codebook = gpt.codebook.numpy()
+        if config.cache:
+            check_same_tokens(TokenCache(config.cache), trained_on)
     check_dataset(config.dataset, trained_on.dataset, checkpoint)
+    check_heads(config.n_head, gpt.model.config, checkpoint)
     known_classes = trained_on.class_names if gpt.model.config.num_classes else ()
     by_bits = gpt.model.config.options.condition == "bits"
     if config.sampling.cfg_scale != 1:
@@ -89,6 +94,8 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     else:
         turn = (bits_turn if by_bits else class_turn)(config.classes, known_classes)
         turn = [label for label in turn for _ in (prompts.labels if prompts else [None])]
+    if untold(gpt.model.config) in turn:
+        check_knows_untold(gpt, checkpoint, "tell the label with --class")
     if prompts and not is_prefix(prompts.kept, scan_of(gpt.model.config)):
         report(
             Notice(
@@ -96,14 +103,13 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
                 f"({gpt.model.config.options.order}): a drawn code follows from those before it alone"
             )
         )
-    num_samples = config.sampling.num_samples
     row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
     description = replace(
         trained_on,
         origin="sampled",
         label_kind=gpt.model.config.options.condition,
         source_sha256=weights_sha256(gpt.model, to_json(gpt.model.config)),
-        splits=(Split(name=SPLIT, rows=num_samples),),
+        splits=(Split(name=SPLIT, rows=config.sampling.num_samples),),
         limit=None,
         views=("identity",),
         precision=resolve_precision(config.run.precision, device),
@@ -120,7 +126,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         gpt=gpt,
         codebook=codebook,
         checkpoint=checkpoint,
-        labels=np.array(turn)[np.arange(num_samples) % len(turn)],
+        labels=np.array(turn),
         kept=prompts.kept if prompts else None,
         description=description,
         cache=config.out or samples_path(trained_on.dataset),
@@ -132,15 +138,13 @@ def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report)
     sampler = Sampler(plan.gpt.model, config.sampling, plan.description.precision, plan.kept is not None)
 
     def rows_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        labels = torch.from_numpy(plan.labels[shard.start : shard.stop])
-        kept = None
-        if plan.kept is not None:
-            kept = torch.from_numpy(plan.kept[np.arange(shard.start, shard.stop) % len(plan.kept)])
+        labels = torch.from_numpy(in_turn(plan.labels, shard))
+        kept = None if plan.kept is None else torch.from_numpy(in_turn(plan.kept, shard))
         for codes, log_prob in sampler.codes(labels, shard.start, config.run.seed, kept):
             yield codes.numpy()[:, None], log_prob.numpy()
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        labels = plan.labels[shard.start : shard.stop]
+        labels = in_turn(plan.labels, shard)
         if plan.description.label_kind == "bits":
             labels = np.maximum(labels, 0)
         return labels, np.arange(shard.start, shard.stop)
@@ -150,16 +154,26 @@ def run(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report)
     return {**plan.summary, "digest": manifest.digest}
 
 
+def in_turn(values: NDArray[np.int64], shard: ShardRows) -> NDArray[np.int64]:
+    """Of values (n, ...) that images have in turn, those of the images of a shard."""
+    return values[np.arange(shard.start, shard.stop) % len(values)]
+
+
 def check_can_guide(gpt: LoadedGPT, checkpoint: Path) -> None:
     """Raise UsageError if a GPT has no label to guide towards, or was never shown an image without one."""
     if not gpt.model.config.num_classes:
         raise UsageError(
             f"{checkpoint} was trained without classes, so there is nothing to guide towards", "leave --cfg-scale out"
         )
-    if gpt.label_dropout == 0:
+    check_knows_untold(gpt, checkpoint, "leave --cfg-scale out")
+
+
+def check_knows_untold(gpt: LoadedGPT, checkpoint: Path, remedy: str) -> None:
+    """Raise UsageError if a GPT that knows classes or bits was never shown an image without."""
+    if gpt.model.config.num_classes and gpt.label_dropout == 0:
         raise UsageError(
             f"{checkpoint} was trained with --label-dropout 0: it does not know images without their label",
-            "leave --cfg-scale out, or train one with --label-dropout 0.1",
+            f"{remedy}, or train one with --label-dropout 0.1",
         )
 
 
@@ -184,48 +198,3 @@ def what_it_was_trained_on(
             "give --cache, a token cache of the tokenizer that the GPT was trained with",
         )
     return cache.description, cache.codebook()
-
-
-def bits_turn(wanted: tuple[str, ...], names: tuple[str, ...]) -> list[list[int]]:
-    """The bits of the images generated in turn, 1 and -1, or 0 where none is told; `all` is each bit alone in turn.
-
-    Raises UsageError for a name that the GPT does not know.
-    """
-    turn: list[list[int]] = []
-    for item in wanted or ("all",):
-        if item == "none":
-            turn.append([0] * len(names))
-        elif item == "all":
-            turn += [[1 if name == one else -1 for name in names] for one in names]
-        else:
-            unknown = [name for name in item.split("+") if name not in names]
-            if unknown:
-                raise UsageError(f"there is no class {unknown[0]!r}", nearest_hint(unknown[0], names))
-            turn.append([1 if name in item.split("+") else -1 for name in names])
-    return turn
-
-
-def class_turn(wanted: tuple[str, ...], class_names: tuple[str, ...]) -> list[int]:
-    """The classes that are generated in turn, as numbers, -1 for none: image i is of class `turn[i % len(turn)]`.
-
-    Raises UsageError for a class that the GPT does not know, with the nearest name.
-    """
-    if not class_names:
-        if wanted not in ((), ("none",)):
-            raise UsageError(
-                "this GPT was trained without classes", "leave --class out, or train one with --condition class"
-            )
-        return [-1]
-    turn: list[int] = []
-    for name in wanted or ("all",):
-        if name == "all":
-            turn += range(len(class_names))
-        elif name == "none":
-            turn.append(-1)
-        elif name in class_names:
-            turn.append(class_names.index(name))
-        elif name.isdecimal() and int(name) < len(class_names):
-            turn.append(int(name))
-        else:
-            raise UsageError(f"there is no class {name!r}", nearest_hint(name, class_names))
-    return turn

@@ -23,7 +23,8 @@ from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.find import find_gpt
+from vqgpt.stages.find import check_heads, find_gpt
+from vqgpt.stages.labels import told_labels, untold
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
 ROWS_PER_SEARCH = 1024
@@ -44,6 +45,7 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
         raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
     path = find_gpt(config.checkpoint_gpt, cache.description.dataset)
     gpt = load_gpt(path, "train one with: vqgpt train", device, config.n_head, cache.description.grid)
+    check_heads(config.n_head, gpt.model.config, path)
     check_goes_with(gpt, path, cache, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
@@ -108,16 +110,9 @@ def _text(value: Any) -> str:
 
 def labels_of(tokens: SplitTokens, description: Description, config: GPTConfig) -> torch.Tensor:
     """The labels of rows as `GPT.start` takes them: what the GPT was told about them in training, or in sampling."""
-    if config.options.condition == "bits":
-        if description.label_kind != "bits":
-            return torch.zeros(len(tokens.codes), config.num_classes, dtype=torch.int8)
-        if description.origin == "sampled":  # the labels do not tell a bit that is off from one that is not told
-            turn = np.array(description.sampling["classes"], dtype=np.int8)
-            return torch.from_numpy(turn[tokens.source_index % len(turn)])
-        return torch.from_numpy(tokens.labels.astype(np.int8)) * 2 - 1
-    if config.options.condition == "class" and description.label_kind == "class":
-        return torch.from_numpy(tokens.labels.astype(np.int64))
-    return torch.full((len(tokens.codes),), -1)
+    if description.label_kind == config.options.condition != "none":
+        return torch.from_numpy(told_labels(tokens, description))
+    return torch.tensor([untold(config)] * len(tokens.codes))
 
 
 def check_same_codes(training: TokenCache, cache: TokenCache) -> None:
