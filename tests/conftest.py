@@ -22,7 +22,7 @@ os.environ["WANDB_MODE"] = "disabled"  # where it is set up, trainings log by th
 
 TINY_VQGAN = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 TINY_VQGAN += ["--n-embed", "16", "--embed-dim", "4", "--attn-resolutions", "8", "--lr", "1e-3"]
-TINY_VQGAN += ["--limit", "256", "--batch-size", "128", "--n-epochs", "1"]
+TINY_VQGAN += ["--limit", "256", "--batch-size", "32", "--n-epochs", "1"]
 OTHER_VQGAN = [*TINY_VQGAN, "--limit", "16", "--batch-size", "16", "--seed", "1"]
 TINY_GPT = [
     "--n-layer",
