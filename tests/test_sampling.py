@@ -123,6 +123,26 @@ def test_image_i_depends_on_the_seed_and_i_alone(width):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize(
+    ("gibibytes", "guided", "precision", "images"),
+    [
+        (80, True, "bf16", 256),
+        (80, True, "fp32", 128),
+        (8, False, "bf16", 128),
+        (8, True, "bf16", 64),
+        (0.01, True, "fp32", 1),
+    ],
+)
+def test_a_pass_on_a_gpu_has_the_images_whose_keys_and_values_it_can_hold(
+    monkeypatch, gibibytes, guided, precision, images
+):
+    """GPT-B: 9 MiB of them for an image in bfloat16."""
+    monkeypatch.setattr("vqgpt.gpt.sampling.memory_bytes", lambda device: int(gibibytes * 2**30))
+    options = GPTOptions(n_layer=12, n_head=12, embed_dim_t=768)
+    config = GPTConfig(options=options, codebook_size=1024, grid=(16, 16), num_classes=0)
+    assert images_at_once(config, torch.device("cuda"), precision, guided) == images
+
+
 @needs_compiler
 @torch.no_grad()
 def test_a_row_of_the_compiled_decoder_is_the_same_beside_any_others():

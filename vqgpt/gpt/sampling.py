@@ -29,7 +29,8 @@ MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is
 IMAGES_ON_CPU = 32
 WIDE_IMAGES_ON_CPU = 8  # where a step is reading the weights
 WIDE = 256  # width of the network
-GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass
+GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass, at most
+GPU_CACHE_SHARE = 1 / 4  # of the device's memory
 
 
 class Sampler:
@@ -123,8 +124,16 @@ def images_at_once(config: GPTConfig, device: torch.device, precision: str, guid
         return IMAGES_ON_CPU if config.options.embed_dim_t < WIDE else WIDE_IMAGES_ON_CPU
     options = config.options
     bytes_per_image = options.n_layer * 2 * config.block_size * options.embed_dim_t * (2 if precision == "bf16" else 4)
-    images = max(1, GPU_CACHE_BYTES // (bytes_per_image * (1 + guided)))
+    room = min(GPU_CACHE_BYTES, int(GPU_CACHE_SHARE * memory_bytes(device)))
+    images = max(1, room // (bytes_per_image * (1 + guided)))
     return min(MOST_IMAGES_AT_ONCE, 2 ** (images.bit_length() - 1))
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All the memory of a GPU, whoever has it at the moment."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def uniform_numbers(seed: int, first: int, images: int, positions: int) -> Tensor:
