@@ -19,6 +19,7 @@ from tests.forked import fork_command
 from vqgpt.config.options import resolve
 from vqgpt.config.output_commands import RenderConfig
 from vqgpt.progress import silent
+from vqgpt.stages import render as stage
 from vqgpt.stages.parts import parts_of
 from vqgpt.stages.picture_folder import class_folders
 from vqgpt.stages.render import decode
@@ -191,6 +192,27 @@ def test_the_same_command_continues_after_a_signal(pipeline, number):
     assert run_here(*words).code == 0
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert sorted(os.listdir("f")) == [*(f"{row:06d}.png" for row in range(600)), "about.json"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("out", ["all.npz", "sheet.png"])
+def test_a_signal_leaves_nothing_of_a_file_that_is_not_whole(pipeline, monkeypatch, out, number, code):
+    healthy, passes = stage.one_pass, []
+
+    def signalled_in_the_second_pass(*arguments):
+        passes.append(arguments)
+        if len(passes) == 2:
+            signal.raise_signal(number)
+        return healthy(*arguments)
+
+    monkeypatch.setattr(stage, "images_per_pass", lambda *_: 50)
+    monkeypatch.setattr(stage, "one_pass", signalled_in_the_second_pass)
+    before, handler = set(Path().iterdir()), signal.getsignal(signal.SIGTERM)
+    outcome = run_here("render", DIGITS, "--out", out, "--limit", "200", "-q")
+    assert_refused(outcome, code, f"interrupted by {number.name} before it was done", "same command again")
+    assert len(passes) == 2
+    assert {path for path in set(Path().iterdir()) - before if not path.name.endswith(".lock")} == set()
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_only_what_was_rendered_is_replaced(pipeline):

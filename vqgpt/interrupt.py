@@ -17,6 +17,10 @@ class CutShort(Exception):
     """A signal came while a block ran that loses nothing by not being finished."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
 class StopRequest:
     """Whether a signal has asked us to stop."""
 
@@ -42,6 +46,23 @@ class StopRequest:
         return InterruptedRun(
             f"interrupted by {self.signal.name}; {saved}", "run the same command again to continue", code
         )
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Within this block SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt: what is half-written is removed.
+
+    Not for one of several processes, which may wait for another one where Python hears no signal.
+    """
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import shlex
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vqgpt.config.recipe import read_recipe
 from vqgpt.errors import (
     ExitCode,
     InputError,
+    InterruptedRun,
     MissingDataError,
     MissingFilesError,
     ResourceError,
@@ -27,6 +29,7 @@ from vqgpt.errors import (
     VQGPTError,
 )
 from vqgpt.files import DISK_FULL
+from vqgpt.interrupt import Terminated, terminated_as_interrupted
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import Report
 
@@ -117,6 +120,7 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
     given = {name: value for name, value in values.items() if value not in (None, [])}
     output = resolve(OutputFlags, given)
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    ended_by_signals = terminated_as_interrupted() if processes == 1 else nullcontext()
     with Screen(quiet=output.quiet or rank > 0, as_json=output.json and rank == 0) as screen:
         try:
             if processes > 1 and not command.several_processes:
@@ -131,11 +135,13 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
                 everything = output.verbose or flags.dry_run
                 screen.show_configuration(command.words, shown_values(config, everything))
             keep_memory_pages()
-            screen.show_result(work(config, flags, screen.report))
+            with ended_by_signals:
+                screen.show_result(work(config, flags, screen.report))
         except VQGPTError as error:
             failure = error
-        except KeyboardInterrupt:
-            return int(ExitCode.SIGINT)
+        except KeyboardInterrupt as stop:
+            name, code = ("SIGTERM", ExitCode.SIGTERM) if isinstance(stop, Terminated) else ("SIGINT", ExitCode.SIGINT)
+            failure = InterruptedRun(f"interrupted by {name} before it was done", "run the same command again", code)
         except Exception as error:
             failure = explain(error)
             failure.__cause__ = error
