@@ -109,6 +109,18 @@ def test_a_held_out_split_makes_it_trainable_and_says_that_it_was_imported(here)
     assert "codes were imported; `vqgpt cache preview cache/imagenet.zarr`" in outcome.err
 
 
+def test_codes_that_all_came_without_their_vqgan_are_put_together_with_a_notice(here):
+    write_llamagen(*made_up(rows=40))
+    imported(FOLDER, "--val-split", "0.25", "--codebook-size", "100")
+    assert run_here("train", *TINY_GPT).code == 0
+    same = "whether it was the same one is not known"
+    assert same in run_here("score", "cache/imagenet.zarr").err
+    for prompt in (["--prompt", "cache:train/3", "--keep", "2"], ["--cache", "cache/imagenet.zarr"], []):
+        outcome = run_here("sample", *prompt, "--num-samples", "2", "--tokens-only", "--overwrite")
+        assert outcome.code == 0, outcome.err
+        assert (same in outcome.err) == bool(prompt)
+
+
 def write_digits_as_llamagen(folder, change=lambda codes: codes):
     """Our codes of the first 50 digits, in the order of the dataset's own files."""
     both = [TokenCache(DIGITS).read_split(split) for split in ("train", "test")]

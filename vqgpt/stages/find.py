@@ -1,4 +1,4 @@
-"""Which token cache or GPT a command means when it was not told: the only one there is. Must not import torch."""
+"""Which cache or GPT a command means when it was not told, and whether they go together. Must not import torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,8 @@ from vqgpt.config.cache_path import CachePath, CacheURL
 from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.errors import MissingDataError, UsageError
+from vqgpt.progress import Notice, Report
+from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 
 PathT = TypeVar("PathT", bound=CachePath)
 
@@ -44,6 +46,17 @@ def check_heads(asked: int | None, gpt: GPTConfig, path: Path) -> None:
     """Raise UsageError if a GPT has other attention heads than --n-head says."""
     if asked not in (None, gpt.options.n_head):
         raise UsageError(f"{path} has {gpt.options.n_head} attention heads, not {asked}", "leave --n-head out")
+
+
+def tell_if_unknown(tokenizer_sha256: str, report: Report) -> None:
+    """A notice, where codes that are taken to be of one VQ-GAN were all imported without it."""
+    if tokenizer_sha256 == UNKNOWN_TOKENIZER:
+        report(
+            Notice(
+                text="the tokens of the cache and of the GPT were imported without their VQ-GAN: whether it was the "
+                "same one is not known"
+            )
+        )
 
 
 def list_caches(folder: CachePath) -> list[CachePath]:

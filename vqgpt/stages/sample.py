@@ -24,7 +24,7 @@ from vqgpt.gpt.sampling import Sampler
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.completion import Prompts, check_same_tokens, is_prefix
-from vqgpt.stages.find import check_dataset, check_heads, find_cache, find_gpt
+from vqgpt.stages.find import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
 from vqgpt.stages.labels import bits_turn, class_turn, untold
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache
@@ -88,6 +88,8 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     if config.sampling.cfg_scale != 1:
         check_can_guide(gpt, checkpoint)
     prompts = find_prompts(gpt.model.config, trained_on)
+    if prompts or config.cache:
+        tell_if_unknown(trained_on.tokenizer_sha256, report)
     turn: list[Any]
     if prompts and not config.classes:
         turn = prompts.labels

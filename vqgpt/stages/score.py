@@ -23,7 +23,7 @@ from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.find import check_heads, find_gpt
+from vqgpt.stages.find import check_heads, find_gpt, tell_if_unknown
 from vqgpt.stages.labels import told_labels, untold
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
@@ -47,6 +47,7 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     gpt = load_gpt(path, "train one with: vqgpt train", device, config.n_head, cache.description.grid)
     check_heads(config.n_head, gpt.model.config, path)
     check_goes_with(gpt, path, cache, report)
+    tell_if_unknown(cache.description.tokenizer_sha256, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
         check_same_codes(training, cache)
