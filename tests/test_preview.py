@@ -10,7 +10,12 @@ import torch
 from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
+from vqgpt.data.array_readers import read_digits
+from vqgpt.progress import silent
+from vqgpt.stages.preview import LEAST_BEYOND_CHANCE, Comparison, compare
+from vqgpt.stages.render import decode
 from vqgpt.tokens import CacheWriter, TokenCache
+from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import psnr
 
 DIGITS = Path("cache/digits.zarr")
@@ -21,6 +26,13 @@ def preview(*arguments):
     outcome = run_here("cache", "preview", *map(str, arguments), "--json")
     assert outcome.code == 0, outcome.err
     return outcome
+
+
+def images_of_digits(tokens):
+    """The images of rows of the split test, (n, 1, 16, 16), by PIL alone."""
+    source = read_digits()["test"].source
+    images = [source.image(int(index)).resize((16, 16), Image.Resampling.BILINEAR) for index in tokens.source_index]
+    return np.stack([np.asarray(image) for image in images])[:, None]
 
 
 def rewrite(target, change):
@@ -61,23 +73,45 @@ def test_right_codes_agree_exactly_with_their_images(pipeline, split):
 
 
 def test_psnr_is_that_of_the_decoded_rows(pipeline):
-    from vqgpt.data.array_readers import read_digits
-    from vqgpt.stages.render import decode
-    from vqgpt.vqgan.checkpoint import load_vqgan
-
     count = TokenCache(DIGITS).rows("test")
     result = preview(DIGITS, "--split", "test", "--num-images", "100000").json
     assert result["rows"] == count
     tokens = TokenCache(DIGITS).read_split("test")
-    source = read_digits()["test"].source
-    originals = [
-        np.asarray(source.image(int(index)).resize((16, 16), Image.Resampling.BILINEAR))
-        for index in tokens.source_index
-    ]
     model = load_vqgan(Path("runs/digits/vqgan.pt"), "digits", torch.device("cpu"))
-    decoded = decode(model, tokens.codes[:, 0], "fp32", lambda event: None)
-    expected = psnr(torch.from_numpy(np.stack(originals))[:, None], torch.from_numpy(decoded)).mean()
+    decoded = decode(model, tokens.codes[:, 0], "fp32", silent)
+    expected = psnr(torch.from_numpy(images_of_digits(tokens)), torch.from_numpy(decoded)).mean()
     assert result["psnr_db"] == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("agreement", "db_lost", "wrong", "wrong_if_imported"),
+    [(0.95, 3.0, False, False), (0.5, 0.5, True, False), (0.5, 1.5, True, True), (0.21, 0.1, True, True)],
+)
+def test_imported_codes_are_wrong_if_they_lose_much_or_agree_as_if_by_chance(
+    agreement, db_lost, wrong, wrong_if_imported
+):
+    best = np.full(4, 20.0)
+    comparison = Comparison(psnr=best - db_lost, best_psnr=best, agreement=np.full(4, agreement), chance=0.2)
+    assert comparison.shows_wrong_codes(imported=False) == wrong
+    assert comparison.shows_wrong_codes(imported=True) == wrong_if_imported
+
+
+def test_agreement_beyond_chance_tells_codes_of_the_images_from_others(pipeline):
+    tokens = TokenCache(DIGITS).read_split("test")
+    model = load_vqgan(Path("runs/digits/vqgan.pt"), "digits", torch.device("cpu"))
+    decoded = decode(model, tokens.codes[:, 0], "fp32", silent)
+    images = images_of_digits(tokens)[:, None]
+
+    def beyond_chance(codes):
+        return compare(model, images, codes.astype(np.uint8), decoded, "fp32", silent).beyond_chance
+
+    one_in_eight = tokens.codes.copy()
+    one_in_eight[..., ::8] ^= 1
+    assert beyond_chance(tokens.codes) == 1
+    assert 0.7 < beyond_chance(one_in_eight) < 1
+    for codes in (15 - tokens.codes, np.full_like(tokens.codes, 3)):
+        assert beyond_chance(codes) == pytest.approx(0, abs=0.2)
+        assert beyond_chance(codes) < LEAST_BEYOND_CHANCE
 
 
 @pytest.mark.parametrize("change", [shifted, transposed])

@@ -34,18 +34,38 @@ from vqgpt.vqgan.model import VQGAN
 SEED_OF_COLORS = 0
 LEAST_AGREEMENT = 0.9  # other machines and bf16 change a few codes in a hundred; wrong codes differ nearly everywhere
 MOST_DB_LOST = 1.0  # by imported codes: the image that they show was resized by another program
+LEAST_BEYOND_CHANCE = 0.05  # of them: where the VQ-GAN has learned little, decibels tell nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """How n rows compare with their images: PSNR in dB (n,), agreement of codes with those encoded now (n,) 0 to 1.
 
-    `best_psnr` (n,) is what the codes that were encoded now give.
+    `best_psnr` (n,) is what the codes that were encoded now give, `chance` the agreement of codes that are as frequent
+    as these and have nothing to do with each other.
     """
 
     psnr: NDArray[np.float64]
     best_psnr: NDArray[np.float64]
     agreement: NDArray[np.float64]
+    chance: float
+
+    @property
+    def db_lost(self) -> float:
+        """Against the codes that were encoded now."""
+        return float(self.best_psnr.mean() - self.psnr.mean())
+
+    @property
+    def beyond_chance(self) -> float:
+        """Cohen's kappa (1960, eq. 1) of all codes: 1 where they are equal, 0 where they agree as if by chance."""
+        agreement = float(self.agreement.mean())
+        return 1.0 if agreement == 1 else (agreement - self.chance) / (1 - self.chance)
+
+    def shows_wrong_codes(self, imported: bool) -> bool:
+        """Imported codes may be those of images that another program resized."""
+        if self.agreement.mean() >= LEAST_AGREEMENT:
+            return False
+        return not imported or self.db_lost > MOST_DB_LOST or self.beyond_chance < LEAST_BEYOND_CHANCE
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -81,6 +101,7 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
     decoded = decode(model, tokens.codes[:, 0], description.precision, report)
     images = source_images(config, description, split, tokens, report)
     shown = to_displayable(decoded, SEED_OF_COLORS)
+    comparison = None
     if images is None:
         sheet = contact_sheet(shown, captions(tokens.labels, description), columns(description))
         figures: dict[str, Any] = {"compared": False}
@@ -91,22 +112,21 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
         figures = {"compared": True, **comparison.figures}
     about = {**to_json(config), "cache_digest": cache.digest, "split": split}
     write_atomically(config.result, png_bytes(sheet, {**about, "source_index": tokens.source_index.tolist()}))
-    if images is None or figures["equal_codes"] >= LEAST_AGREEMENT:
-        return {**plan, **figures}
-    lost = figures["psnr_db_of_codes_encoded_now"] - figures["psnr_db"]
-    if not description.unverified or lost > MOST_DB_LOST:
+    if comparison and comparison.shows_wrong_codes(imported=bool(description.unverified)):
         raise InputError(
-            f"{cache.path}: only {figures['equal_codes']:.1%} of the codes of {len(images)} rows are those that the "
+            f"{cache.path}: only {figures['equal_codes']:.1%} of the codes of {plan['rows']} rows are those that the "
             f"VQ-GAN gives for their images ({figures['psnr_db']:.1f} dB instead of "
             f"{figures['psnr_db_of_codes_encoded_now']:.1f}); {config.result} shows them",
             "do not train on this cache: make it again with `vqgpt tokenize`",
         )
-    report(
-        Notice(
-            text=f"{figures['equal_codes']:.1%} of the codes are those that the VQ-GAN gives here, at a loss of "
-            f"{lost:.2f} dB; they were imported, and another program that resizes otherwise gives other codes"
+    if comparison and figures["equal_codes"] < LEAST_AGREEMENT:
+        report(
+            Notice(
+                text=f"{figures['equal_codes']:.1%} of the codes are those that the VQ-GAN gives here, at a loss of "
+                f"{comparison.db_lost:.2f} dB; they were imported, and another program that resizes otherwise gives "
+                "other codes"
+            )
         )
-    )
     return {**plan, **figures}
 
 
@@ -196,4 +216,5 @@ def compare(
     originals = torch.from_numpy(np.ascontiguousarray(images[:, 0]))
     measured, reachable = (psnr(originals, torch.from_numpy(result)).numpy() for result in (decoded, best))
     agreement = (now == codes).reshape(len(codes), -1).mean(axis=1)
-    return Comparison(psnr=measured, best_psnr=reachable, agreement=agreement)
+    shares = [np.bincount(each.ravel(), minlength=model.config.codebook_size) / each.size for each in (now, codes)]
+    return Comparison(psnr=measured, best_psnr=reachable, agreement=agreement, chance=float(shares[0] @ shares[1]))
