@@ -11,7 +11,7 @@ import torch
 from tests.conftest import TINY_GPT, TINY_VQGAN, description, files_of, run_here, write_cache
 from tests.forked import fork_command
 
-LONG_GPT = [*TINY_GPT, "--n-epochs", "12", "--sample-and-save-freq", "3", "--dropout-t", "0.2", "--batch-size", "10"]
+LONG_GPT = [*TINY_GPT, "--n-epochs", "30", "--sample-and-save-freq", "3", "--dropout-t", "0.2", "--batch-size", "10"]
 LONG_VQGAN = [*TINY_VQGAN, "--size", "8", "--limit", "100", "--batch-size", "20"]
 LONG_VQGAN += ["--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
 
@@ -82,6 +82,7 @@ def test_a_vqgan_training_that_is_killed_continues_bit_for_bit(here):
     for folder in ("stopped", "whole"):
         outcome = run_here(*command, f"{folder}/vqgan.pt")
         assert outcome.code == 0, outcome.err
+        assert ("continuing after step" in outcome.err) == (folder == "stopped")
     assert_same_training(Path("stopped"), Path("whole"), "vqgan.pt")
 
 
