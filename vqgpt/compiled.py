@@ -15,6 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vqgpt.files import user_cache_folder
+
 HEADERS = Path(__file__).parent
 OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC"]
 
@@ -26,9 +28,8 @@ def compiled_library(source: Path) -> ctypes.CDLL | None:
     name = _name(compiler, source) if compiler else None
     if compiler is None or name is None:
         return None
-    with suppress(
-        OSError, RuntimeError
-    ):  # it is not there, or damaged, or where nothing may be run; or no home is known
+    # RuntimeError: no home is known; OSError: it is not there, or damaged, or lies where nothing may be run or written
+    with suppress(OSError, RuntimeError):
         return ctypes.CDLL(str(_kept(name)))
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / name
@@ -53,8 +54,8 @@ def _name(compiler: str, source: Path) -> str | None:
 
 
 def _kept(name: str) -> Path:
-    """Where a library lies in the user's cache folder. Raises RuntimeError if there is no such folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqgpt" / "compiled" / name
+    """Where a library lies. Raises RuntimeError if there is no folder of the user's."""
+    return user_cache_folder() / "compiled" / name
 
 
 def _keep(made: Path, kept: Path) -> None:

@@ -17,6 +17,11 @@ PARTIAL_SUFFIX = ".partial"
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def user_cache_folder() -> Path:
+    """Where the user keeps what can be fetched or made again. Raises RuntimeError if no home is known."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqgpt"
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary name beside `path`, flush it to disk, then rename; make missing folders.
 

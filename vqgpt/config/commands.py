@@ -11,6 +11,7 @@ from vqgpt.config.gpt import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingO
 from vqgpt.config.options import argument, check, option
 from vqgpt.config.preprocessing import IMAGES, PreprocessingOptions, parse_views
 from vqgpt.config.vqgan import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
+from vqgpt.files import user_cache_folder
 
 DATA = "Data and files"
 RUN = "Run"
@@ -30,7 +31,7 @@ N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file d
 
 def default_data_root() -> Path:
     """Where downloaded images are kept: in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqgpt" / "data"
+    return user_cache_folder() / "data"
 
 
 def vqgan_path(dataset: str) -> Path:

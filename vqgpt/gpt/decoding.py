@@ -222,9 +222,8 @@ class Decoder:
         scores = torch.bmm(self.queries, self.keys[number][place.seen - 1])
         if place.later is not None:
             scores.masked_fill_(place.later, -torch.inf)
-        seen = torch.bmm(
-            scores.softmax(dim=-1), self.values[number][place.seen - 1]
-        )  # (R, A, D): each head, all columns
+        # (R, A, D): each head, all columns
+        seen = torch.bmm(scores.softmax(dim=-1), self.values[number][place.seen - 1])
         return seen.unflatten(2, (heads, -1)).diagonal(dim1=1, dim2=2).mT.flatten(1)
 
     def _remember(self, number: int, position: int | Tensor, new: Tensor) -> None:

@@ -62,7 +62,7 @@ class Comparison:
         return 1.0 if agreement == 1 else (agreement - self.chance) / (1 - self.chance)
 
     def shows_wrong_codes(self, imported: bool) -> bool:
-        """Imported codes may be those of images that another program resized."""
+        """Whether the codes are not those of the images; imported ones may be of what another program resized."""
         if self.agreement.mean() >= LEAST_AGREEMENT:
             return False
         return not imported or self.db_lost > MOST_DB_LOST or self.beyond_chance < LEAST_BEYOND_CHANCE

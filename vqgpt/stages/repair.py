@@ -104,5 +104,7 @@ def class_word(turn: int | Sequence[int], names: tuple[str, ...]) -> str:
     A number that is the name of a class, as in folders 1, 2, 3, means that class: there, it is the name.
     """
     if isinstance(turn, int):
-        return "none" if turn < 0 else names[turn] if str(turn) in names else str(turn)
+        if turn < 0:
+            return "none"
+        return names[turn] if str(turn) in names else str(turn)
     return "+".join(name for name, bit in zip(names, turn, strict=True) if bit > 0) or "none"

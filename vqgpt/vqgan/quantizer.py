@@ -27,7 +27,7 @@ class Codebook(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.lookup = config.lookup
-        largest = 1 / config.n_embed
+        largest = 1 / config.n_embed  # not nn.Embedding's own start: without data, that imports torch's compiler
         vectors = torch.empty(config.n_embed, config.embed_dim).uniform_(-largest, largest)
         self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False)
         self.register_buffer("used", torch.arange(config.used_codes) if config.used_codes else None)
