@@ -24,8 +24,8 @@ from vqgpt.stages.parts import parts_of
 from vqgpt.stages.picture_folder import class_folders
 from vqgpt.stages.render import decode
 from vqgpt.tokens import CacheWriter, Split, TokenCache
-from vqgpt.tokens.lock import WriteLock
 from vqgpt.vqgan.checkpoint import load_vqgan
+from vqgpt.write_lock import WriteLock
 
 DIGITS = "cache/digits.zarr"
 VQGAN = Path("runs/digits/vqgan.pt")

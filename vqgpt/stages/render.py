@@ -30,10 +30,10 @@ from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.parts import Part, parts_of
 from vqgpt.stages.picture_folder import PictureFolder, class_folders
 from vqgpt.tokens import Description, TokenCache
-from vqgpt.tokens.lock import WriteLock
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.write_lock import WriteLock
 
 MOST_COLUMNS = 16
 MOST_ROWS_ON_A_SHEET = 1000
@@ -71,7 +71,7 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
         folder = PictureFolder(config.result, identity, folders, overwrite)
     if dry_run:
         return plan
-    with WriteLock(config.result.resolve()) as lock:
+    with WriteLock(config.result) as lock:
         lock.take()
         if folder:
             folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)

@@ -3,9 +3,9 @@
 The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torch.
 """
 
-from vqgpt.tokens.lock import WriteLock, lock_of
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
 from vqgpt.tokens.reader import SplitTokens, TokenCache, read_manifest
+from vqgpt.tokens.store import lock_of
 from vqgpt.tokens.verify import find_faults
 from vqgpt.tokens.writer import CacheWriter, ShardRows, remove_cache
 
@@ -18,7 +18,6 @@ __all__ = [
     "Split",
     "SplitTokens",
     "TokenCache",
-    "WriteLock",
     "find_faults",
     "lock_of",
     "read_manifest",

@@ -1,14 +1,18 @@
-"""Where the files of a token cache lie: what the cache needs of a folder, or of an object store, and nothing more.
+"""Where the files of a token cache lie, and who may write them: what it needs of a folder, or of an object store.
 
 A key is the path of a file below the cache. Must not import torch.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vqgpt.config.cache_path import CachePath
 from vqgpt.tokens.folder_store import FolderStore
+from vqgpt.write_lock import WriteLock
+
+if TYPE_CHECKING:
+    from vqgpt.tokens.lease import Lease
 
 
 class Store(Protocol):
@@ -50,3 +54,15 @@ def store_at(path: CachePath) -> Store:
     from vqgpt.tokens.object_store import ObjectStore
 
     return ObjectStore(path)
+
+
+def lock_of(path: CachePath, run: str = "") -> "WriteLock | Lease":
+    """The right to write the cache at `path`: `WriteLock` in a folder, `Lease` on an object store.
+
+    `run` is a name that the processes of one run have in common, and no other run has.
+    """
+    if isinstance(path, Path):
+        return WriteLock(path, run)
+    from vqgpt.tokens.lease import Lease
+
+    return Lease(path, run)

@@ -1,52 +1,39 @@
-"""One run at a time writes a cache in a folder: a lock that the kernel drops when its holder dies.
+"""One run at a time writes a result: a lock that the kernel drops when its holder dies.
 
-The lock is `flock` on the file `.NAME.lock` beside the cache, which says who holds it, and for which run. The main
-process of a run takes it alone, sets the cache up, and then shares it with the other processes of its run: as long as
-one of them lives, no other run gets in. A killed run leaves the file and no lock. Must not import torch.
+The lock is `flock` on the file `.NAME.lock` beside the result (a file or a folder, reached through whatever links),
+which says who holds it, and for which run. The main process of a run takes it alone, and can share it with the other
+processes of its run: as long as one of them lives, no other run gets in. A killed run leaves the file and no lock.
+Must not import torch.
 """
 
 import fcntl
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from vqgpt.config.cache_path import CachePath
 from vqgpt.errors import InputError
 from vqgpt.files import make_folder
 
-if TYPE_CHECKING:
-    from vqgpt.tokens.lease import Lease
 
-
-def lock_of(path: CachePath, run: str = "") -> "WriteLock | Lease":
-    """The right to write the cache at `path`: `WriteLock` in a folder, `Lease` on an object store.
+class WriteLock:
+    """The right to write the result at `path`; give it back with `release`, or use it as a context.
 
     `run` is a name that the processes of one run have in common, and no other run has.
     """
-    if isinstance(path, Path):
-        return WriteLock(path, run)
-    from vqgpt.tokens.lease import Lease
-
-    return Lease(path, run)
-
-
-class WriteLock:
-    """The right to write the cache at `path`; give it back with `release`, or use it as a context."""
 
     def __init__(self, path: Path, run: str = "") -> None:
         self.path = path
         self.run = run
-        self.file = path.with_name(f".{path.name}.lock")
+        target = path.resolve()
+        self.file = target.with_name(f".{target.name}.lock")
         self.descriptor: int | None = None
-        self.is_main = False
 
     def take(self) -> None:
         """Take the lock alone. Raises InputError at once, with host and process, if another run has it."""
         self._lock(fcntl.LOCK_EX)
         assert self.descriptor is not None
-        self.is_main = True
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{self.run}".encode(), 0)
 
@@ -67,9 +54,10 @@ class WriteLock:
         """Nobody takes this lock from a process that lives."""
 
     def release(self) -> None:
-        """Give the lock back; the main process removes its file."""
+        """Give the lock back; the last process that holds it removes its file."""
         if self.descriptor is not None:
-            if self.is_main:
+            with suppress(OSError):  # another process of this run still holds it
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.file.unlink(missing_ok=True)
             os.close(self.descriptor)
             self.descriptor = None
@@ -83,7 +71,7 @@ class WriteLock:
         self.release()
 
     def _lock(self, kind: int) -> None:
-        make_folder(self.path.parent)
+        make_folder(self.file.parent)
         while self.descriptor is None:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
@@ -98,7 +86,7 @@ class WriteLock:
             except OSError as error:
                 os.close(descriptor)
                 raise InputError(
-                    f"the file system of {self.path} has no locks ({error.strerror})", "write the cache on a local disk"
+                    f"the file system of {self.path} has no locks ({error.strerror})", "write it on a local disk"
                 ) from None
             if self._is_current(descriptor):
                 self.descriptor = descriptor
