@@ -86,9 +86,11 @@ def test_the_processes_of_one_run_share_the_lock_and_nobody_else_gets_it(tmp_pat
     with pytest.raises(InputError, match="is being written by"):
         other.take()
     main.release()
-    assert not list(path.parent.iterdir())
-    other.take()  # its file is a new one
+    with pytest.raises(InputError, match="is being written by"):
+        other.take()  # the helper still writes
     helper.release()
+    assert not list(path.parent.iterdir())
+    other.take()
     assert list(path.parent.iterdir()) == [other.file]
     other.release()
     assert not list(path.parent.iterdir())
