@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.test_gpt_training import new_model, new_training, trained
-from tests.test_interruption import assert_same_training, lines_of
+from tests.test_interruption import assert_same_training, lines_of, saved_step
 from vqgpt.gpt import training as gpt_training
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.training import GPTTraining
@@ -91,7 +91,7 @@ def test_after_a_loss_that_is_not_finite_the_last_state_is_intact(cache, monkeyp
 
     def spoilt(self, codes, labels, hidden=None, masks=None):
         loss = healthy(self, codes, labels, hidden, masks)
-        return loss * math.nan if self.training and Path("s/gpt.unfinished.pt").exists() else loss
+        return loss * math.nan if self.training and saved_step(Path("s/gpt.unfinished.pt")) else loss
 
     with monkeypatch.context() as patch:
         patch.setattr(GPT, "loss", spoilt)

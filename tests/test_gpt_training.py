@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import fork_command, run_ranks
-from tests.test_interruption import wait_for
+from tests.test_interruption import saved_step, wait_for
 from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
@@ -244,7 +244,7 @@ def test_two_and_three_processes_take_the_steps_of_one(here):
 def test_a_training_of_one_process_continues_on_two(pipeline):
     flags = [*TINY_GPT, "--n-epochs", "6", "--sample-and-save-freq", "2", "--batch-size", "100", "--out", "s/gpt.pt"]
     process = fork_command("train", *flags, cwd=pipeline)
-    wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
+    wait_for(lambda: saved_step(Path("s/gpt.unfinished.pt")), process)
     process.kill()
     process.communicate(timeout=60)
     result = run_ranks(2, "-m", "vqgpt", "train", *flags)

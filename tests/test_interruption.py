@@ -24,6 +24,14 @@ def wait_for(condition, process, seconds=240):
         time.sleep(0.01)
 
 
+def saved_step(unfinished: Path) -> int:
+    """The step of a state, 0 while there is none that is whole."""
+    try:
+        return torch.load(unfinished, weights_only=True)["state"]["step"]
+    except (OSError, RuntimeError):
+        return 0
+
+
 def lines_of(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -59,7 +67,7 @@ def training_on(folder: Path) -> list[str]:
 def test_a_gpt_training_that_is_stopped_continues_bit_for_bit(here, undisturbed, number, code):
     command = [*training_on(undisturbed), "--out", "stopped/gpt.pt"]
     process = fork_command(*command, cwd=here)
-    wait_for(lambda: Path("stopped/gpt.unfinished.pt").exists(), process)
+    wait_for(lambda: saved_step(Path("stopped/gpt.unfinished.pt")), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
@@ -76,7 +84,7 @@ def test_a_gpt_training_that_is_stopped_continues_bit_for_bit(here, undisturbed,
 def test_a_vqgan_training_that_is_killed_continues_bit_for_bit(here):
     command = ["vqgan", "train", "--dataset", "digits", *LONG_VQGAN, "--out"]
     process = fork_command(*command, "stopped/vqgan.pt", cwd=here)
-    wait_for(lambda: Path("stopped/vqgan.unfinished.pt").exists(), process)
+    wait_for(lambda: saved_step(Path("stopped/vqgan.unfinished.pt")), process)
     process.kill()
     process.communicate(timeout=60)
     for folder in ("stopped", "whole"):
@@ -89,7 +97,7 @@ def test_a_vqgan_training_that_is_killed_continues_bit_for_bit(here):
 def test_other_settings_do_not_continue_an_unfinished_training(here, undisturbed):
     command = [*training_on(undisturbed), "--out", "s/gpt.pt"]
     process = fork_command(*command, cwd=here)
-    wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
+    wait_for(lambda: saved_step(Path("s/gpt.unfinished.pt")), process)
     process.kill()
     process.communicate(timeout=60)
     outcome = run_here(*command, "--lr", "0.1")

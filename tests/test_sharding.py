@@ -10,7 +10,7 @@ import torch
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, torchrun, write_cache
 from tests.forked import run_ranks
 from tests.test_gpt_training import new_model, new_training, trained
-from tests.test_interruption import wait_for
+from tests.test_interruption import saved_step, wait_for
 
 SETTINGS = {
     "plain": {},
@@ -116,7 +116,7 @@ def test_a_training_in_parts_stops_saves_and_continues_in_one_process(here):
     flags = ["train", "--cache", "a.zarr", *TINY_GPT, "--n-epochs", "200", "--ema", "0.5", "--out", "s/gpt.pt"]
     command = [*torchrun(2), "-m", "vqgpt", *flags, "--shard"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: Path("s/gpt.unfinished.pt").exists(), process)
+    wait_for(lambda: saved_step(Path("s/gpt.unfinished.pt")), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert "steps are saved in s/gpt.unfinished.pt" in err

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.forked import fork_command
-from tests.test_interruption import assert_same_training, wait_for
+from tests.test_interruption import assert_same_training, saved_step, wait_for
 from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.training import Sequences
 from vqgpt.runtime import epoch_order
@@ -107,7 +107,7 @@ def test_a_training_on_a_stream_that_is_killed_continues_bit_for_bit(here):
     command = ["train", "--cache", "c.zarr", *TINY_GPT, "--n-epochs", "12", "--sample-and-save-freq", "3"]
     command += ["--batch-size", "20", "--stream", "--shuffle-buffer", "70", "--out"]
     process = fork_command(*command, "stopped/gpt.pt", cwd=here)
-    wait_for(lambda: Path("stopped/gpt.unfinished.pt").exists(), process)
+    wait_for(lambda: saved_step(Path("stopped/gpt.unfinished.pt")), process)
     process.kill()
     process.communicate(timeout=60)
     for folder in ("stopped", "whole"):

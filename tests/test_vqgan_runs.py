@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import assert_refused, run_here
 from tests.forked import fork_command, run_ranks
-from tests.test_interruption import assert_same_training, lines_of, wait_for
+from tests.test_interruption import assert_same_training, lines_of, saved_step, wait_for
 from vqgpt.training_run import TrainingRun
 
 SMALL = ["--size", "8", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
@@ -41,21 +41,13 @@ def start_and_stop(number, when, folder):
     return process.returncode, err
 
 
-def saved_step(folder):
-    """The step of the newest state, 0 while there is none that is whole."""
-    try:
-        return torch.load(folder / "vqgan.unfinished.pt", weights_only=True)["state"]["step"]
-    except (OSError, RuntimeError):
-        return 0
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_generator_and_discriminator_continue_bit_for_bit(here, whole, number, code):
     returned, err = start_and_stop(number, lambda folder: len(lines_of(folder / "metrics.jsonl")) >= 2, here)
     assert returned == code
     if code > 0:
         assert "run the same command again" in err
-        assert STEPS / 2 <= saved_step(Path("stopped")) < STEPS
+        assert STEPS / 2 <= saved_step(Path("stopped/vqgan.unfinished.pt")) < STEPS
     outcome = run_here(*COMMAND, "stopped/vqgan.pt")
     assert outcome.code == 0, outcome.err
     assert_same_training(Path("stopped"), whole, "vqgan.pt")
@@ -65,7 +57,7 @@ def test_generator_and_discriminator_continue_bit_for_bit(here, whole, number, c
 
 
 def test_a_damaged_state_is_named_and_the_one_before_it_is_used(here, whole):
-    start_and_stop(signal.SIGKILL, lambda folder: (folder / "vqgan.unfinished.previous.pt").exists(), here)
+    start_and_stop(signal.SIGKILL, lambda folder: len(lines_of(folder / "metrics.jsonl")) >= 3, here)
     newest = Path("stopped/vqgan.unfinished.pt")
     if not newest.exists():  # killed between the two renames
         shutil.copy("stopped/vqgan.unfinished.previous.pt", newest)
@@ -92,20 +84,24 @@ def test_the_newest_valid_state_wins(here, damage):
     def open_run():
         return TrainingRun(Path("x/vqgan.pt"), "vqgan", {"seed": 1}, False, notices.append)
 
-    run = open_run()
-    for step in (1, 2, 3):
-        run.save({"step": step, "weights": torch.full((5000,), float(step))})
-    assert open_run().state["step"] == 3
+    def step_to_continue_from():
+        with open_run() as run:
+            return run.state["step"]
+
+    with open_run() as run:
+        for step in (1, 2, 3):
+            run.save({"step": step, "weights": torch.full((5000,), float(step))})
+    assert step_to_continue_from() == 3
     assert not notices
     newest = Path("x/vqgan.unfinished.pt")
     newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
-    again = open_run()
-    assert again.state["step"] == 2
-    assert "x/vqgan.unfinished.pt" in notices[0].text
-    again.save({"step": 3, "weights": torch.zeros(1)})
-    assert open_run().state["step"] == 3  # and the state before it is still whole:
+    with open_run() as again:
+        assert again.state["step"] == 2
+        assert "x/vqgan.unfinished.pt" in notices[0].text
+        again.save({"step": 3, "weights": torch.zeros(1)})
+    assert step_to_continue_from() == 3  # and the state before it is still whole:
     newest.write_bytes(b"")
-    assert open_run().state["step"] == 2
+    assert step_to_continue_from() == 2
 
 
 def test_two_damaged_states_are_refused(here):

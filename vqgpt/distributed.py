@@ -7,17 +7,21 @@ nor tokens.
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from vqgpt.errors import VQGPTError
 from vqgpt.interrupt import StopRequest, cut_short_on_signals
 
 WAIT = timedelta(minutes=30)  # for the slowest rank, before the others give up
+CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe")  # in what gloo says of a process that has ended
+
+ValueT = TypeVar("ValueT")
 
 
 def rank() -> int:
@@ -32,7 +36,10 @@ def world_size() -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did; gives the device of this one."""
+    """Join the processes that torchrun started, if it did; gives the device of this one.
+
+    Raises VQGPTError where another one ends while this one waits for it.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
@@ -42,28 +49,46 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
     try:
         yield device
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in CONNECTION_LOST):
+            raise _ended("another process") from error
+        raise
     finally:
         dist.destroy_process_group()
 
 
+def _ended(which: str) -> VQGPTError:
+    return VQGPTError(f"{which} of this run has ended", "see its message; the same command continues what was saved")
+
+
 def name_of_run() -> str:
     """A name, other at each call, that the processes of this run have in common."""
-    names = [uuid.uuid4().hex]
+    return of_main(uuid.uuid4().hex)
+
+
+def of_main(value: ValueT) -> ValueT:
+    """The main process's value, on every rank. All wait here until the main process has come, and no longer."""
+    values = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(names)
-    return names[0]
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The block runs in the main process, and then in the others."""
+    """The block runs in the main process, and then in the others. Raises VQGPTError in these if it failed there."""
     if rank() > 0:
-        dist.barrier()
+        if not of_main(True):
+            raise _ended("the main process")
+        yield
+        return
     try:
         yield
-    finally:
-        if rank() == 0 and world_size() > 1:
-            dist.barrier()
+    except BaseException:
+        with suppress(RuntimeError):  # the others may have ended too
+            of_main(False)
+        raise
+    of_main(True)
 
 
 def cut_short_when_alone(request: StopRequest | None = None) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL_SUFFIX = ".partial"
+BLOCK = 2**16  # bytes
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -48,6 +49,37 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             error.filename = error.filename or str(path)  # Python does not tell which file it could not write to
         raise
     fsync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file; make missing folders. A last line that a crash tore is dropped first.
+
+    Raises OSError (disk full); then the file is as it was. Only one process may do this at a time.
+    """
+    make_folder(path.parent)
+    with open(path, "ab+") as file:
+        end = _end_of_lines(file)
+        file.truncate(end)
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+        except OSError as error:
+            os.truncate(path, end)
+            error.filename = error.filename or str(path)
+            raise
+
+
+def _end_of_lines(file: BinaryIO) -> int:
+    """Where the last whole line of a file ends, in bytes."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 @contextmanager

@@ -82,10 +82,14 @@ def cut_short_on_signals(request: StopRequest | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signals(cut_after: float | None = None, saved: str = "") -> Iterator[StopRequest]:
+def stop_on_signals(
+    cut_after: float | None = None, saved: str = "", several_senders: bool = False
+) -> Iterator[StopRequest]:
     """Within this block, SIGINT and SIGTERM only set the request; a second signal acts as it would have without us.
 
     With `cut_after`, InterruptedRun (which says what is `saved`) is raised wherever the block is so many seconds later.
+    With `several_senders`, as of a process of torchrun, which hears of one wish to stop from torchrun and from whoever
+    signals all processes, further signals do nothing, even after the block.
     """
     request = StopRequest()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -95,8 +99,11 @@ def stop_on_signals(cut_after: float | None = None, saved: str = "") -> Iterator
             signal.signal(number, handler)
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if request:
+            return
         request.signal = signal.Signals(number)
-        restore()
+        if not several_senders:
+            restore()
         if cut_after is not None:
             previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, cut)
             signal.setitimer(signal.ITIMER_REAL, cut_after)
@@ -113,4 +120,5 @@ def stop_on_signals(cut_after: float | None = None, saved: str = "") -> Iterator
     finally:
         if signal.SIGALRM in previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        restore()
+        if not (several_senders and request):
+            restore()

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 
 from torch import Tensor
 
-from vqgpt.distributed import cut_short_when_alone, largest_over_ranks, world_size
+from vqgpt.distributed import cut_short_when_alone, largest_over_ranks, of_main, world_size
 from vqgpt.interrupt import CutShort, StopRequest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.schedule import Schedule, Step, check_finite
@@ -71,25 +71,35 @@ def run_training(
     `content(figures)` is the finished checkpoint as the training stands; the one of the highest `score(figures)` is
     kept beside the last one. Returns the figures of the last validation. Raises NonFiniteError, and InterruptedRun once
     the state is saved.
+
+    Several ranks go the same way at every branch: each is taken on what all of them know, and never on what one rank
+    alone has heard or computed.
     """
     first_step, best, worse = 0, -math.inf, 0
     losses: list[float] = []  # of the epoch in progress
     held_out: dict[str, float] = {}
 
+    def out_of_patience() -> bool:
+        return bool(patience) and worse >= patience
+
     def save(done: int, unvalidated: dict[str, Any] | None = None) -> None:
+        ended = (done == schedule.num_steps or out_of_patience()) and not unvalidated
         state = {"step": done, "losses": losses, "best": best, "worse": worse, "unvalidated": unvalidated}
-        run.save({**state, "training": training.state_dict()})
+        run.save({**state, "ended": ended, "training": training.state_dict()})
 
     def leave(done: int, unvalidated: dict[str, Any] | None = None) -> NoReturn:
         save(done, unvalidated)
-        raise stop.as_error(f"{done} of {schedule.num_steps} steps are saved in {run.unfinished}")
+        of_main(done)  # torchrun ends the others as soon as one has left: none does before the main process has saved
+        steps = f"{done} of {schedule.num_steps} steps"
+        saved = f"{steps} are saved in {run.unfinished}" if run.writes else f"the main process has saved {steps}"
+        raise stop.as_error(saved)
 
     def validate(record: dict[str, Any]) -> None:
         """What ends an epoch with this record. A signal leaves it to the next run."""
         nonlocal held_out, best, worse
         try:
             with cut_short_when_alone(stop):
-                held_out = training.validate()
+                held_out = of_main(training.validate())
                 show()
         except CutShort:
             leave(record["step"], record)
@@ -110,7 +120,7 @@ def run_training(
 
     unread: list[tuple[Step, Mapping[str, float | Tensor]]] = []
     rows, start = 0, time.monotonic()
-    for step in () if patience and worse >= patience else schedule.steps(first_step):
+    for step in () if out_of_patience() else schedule.steps(first_step):
         try:
             unread.append((step, training.take_step(step)))
         except CutShort:
@@ -139,16 +149,17 @@ def run_training(
             losses = []
             if schedule.is_checkpoint(step, every_epochs):
                 validate(record)
-                if patience and worse >= patience and done < total:
+                if out_of_patience() and done < total:
                     report(Notice(text=f"stopped after step {done}: no better validation in the last {worse}"))
                     break
             else:
                 run.log(record)
             rows, start = 0, time.monotonic()
-        stop.hear(largest_over_ranks(stop.number))
-        if stop and done < total:
+        heard = largest_over_ranks(stop.number)
+        if heard and done < total:
+            stop.hear(heard)
             leave(done)
-    held_out = held_out or training.validate()
+    held_out = held_out or of_main(training.validate())
     run.finish(content(held_out))
     return held_out
 

@@ -2,65 +2,128 @@
 
 While a training runs, `NAME.unfinished.pt` beside the result holds all that is needed to continue, and
 `NAME.unfinished.previous.pt`, `.previous.2.pt` and so on what it held before, in case the newest turns out damaged.
-`NAME.best.pt` is the finished form of the best validation so far. The result itself, of the last epoch, appears when
-the training is done. The same command continues, and nothing is replaced unless `overwrite` asks for it. Of several
-ranks, the main one writes.
+It is written before anything else, and deleted last: what lies beside it is this training's own. `NAME.best.pt` is the
+finished form of the best validation so far. The result itself, of the last epoch, appears when the training is done.
+The same command continues, and nothing is replaced unless `overwrite` asks for it. One run at a time writes a result.
+Of several ranks, the main one writes.
 """
 
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from vqgpt.checkpoint import load_checkpoint, save_checkpoint
 from vqgpt.config.options import differences
-from vqgpt.distributed import main_first, rank
+from vqgpt.distributed import main_first, of_main, rank
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import check_writable, write_atomically
+from vqgpt.files import append_line, check_writable, write_atomically
 from vqgpt.progress import Notice, Report
+from vqgpt.write_lock import WriteLock
+
+BEGUN = {"step": 0, "ended": False}  # the state before the first step, which needs none
 
 
 def check_result(result: Path, overwrite: bool) -> None:
-    """Raise UsageError if a checkpoint cannot be written to `result`, or exists there and is not to be replaced."""
+    """Raise UsageError if a checkpoint cannot be written to `result`, or exists there and is not to be replaced.
+
+    One that was only just written, beside its last state, is the business of `TrainingRun`.
+    """
     if result.suffix != ".pt" or result.is_dir():
         raise UsageError(f"{result} cannot be a checkpoint", "give --out a file name that ends in .pt")
-    if result.exists() and not overwrite:
-        raise UsageError(f"{result} exists", "give --overwrite to replace it, or another --out")
+    if not _newest_state(result).exists():
+        _check_absent(result, overwrite)
+
+
+def _newest_state(result: Path) -> Path:
+    return result.with_suffix(".unfinished.pt")
+
+
+def _check_absent(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists", "give --overwrite to replace it, or another --out")
 
 
 class TrainingRun:
-    """`identity` is what must be equal for a training to be continued: its options, its seed, and its data's digest."""
+    """The files of the training that ends in `result`; a context, within which no other run may write them.
+
+    `identity` is what must be equal for a training to be continued: its options, its seed, and its data's digest.
+    `state` is the one to continue from, None at the beginning.
+    """
 
     def __init__(
-        self, result: Path, kind: str, identity: dict[str, Any], overwrite: bool, report: Report, keep_last: int = 2
+        self,
+        result: Path,
+        kind: str,
+        identity: dict[str, Any],
+        overwrite: bool,
+        report: Report,
+        keep_last: int = 2,
+        pictures: Sequence[Path] = (),
     ) -> None:
-        """`keep_last` states are kept while it runs, from the newest back.
-
-        Raises UsageError if the result exists already, InputError if another training is unfinished there.
-        """
-        check_result(result, overwrite)
+        """`keep_last` states are kept while it runs, from the newest back. `pictures` are drawn at each validation."""
         self.result = result
         self.kind = kind
         self.identity = identity
-        self.unfinished = result.with_suffix(".unfinished.pt")
-        names = [".unfinished.pt", ".unfinished.previous.pt"]
-        names += [f".unfinished.previous.{number}.pt" for number in range(2, keep_last)]
-        self.states = [result.with_suffix(name) for name in names[:keep_last]]  # from the newest back
+        self.overwrite = overwrite
+        self.report = report
+        self.unfinished = _newest_state(result)
+        names = [".unfinished.previous.pt", *(f".unfinished.previous.{number}.pt" for number in range(2, keep_last))]
+        older = [result.with_suffix(name) for name in names[: keep_last - 1]]
+        self.states = [self.unfinished, *older]  # from the newest back
         self.best = result.with_suffix(".best.pt")
+        self.pictures = pictures
         self.metrics = result.with_name("metrics.jsonl")
+        self.lock = WriteLock(result)
         self.writes = rank() == 0
         self.also_log: Callable[[dict[str, Any]], None] = lambda record: None
-        with main_first():
-            self.state = self._load_state(overwrite, report)
-            if self.best.exists() and not self.state and not overwrite:
-                raise UsageError(f"{self.best} exists", "give --overwrite to replace it, or another --out")
-            if self.writes:
-                check_writable(result.parent)
-                if not self.state:  # then what lies there is to be replaced
-                    self._forget_states()
-                self._keep_metrics_up_to(self.state["step"] if self.state else 0)
+        self.state: dict[str, Any] | None = None
+
+    def __enter__(self) -> "TrainingRun":
+        """Find the state to continue from.
+
+        Raises UsageError if something is there that this training did not write and may not replace, InputError if
+        another training is unfinished there, or in progress.
+        """
+        check_result(self.result, self.overwrite)
+        try:
+            with main_first():
+                if self.writes:
+                    check_writable(self.result.parent)
+                    self.lock.take()
+                state = self._load_state()
+                if self.writes:
+                    self._begin(state)
+        except BaseException:
+            self.lock.release()
+            raise
+        self.state = state if state and state["step"] else None
+        step = self.state["step"] if self.state else 0
+        if step != of_main(step):
+            raise InputError(
+                f"the processes of this run do not find the same state in {self.unfinished}",
+                "give an --out on a disk that all of them share",
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lock.release()
+
+    def _begin(self, state: dict[str, Any] | None) -> None:
+        """Make sure that what lies there is this training's own, or to be replaced."""
+        if not (state and state.get("ended")):
+            _check_absent(self.result, self.overwrite)
+        if state is None:
+            for path in (self.best, *self.pictures):
+                _check_absent(path, self.overwrite)
+            self._forget_states()
+            self.save(BEGUN)
+        self._keep_metrics_up_to(state["step"] if state else 0)
 
     @property
     def _unfinished_kind(self) -> str:
@@ -71,7 +134,7 @@ class TrainingRun:
         """What tells this training's lines in the metrics from those of others."""
         return {"stage": self.kind, "checkpoint": self.result.name}
 
-    def _load_state(self, overwrite: bool, report: Report) -> dict[str, Any] | None:
+    def _load_state(self) -> dict[str, Any] | None:
         """The newest state that can be read and belongs to this training, None if there is none to continue."""
         damage = None
         for path in self.states:
@@ -84,24 +147,26 @@ class TrainingRun:
                 damage = damage or error
                 continue
             if content["identity"] != self.identity:
-                if overwrite:
+                if self.overwrite or not content["state"]["step"]:
                     return None
                 different = differences(self.identity, content["identity"])
                 raise InputError(
                     f"{path} belongs to a training with other settings ({different})",
                     "give --overwrite to start anew, or another --out",
                 )
+            if damage and not content["state"]["step"]:
+                break  # to start from the beginning is for the user to decide
             if damage:
-                report(Notice(text=f"{damage.message}; continuing from {path}, the state before it"))
+                self.report(Notice(text=f"{damage.message}; continuing from {path}, the state before it"))
                 if self.writes:
                     os.replace(path, self.unfinished)
             return dict(content["state"])
-        if damage and not overwrite:
+        if damage and not self.overwrite:
             raise damage
         return None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep all that is needed to continue; `state["step"]` counts the steps that are done."""
+        """Keep all that is needed to continue: `step` counts the steps that are done, `ended` says if no more come."""
         if not self.writes:
             return
         for newer, older in reversed(list(itertools.pairwise(self.states))):
@@ -129,19 +194,21 @@ class TrainingRun:
         """Append one line to the metrics, and hand it to `also_log`: `record` must have a `step`."""
         if not self.writes:
             return
-        self.metrics.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**self._line_key, **record}) + "\n")
+        with WriteLock(self.metrics) as lock:
+            lock.wait()
+            append_line(self.metrics, json.dumps({**self._line_key, **record}))
         self.also_log(record)
 
     def _keep_metrics_up_to(self, step: int) -> None:
         """Drop this stage's lines that a continued or repeated training will write again."""
-        if not self.metrics.exists():
-            return
-        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-        kept = [line for line in lines if not self._will_be_written_again(line, step)]
-        if kept != lines:
-            write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+        with WriteLock(self.metrics) as lock:
+            lock.wait()  # other trainings may write their lines meanwhile
+            if not self.metrics.exists():
+                return
+            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if not self._will_be_written_again(line, step)]
+            if kept != lines:
+                write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
 
     def _will_be_written_again(self, line: str, step: int) -> bool:
         try:

@@ -37,6 +37,10 @@ class WriteLock:
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{self.run}".encode(), 0)
 
+    def wait(self) -> None:
+        """Take the lock alone, as soon as nobody else has it: for what is over in an instant."""
+        self._lock(fcntl.LOCK_EX, patient=True)
+
     def share(self) -> None:
         """Let other processes of this run `join`."""
         assert self.descriptor is not None
@@ -70,12 +74,12 @@ class WriteLock:
     ) -> None:
         self.release()
 
-    def _lock(self, kind: int) -> None:
+    def _lock(self, kind: int, patient: bool = False) -> None:
         make_folder(self.file.parent)
         while self.descriptor is None:
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind if patient else kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = _read(descriptor)[0] or "another process"
                 os.close(descriptor)

@@ -38,7 +38,7 @@ def fill_cache(
     signal asks to stop; the shard in hand is dropped then.
     """
     saved = f"the shards that are done are saved in {path}"
-    with lock_of(path, name_of_run()) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
+    with lock_of(path, name_of_run()) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved, world_size() > 1) as stop:
         with main_first():
             if rank() == 0:
                 lock.take()

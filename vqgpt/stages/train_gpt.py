@@ -91,7 +91,10 @@ def _run(
         "seed": config.run.seed,
         "precision": precision,
     }
-    training_run = TrainingRun(result, KIND, identity, overwrite, report, options.keep_last)
+    sheet, shown_codes = (result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy"))
+    training_run = TrainingRun(
+        result, KIND, identity, overwrite, report, options.keep_last, pictures=[sheet, shown_codes]
+    )
     schedule = Schedule(
         seed=config.run.seed,
         num_rows=rows,
@@ -125,14 +128,15 @@ def _run(
         if picture is None:
             buffer = io.BytesIO()
             np.save(buffer, codes.numpy())
-            write_atomically(result.with_suffix(".samples.npy"), buffer.getvalue())
+            write_atomically(shown_codes, buffer.getvalue())
         else:
-            write_atomically(result.with_suffix(".samples.png"), picture)
+            write_atomically(sheet, picture)
 
     with (
+        stop_on_signals(several_senders=world_size() > 1) as stop,
+        training_run,
         wandb_log(config.logging.wandb, result, to_json(config), report) as to_wandb,
         tensorboard_log(config.logging.tensorboard, result) as to_tensorboard,
-        stop_on_signals() as stop,
     ):
 
         def also_log(record: dict[str, Any]) -> None:

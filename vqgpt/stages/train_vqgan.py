@@ -84,10 +84,8 @@ def _run(
         "precision": precision,
         "processes": world_size(),
     }
-    training_run = TrainingRun(config.result, KIND, identity, overwrite, report)
     panel = config.result.with_suffix(".png")
-    if panel.exists() and training_run.state is None and not overwrite:
-        raise UsageError(f"{panel} exists", "give --overwrite to replace it, or another --out")
+    training_run = TrainingRun(config.result, KIND, identity, overwrite, report, pictures=[panel])
 
     def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
         if rank() == 0:
@@ -119,8 +117,9 @@ def _run(
         return figures["psnr_db"]
 
     with (
+        stop_on_signals(several_senders=world_size() > 1) as stop,
+        training_run,
         wandb_log(config.logging.wandb, config.result, to_json(config), report) as training_run.also_log,
-        stop_on_signals() as stop,
     ):
         every_epochs = config.training.sample_and_save_freq
         figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
