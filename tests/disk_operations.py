@@ -40,11 +40,8 @@ def before_each_operation(act: Callable[[Operation], None]) -> Iterator[None]:
                 self.file.write(half)
                 self.file.flush()
 
-        def flush(self):
-            self.file.flush()
-
-        def fileno(self):
-            return self.file.fileno()
+        def __getattr__(self, name):
+            return getattr(self.file, name)
 
     def os_open(path, *arguments, **keywords):
         descriptor = real["open"](path, *arguments, **keywords)

@@ -4,10 +4,12 @@ A line of stdin is a JSON object; a line of stdout says how the child ended. Sha
 
     {"folder": "/tmp/a", "arguments": [...], "signal": 9, "after": 0.3, "file_limit": 9000}
         ->  {"code": -9, "seconds": 0.3, "err": "..."}
-    {"folder": "/tmp/a", "kill_before": 17, "cache": "x.zarr"}
+    {"folder": "/tmp/a", "kill_before": 17, "arguments": [...]}, or "cache": "x.zarr" for made-up codes
         ->  {"code": -9, "operation": "fsync train/codes/c/0/0"}
+    The same with "full_from" instead of "kill_before": from that operation on the disk is full.
 """
 
+import errno
 import json
 import os
 import resource
@@ -68,23 +70,33 @@ def fill_small_cache(cache: Path) -> None:
     fill_cache(cache, SMALL, codebook, False, "test", codes_of, labels_of, silent)
 
 
-def fill_and_die(request):
+def work_until(request):
+    """Do it up to a disk operation, at which the process is killed, or from which on the disk is full."""
     count = 0
+    killed = "kill_before" in request
+    place = request["kill_before"] if killed else request["full_from"]
 
     def act(operation):
         nonlocal count
-        if count == request["kill_before"]:
-            Path("operation").write_text(named(operation, Path(request["cache"])))
-            os.kill(os.getpid(), signal.SIGKILL)
         count += 1
+        if count == place + 1:
+            Path("operation").write_text(named(operation, Path(request.get("cache", "."))))
+            if killed:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if not killed and count > place and operation[0] != "unlink":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(operation[1]))
 
     with before_each_operation(act):
-        fill_small_cache(Path(request["cache"]))
+        if "cache" in request:
+            fill_small_cache(Path(request["cache"]))
+        else:
+            run_command(request)
 
 
 def in_child(request) -> dict:
     os.chdir(request["folder"])
     start = time.monotonic()
+    is_cut_off = "kill_before" in request or "full_from" in request
     with tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
@@ -92,7 +104,7 @@ def in_child(request) -> dict:
             os.dup2(err.fileno(), 2)
             code = 0
             try:
-                (fill_and_die if "cache" in request else run_command)(request)
+                (work_until if is_cut_off else run_command)(request)
             except SystemExit as leaving:
                 code = int(leaving.code or 0)
             sys.stderr.flush()
@@ -104,7 +116,7 @@ def in_child(request) -> dict:
         err.seek(0)
         answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - start}
         answer["err"] = err.read().decode()
-    if "cache" in request and answer["code"]:
+    if is_cut_off and answer["code"]:
         answer["operation"] = Path("operation").read_text()
     return answer
 

@@ -81,6 +81,7 @@ class TrainingRun:
         self.writes = rank() == 0
         self.also_log: Callable[[dict[str, Any]], None] = lambda record: None
         self.state: dict[str, Any] | None = None
+        self.finished = False
 
     def __enter__(self) -> "TrainingRun":
         """Find the state to continue from.
@@ -113,6 +114,8 @@ class TrainingRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.lock.release()
+        if self.finished and self.writes:  # by this one state a killed training knows that the result is its own
+            self.unfinished.unlink(missing_ok=True)
 
     def _begin(self, state: dict[str, Any] | None) -> None:
         """Make sure that what lies there is this training's own, or to be replaced."""
@@ -175,14 +178,15 @@ class TrainingRun:
         save_checkpoint(self.unfinished, self._unfinished_kind, {"identity": self.identity, "state": state})
 
     def finish(self, content: dict[str, Any]) -> None:
-        """Write the result, and forget the unfinished states."""
+        """Write the result, and forget the unfinished states, the last of them when the context ends."""
         if self.writes:
             save_checkpoint(self.result, self.kind, content)
-            self._forget_states()
+            self._forget_states(keep=1)
+        self.finished = True
 
-    def _forget_states(self) -> None:
+    def _forget_states(self, keep: int = 0) -> None:
         """Delete the unfinished states, the oldest first, so that what is left can always be continued."""
-        for path in reversed(self.states):
+        for path in reversed(self.states[keep:]):
             path.unlink(missing_ok=True)
 
     def keep_best(self, content: dict[str, Any]) -> None:
