@@ -1,6 +1,5 @@
 """What an image file carries besides its pixels does not make it unusable, whatever its size."""
 
-import io
 import os
 import struct
 import zlib
