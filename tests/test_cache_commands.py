@@ -57,10 +57,10 @@ def test_repair_of_sampled_tokens(pipeline):
 
 
 def test_repair_of_samples_of_classes_that_are_named_by_numbers(here):
-    """Where folders are 1, 10 and 2, --class 1 is the first one, and --class 0 is it too."""
+    """Where folders are 1, 10 and 2, number 1 is the class 10."""
     save_gpt(description(class_names=("1", "10", "2")), condition="class")
     words = ["--checkpoint-gpt", "g.pt", "--tokens-only", "--num-samples", "6", "--out", "s.zarr"]
-    assert run_here("sample", *words, "--class", "2", "10", "1").code == 0
+    assert run_here("sample", *words, "--class", "2", "10", "name:1").code == 0
     before = files_of(Path("s.zarr"))
     assert TokenCache(Path("s.zarr")).read_split("samples").labels.tolist() == [2, 1, 0, 2, 1, 0]
     Path("s.zarr/samples/codes/c/0/0/0/0").unlink()
@@ -87,7 +87,7 @@ def test_repair_leaves_the_files_of_others(pipeline):
     (DIGITS / "notes.txt").write_text("mine")
     (DIGITS / "test/codes/c/0/0/0/0").write_bytes(b"x")
     outcome = run_here("cache", "verify", "--repair", str(DIGITS), "-q")
-    assert_refused(outcome, 3, "notes.txt does not belong to this cache", "delete")
+    assert_refused(outcome, 3, "notes.txt does not belong to this cache", "elsewhere")
     assert (DIGITS / "notes.txt").read_text() == "mine"
 
 

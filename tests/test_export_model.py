@@ -49,7 +49,9 @@ def save_gpt(path: Path, **options) -> GPT:
     model = GPT(config)
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    content = gpt_content(config, model.state_dict(), to_json(what), "d" * 64, torch.zeros(16, 2), {}, {"loss": 1.0})
+    content = gpt_content(
+        config, model.state_dict(), to_json(what), "d" * 64, torch.zeros(16, 2), {}, {"loss": 1.0}, []
+    )
     save_checkpoint(path, KIND, content)
     return model.eval()
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
@@ -21,7 +19,6 @@ from vqgpt.config.output_commands import RenderConfig
 from vqgpt.progress import silent
 from vqgpt.stages import render as stage
 from vqgpt.stages.parts import parts_of
-from vqgpt.stages.picture_folder import class_folders
 from vqgpt.stages.render import decode
 from vqgpt.tokens import CacheWriter, Split, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan
@@ -268,36 +265,3 @@ def test_formats_follow_from_names():
     assert (form(out=Path("x.npz")).form, form(out=Path("folder")).form) == ("npz", "png")
     assert form(format="png").result == Path("a/b-png")
     assert form(format="tree").result == Path("a/b-tree")
-
-
-@given(st.lists(st.one_of(st.text(max_size=4), st.sampled_from(["a", "A", "a-1", "a-2", "a-2-3", "a/"])), max_size=9))
-def test_no_two_classes_share_a_folder(names):
-    folders = class_folders(names)
-    assert len({folder.casefold() for folder in folders}) == len(names)
-    assert all(Path(folder).name == folder for folder in folders)
-
-
-def test_names_of_folders_are_safe_and_different():
-    names = [
-        "cat",
-        "Cat",
-        "a/b",
-        "a:b",
-        "..",
-        "",
-        "without-class",
-        "x" * 300,
-        "über",
-        "tench, Tinca tinca",
-        "a\nb",
-        "-",
-    ]
-    folders = class_folders(names)
-    assert folders[0] == "cat"
-    assert folders[8:10] == ["über", "tench, Tinca tinca"]
-    assert len({folder.casefold() for folder in folders}) == len(names)
-    for folder in folders:
-        assert Path(folder).name == folder
-        assert folder not in ("", ".", "..")
-        assert len(folder) < 120
-        assert folder.isprintable()

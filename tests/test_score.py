@@ -38,7 +38,9 @@ def save_gpt(what, **options) -> GPT:
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     weights, codebook = model.state_dict(), torch.zeros(what.codebook_size, what.code_dimension)
-    save_checkpoint(Path("g.pt"), KIND, gpt_content(config, weights, to_json(what), "", codebook, {}, {}))
+    save_checkpoint(
+        Path("g.pt"), KIND, gpt_content(config, weights, to_json(what), "", codebook, {}, {}, range(classes))
+    )
     return model
 
 

@@ -24,7 +24,7 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.progress import silent
 from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.stages.labels import bits_turn, class_turn, untold
+from vqgpt.stages.labels import KnownLabels, number_word, untold
 from vqgpt.stages.sample import check_can_guide, check_knows_untold
 from vqgpt.tokens import Description
 
@@ -66,15 +66,17 @@ class Generator:
     ) -> NDArray[np.int64]:
         """Codes (N, h, w): those that `vqgpt sample` draws with the same options (`temperature`, `cfg_scale`, ...).
 
-        `classes`, as of --class, are generated in turn. Raises UsageError for an unknown class or an impossible value.
+        `classes`, as of --class, are generated in turn; a number is one, whatever classes are called. Raises UsageError
+        for an unknown class or an impossible value.
         """
-        words = tuple(map(str, classes))
+        words = tuple(word if isinstance(word, str) else number_word(int(word)) for word in classes)
         sampling = SamplingOptions(num_samples=num_samples, **options)
         config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
         if sampling.cfg_scale != 1:
             check_can_guide(self.gpt, self.path)
-        by_bits = self.gpt.model.config.options.condition == "bits"
-        turn: list[Any] = (bits_turn if by_bits else class_turn)(config.classes, self.class_names)
+        turn = KnownLabels.of(self.gpt.model.config, self.class_names, self.gpt.labels_seen).turn(
+            config.classes, silent
+        )
         if untold(self.gpt.model.config) in turn:
             check_knows_untold(self.gpt, self.path, "tell the labels with `classes`")
         labels = torch.from_numpy(np.array(turn)[np.arange(num_samples) % len(turn)])

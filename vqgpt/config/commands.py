@@ -313,8 +313,8 @@ class SampleConfig:
     classes: tuple[str, ...] = option(
         (),
         "Classes to generate, by name or number, in turn; 'all' or 'none' "
-        "(default: all, for a GPT that knows classes; with --prompt, the label of the row). "
-        "For a GPT that knows bits, those that are set, with + between.",
+        "(default: all that it was trained on, for a GPT that knows classes; with --prompt, the label of the row). "
+        "name:WORD and number:N tell names and numbers apart. For a GPT that knows bits, those set, with + between.",
         group=SAMPLING,
         flag="class",
     )

@@ -10,6 +10,7 @@ import functools
 import operator
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -214,6 +215,11 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
     """A hint that names what is nearest to `name` among `known`, or all of them where nothing is near."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    known = [composed(word) for word in known]
+    near = difflib.get_close_matches(composed(name), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def composed(name: str) -> str:
+    """A name as names are compared: each letter and its marks in one (NFC), which some systems store apart."""
+    return unicodedata.normalize("NFC", name)

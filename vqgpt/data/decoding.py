@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vqgpt.data.png_chunks import without_metadata
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 Image.init()  # otherwise Pillow knows only some of them, until it has met a file of none
@@ -33,7 +35,7 @@ def decode(data: bytes, background: tuple[int, int, int]) -> Image.Image:
     Of several frames or pages, the first. Raises BrokenImageError.
     """
     with _explained():
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(without_metadata(data)), formats=FORMATS)
         with LARGE_IMAGES if image.width * image.height > LARGE else contextlib.nullcontext():
             return _to_grey_or_rgb(_to_eight_bits(image), background)
 

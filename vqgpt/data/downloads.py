@@ -69,6 +69,19 @@ def missing_files(dataset: Dataset, files: list[RemoteFile], root: Path, reason:
     )
 
 
+def remedy(dataset: Dataset, root: Path, *damaged: Path) -> str:
+    """What to do about a dataset that is damaged or not whole, for which these files and folders stand.
+
+    Never to delete anything, nor to move what the same command could not fetch again.
+    """
+    if dataset.source == "by hand":
+        sources = dict.fromkeys(file.url for file in FILES[dataset.name])
+        return f"keep what is there, and get what is missing or damaged from {' '.join(sources)}"
+    if not damaged or root in damaged:
+        return "give another --data-root, to which the same command fetches it, or put there what is missing"
+    return f"move {' '.join(map(str, damaged))} away, and run the same command, which fetches it again"
+
+
 def existing_files(dataset: Dataset, root: Path) -> list[Path]:
     """What there is below `root` of the files of a dataset, packed and unpacked."""
     if dataset.reader == "medmnist":
@@ -143,7 +156,8 @@ def check_digest(file: RemoteFile, root: Path, report: Report) -> None:
     elif found != file.md5:
         raise InputError(
             difference,
-            f"delete it (it comes from {file.url}), or, if you trust it, unpack it yourself to {root / file.content}",
+            f"move it away, and run the same command, which fetches it from {file.url}; or, if you trust it, unpack it "
+            f"yourself to {root / file.content}",
         )
 
 
@@ -163,7 +177,9 @@ def unpack(file: RemoteFile, root: Path) -> None:
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno in NOT_THE_NETWORK:
             raise
-        raise InputError(f"{archive} cannot be unpacked ({error})", "delete it and run the command again") from None
+        raise InputError(
+            f"{archive} cannot be unpacked ({error})", "move it away, and run the same command, which fetches it again"
+        ) from None
     finally:
         remove(partial)
     fsync_folder(place.parent)

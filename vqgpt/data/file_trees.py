@@ -1,20 +1,48 @@
 """Files by name, wherever they lie: in a folder, or unpacked nowhere, in a zip or tar file. Nothing is ever written.
 
-A name is a relative path with `/`. Hidden files and folders (`.git`, `.ipynb_checkpoints`, `__MACOSX`) do not exist
-here. Reading is safe in several threads.
+A name is a relative path with `/`, as it is stored. What is hidden (`.git`, `._1.png`), and the folders in which other
+programs keep thumbnails and deleted files, are left out, and so is what leads to no file. Reading is safe in several
+threads.
 """
 
 import os
+import posixpath
 import tarfile
 import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
-from vqgpt.errors import InputError, MissingDataError
+from vqgpt.data.decoding import is_image_name
+from vqgpt.errors import InputError, MissingDataError, printable
+from vqgpt.progress import Notice, Report
 
 LARGEST_FILE = 2**29  # bytes; a larger one is not an image, or a bomb
+OF_OTHER_PROGRAMS = {  # in lower case; the systems that make them do not tell cases apart
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "@__thumb",
+    "@eadir",
+    "@recently-snapshot",
+    "@recycle",
+    "__macosx",
+    "__pycache__",
+    "lost+found",
+    "network trash folder",
+    "recycler",
+    "system volume information",
+    "temporary items",
+    "~snapshot",
+}
+HIDDEN = "hidden, or of another program"
+CIRCLE = "links to a folder that they lie in"
+NOWHERE = "links that lead to nothing that can be read"
+SPECIAL = "neither files nor folders"
+MOST_LINKS = 40  # from one to the next, as Linux has it
+
+MemberT = TypeVar("MemberT")
 
 
 class FileTree(Protocol):
@@ -22,6 +50,8 @@ class FileTree(Protocol):
 
     path: Path
     sizes: dict[str, int]  # bytes of each file by name, names in order
+    folders: set[str]  # names of all folders, with files in them or without
+    left_out: dict[str, str]  # why, by name: of images, and of folders as a whole
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises OSError, also for an archive's damaged, encrypted or enormous member."""
@@ -44,32 +74,61 @@ def open_tree(path: Path) -> FileTree:
     raise InputError(f"{path} is neither a folder nor a zip or tar file", "give one of these")
 
 
+def tell_left_out(tree: FileTree, report: Report) -> None:
+    """A notice for each reason why something of a tree is left out: how many, and the first."""
+    for reason in sorted(set(tree.left_out.values())):
+        names = sorted(name for name, why in tree.left_out.items() if why == reason)
+        number = f"{len(names):,} files or folders are" if len(names) > 1 else "1 file or folder is"
+        first = printable(str(tree.path / names[0]))
+        report(Notice(text=f"{number} left out, being {reason} (the first: {first})"))
+
+
+def is_hidden(part: str) -> bool:
+    """True for a file or folder that nobody means by its folder's images."""
+    return part.startswith(".") or part.lower() in OF_OTHER_PROGRAMS
+
+
 class Folder:
     """The files below a folder. Links are followed, but not to a folder that they lie in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.sizes = _in_order(_walk(path, "", ()))
+        self.folders: set[str] = set()
+        self.left_out: dict[str, str] = {}
+        self.sizes = dict(sorted(self._walk(path, "", ())))
+
+    def _walk(self, folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+        """Name and size of each file. Raises OSError for a folder that cannot be read."""
+        real = os.path.realpath(folder)
+        if real in ancestors:
+            self.left_out[prefix.rstrip("/")] = CIRCLE
+            return
+        if prefix:
+            self.folders.add(prefix.rstrip("/"))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                try:
+                    is_folder, is_file = entry.is_dir(), entry.is_file()
+                except OSError:
+                    if not entry.is_symlink():
+                        raise
+                    self.left_out[name] = NOWHERE
+                    continue
+                if is_hidden(entry.name):
+                    if is_folder or is_image_name(name):
+                        self.left_out[name] = HIDDEN
+                elif is_folder:
+                    yield from self._walk(Path(entry.path), f"{name}/", (*ancestors, real))
+                elif is_file:
+                    yield name, entry.stat().st_size
+                else:
+                    self.left_out[name] = NOWHERE if not os.path.exists(entry) else SPECIAL
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         check_size(self, name)
         return (self.path / name).read_bytes()
-
-
-def _walk(folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """Name and size of each file. Raises OSError for a folder that cannot be read."""
-    real = os.path.realpath(folder)
-    if real in ancestors:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, real))
-            elif entry.is_file():
-                yield prefix + entry.name, entry.stat().st_size
 
 
 class ZipFile:
@@ -78,9 +137,10 @@ class ZipFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.zip = zipfile.ZipFile(path)
-        files = (info for info in self.zip.infolist() if not info.is_dir())
-        self.members = {info.filename.replace("\\", "/").removeprefix("./"): info for info in files}
-        self.sizes = _in_order((name, info.file_size) for name, info in self.members.items())
+        self.members, self.folders, self.left_out = _members(
+            (info.filename.replace("\\", "/"), info) for info in self.zip.infolist()
+        )
+        self.sizes = {name: info.file_size for name, info in self.members.items()}
 
     def read(self, name: str) -> bytes:
         """A member's bytes, as many as the directory of the archive says, at most."""
@@ -97,23 +157,33 @@ class TarFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open(path, "rb") as file:
-            self.places = dict(self._index(file, 0, ""))
+            self.places, self.folders, self.left_out = _members(self._index(file, 0, ""))
         self.descriptor = os.open(path, os.O_RDONLY)  # for reads from several threads, each at its own place
         weakref.finalize(self, os.close, self.descriptor)
-        self.sizes = _in_order((name, size) for name, (_, size) in self.places.items())
+        self.sizes = {name: size for name, (_, size) in self.places.items()}
 
-    def _index(self, file: BinaryIO, start: int, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    def _index(self, file: BinaryIO, start: int, prefix: str) -> Iterator[tuple[str, tuple[int, int] | str]]:
+        """Name of each member, with place and size, or the reason why it is left out; that of a folder ends in /."""
         file.seek(start)
         try:
             members = list(tarfile.TarFile(fileobj=file))
         except tarfile.ReadError:
             compressed = f"{self.path / prefix} is compressed or damaged"
             raise InputError(compressed, "unpack it, and give the folder") from None
+        by_name = {_plain(member.name): member for member in members}
         for member in members:
-            if member.isfile() and member.name.endswith(".tar") and not prefix:
-                yield from self._index(file, member.offset_data, member.name.removesuffix(".tar") + "/")
-            elif member.isfile():
-                yield prefix + member.name.removeprefix("./"), (member.offset_data, member.size)
+            linked = _linked(member, by_name)
+            hidden = any(map(is_hidden, _plain(member.name).split("/")))
+            if member.isfile() and member.name.endswith(".tar") and not prefix and not hidden:
+                inner = member.name.removesuffix(".tar") + "/"
+                yield inner, ""
+                yield from self._index(file, member.offset_data, inner)
+            elif member.isdir():
+                yield f"{prefix}{member.name}/", ""
+            elif linked is not None and linked.isfile():
+                yield prefix + member.name, (linked.offset_data, linked.size)
+            else:
+                yield prefix + member.name, NOWHERE if member.issym() or member.islnk() else SPECIAL
 
     def read(self, name: str) -> bytes:
         """A member's bytes."""
@@ -131,9 +201,49 @@ def check_size(tree: FileTree, name: str) -> None:
         raise OSError(f"it would take {tree.sizes[name] / 1e9:.1f} GB")
 
 
-def _in_order(sizes: Iterator[tuple[str, int]]) -> dict[str, int]:
-    return {name: size for name, size in sorted(sizes) if not any(map(_is_hidden, name.split("/")))}
+def _linked(member: tarfile.TarInfo, by_name: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """The member that a link of a tar file means in the end, another one itself; None if that is not in the file."""
+    found: tarfile.TarInfo | None = member
+    for _ in range(MOST_LINKS):
+        if found is None or not (found.issym() or found.islnk()):
+            return found
+        if found.issym() and found.linkname.startswith("/"):
+            return None
+        folder = posixpath.dirname(found.name) if found.issym() else ""
+        found = by_name.get(_plain(posixpath.normpath(posixpath.join(folder, found.linkname))))
+    return None
 
 
-def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
+def _members(
+    found: Iterable[tuple[str, MemberT | str]],
+) -> tuple[dict[str, MemberT], set[str], dict[str, str]]:
+    """Of an archive: its files in the order of their names, its folders, and what is left out, with the reason."""
+    members: dict[str, MemberT] = {}
+    folders: set[str] = set()
+    left_out: dict[str, str] = {}
+    for stored_name, member in found:
+        name, is_folder = _plain(stored_name), stored_name.endswith("/")
+        if not name:
+            continue
+        parts = name.split("/")
+        hidden = next((place for place, part in enumerate(parts) if is_hidden(part)), None)
+        if hidden is not None:
+            if is_folder or hidden < len(parts) - 1 or is_image_name(name):
+                left_out["/".join(parts[: hidden + 1])] = HIDDEN
+            continue
+        folder = name if is_folder else posixpath.dirname(name)
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = posixpath.dirname(folder)
+        if is_folder:
+            continue
+        if isinstance(member, str):
+            left_out[name] = member
+        else:
+            members[name] = member
+    return {name: members[name] for name in sorted(members)}, folders, left_out
+
+
+def _plain(name: str) -> str:
+    """A member's name without the parts of it that say nothing."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))

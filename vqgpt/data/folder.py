@@ -6,12 +6,14 @@ DIR/train/cat/1.jpg  DIR/val/cat/2.jpg    either of them, below train/ and val/ 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vqgpt.config.options import composed
 from vqgpt.data.decoding import SUFFIXES, is_image_name
-from vqgpt.data.file_trees import FileTree, open_tree
+from vqgpt.data.file_trees import FileTree, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.data.listings import Color, Listing
 from vqgpt.errors import InputError, printable
@@ -32,16 +34,25 @@ FLAT = ""  # stands for the class folder of images that are in none
 def read_folder(root: Path, background: Color, report: Report) -> Listing:
     """The images below `root`, in the order of their names. What is left out is told.
 
-    Raises InputError if there are none, or no training images.
+    Classes are numbered as torchvision's ImageFolder numbers them: in the order of their folders' names as they are
+    stored, those without images too. Raises InputError if there are no images, or none to train on, or if two folders
+    of a split have names that look the same.
     """
     tree = open_tree(root)
+    tell_left_out(tree, report)
     names = [name for name in tree.sizes if is_image_name(name)]
     if not names:
         raise InputError(f"there are no images in {root}", f"give a folder with files of {' '.join(SUFFIXES)}")
     _tell_of_other_files(tree, report)
-    outer = _outer_folder(names)
-    by_split = _by_split(names, outer, root, report)
-    class_names = sorted({label for rows in by_split.values() for _, label in rows} - {FLAT})
+    _tell_of_folders_without_images(tree, names, report)
+    outer = _outer_folder(tree, names)
+    has_splits = _has_splits(names, outer, root)
+    by_split = _by_split(names, outer, has_splits, root, report)
+    folders = {split: {label for _, label in rows} - {FLAT} for split, rows in by_split.items()}
+    for split, folder in _class_folders(tree, outer, has_splits):
+        if folders.get(split):
+            folders[split].add(folder)
+    class_names = _class_names(folders, tree.path)
     label_of = {name: label for label, name in enumerate(class_names)}
     splits = {}
     for split, rows in by_split.items():
@@ -49,32 +60,37 @@ def read_folder(root: Path, background: Color, report: Report) -> Listing:
         if labelled and len(labelled) < len(rows):
             flat = next(name for name, label in rows if label == FLAT)
             _tell_left_out(len(rows) - len(labelled), tree.path / flat, "in no class folder", report)
-        labels = np.array([label_of[label] for _, label in labelled], dtype=np.int64)
+        labels = np.array([label_of[composed(label)] for _, label in labelled], dtype=np.int64)
         if not labelled and class_names:
             _accept_without_classes(split, root, report)
         if not labelled:
             labels = np.full(len(rows), -1 if class_names else 0)
         source = FileImages(tree, tuple(name for name, _ in labelled or rows), background)
         splits[split] = ImageSplit.whole(source, labels)
-    names_shown = [printable(name) for name in class_names] or [printable(_name_of(root, outer))]
+    names_shown = [printable(name) for name in class_names] or [printable(composed(_name_of(root, outer)))]
     _tell_what_was_found(splits, names_shown, report)
     return splits, tuple(names_shown)
 
 
-def _by_split(names: list[str], outer: str, root: Path, report: Report) -> dict[str, list[tuple[str, str]]]:
-    """The (name, class folder) of each image, by split; without train/ all are training images."""
-    parts_of = {name: name.removeprefix(outer).split("/") for name in names}
-    tops = {parts[0].lower() for parts in parts_of.values() if len(parts) > 1}
+def _has_splits(names: list[str], outer: str, root: Path) -> bool:
+    """True if the topmost folders are splits. Raises InputError if they are all splits, and none is train."""
+    tops = {top.lower() for top, _, rest in (name.removeprefix(outer).partition("/") for name in names) if rest}
     known = {SPLIT_NAMES[top] for top in tops if top in SPLIT_NAMES}
     if known and tops <= set(SPLIT_NAMES) and "train" not in known:
         raise InputError(
             f"{root} has {' and '.join(sorted(known))}, but no train", "name the training images' folder train"
         )
-    has_splits = "train" in known and (len(known) > 1 or len(tops) == 1)
+    return "train" in known and (len(known) > 1 or len(tops) == 1)
+
+
+def _by_split(
+    names: list[str], outer: str, has_splits: bool, root: Path, report: Report
+) -> dict[str, list[tuple[str, str]]]:
+    """The (name, class folder) of each image, by split; without train/ all are training images."""
     by_split: dict[str, list[tuple[str, str]]] = {}
     left_out = []
-    for name, parts in parts_of.items():
-        split = "train"
+    for name in names:
+        split, parts = "train", name.removeprefix(outer).split("/")
         if has_splits:
             split, parts = SPLIT_NAMES.get(parts[0].lower(), "") if len(parts) > 1 else "", parts[1:]
         if split:
@@ -86,13 +102,43 @@ def _by_split(names: list[str], outer: str, root: Path, report: Report) -> dict[
     return {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
 
 
-def _outer_folder(names: list[str]) -> str:
+def _class_folders(tree: FileTree, outer: str, has_splits: bool) -> Iterator[tuple[str, str]]:
+    """Split and name of each folder where those of classes are, with images or without."""
+    for folder in tree.folders:
+        *above, name = folder.removeprefix(outer).split("/")
+        if folder.startswith(outer) and len(above) == has_splits and (not above or above[0].lower() in SPLIT_NAMES):
+            yield SPLIT_NAMES[above[0].lower()] if above else "train", name
+
+
+def _class_names(folders: dict[str, set[str]], path: Path) -> list[str]:
+    """The classes of all splits, in the order of their folders' names as they are stored.
+
+    Raises InputError if two folders of a split differ only in how their letters are stored.
+    """
+    stored: dict[str, str] = {}
+    for of_split in folders.values():
+        here: dict[str, str] = {}
+        for name in sorted(of_split):
+            other = here.setdefault(composed(name), name)
+            if other != name:
+                raise InputError(
+                    f"{path} has two folders {composed(name)!r}, whose names look the same and are stored as "
+                    f"{other!a} and {name!a}",
+                    "put their images into one folder, or rename one",
+                )
+        stored = here | stored
+    return sorted(stored, key=lambda name: stored[name])
+
+
+def _outer_folder(tree: FileTree, names: list[str]) -> str:
     """The one folder around everything, with its slash, as archives often have; "" if there is none.
 
-    It is one if no folder is beside it and there are folders in it: those are the classes then, or the splits.
+    It is one if there are folders in it, and beside it none with images and no empty one: those are the classes then,
+    or the splits.
     """
     tops = {name.partition("/")[0] for name in names if "/" in name}
-    if len(tops) != 1 or not any(name.count("/") > 1 for name in names):
+    empty = {folder for folder in tree.folders if "/" not in folder} - {name.partition("/")[0] for name in tree.sizes}
+    if len(tops) != 1 or empty or not any(name.count("/") > 1 for name in names):
         return ""
     (top,) = tops
     return "" if top.lower() in SPLIT_NAMES else f"{top}/"
@@ -117,9 +163,20 @@ def _tell_what_was_found(splits: dict[str, ImageSplit], class_names: list[str], 
     report(Notice(text=f"images: {counts}; {kinds}"))
 
 
+def _tell_of_folders_without_images(tree: FileTree, names: list[str], report: Report) -> None:
+    holding = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
+    with_images = {"", *(str(folder) for path in holding for folder in (path, *path.parents))}
+    without = sorted(tree.folders - with_images)
+    outermost = [folder for folder in without if folder.rpartition("/")[0] in with_images]
+    if outermost:
+        number = f"{len(outermost):,} folders have" if len(outermost) > 1 else "1 folder has"
+        first = printable(str(tree.path / outermost[0]))
+        report(Notice(text=f"{number} no images (the first: {first})"))
+
+
 def _tell_left_out(count: int, example: Path, why: str, report: Report) -> None:
     number = f"{count:,} images are" if count > 1 else "1 image is"
-    report(Notice(text=f"{number} left out, being {why} (the first: {example})"))
+    report(Notice(text=f"{number} left out, being {why} (the first: {printable(str(example))})"))
 
 
 def _tell_of_other_files(tree: FileTree, report: Report) -> None:

@@ -15,13 +15,15 @@ import numpy as np
 from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset
 from vqgpt.data.decoding import is_image_name
-from vqgpt.data.downloads import ensure_files, is_present, missing_files
-from vqgpt.data.file_trees import FileTree, open_tree
+from vqgpt.data.downloads import ensure_files, is_present, missing_files, remedy
+from vqgpt.data.file_trees import FileTree, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Report
 
 Color = tuple[int, int, int]
+WNID = re.compile(r"n\d{8}")  # a class of ImageNet
+LISTED_TO_TRY = 100  # files of a list, to find the folder that it speaks of
 Listing = tuple[dict[str, ImageSplit], tuple[str, ...]]  # the splits, and the names of classes or attributes
 
 
@@ -37,7 +39,7 @@ def read_dtd(dataset: Dataset, root: Path, background: Color, report: Report) ->
     splits = {}
     for split, lines in lists.items():
         labels = [class_names.index(line.partition("/")[0]) for line in lines]
-        splits[split] = _listed(tree, [f"images/{line}" for line in lines], labels, background)
+        splits[split] = _listed(dataset, root, tree, [f"images/{line}" for line in lines], labels, background)
     return splits, class_names
 
 
@@ -50,15 +52,14 @@ def read_places365(dataset: Dataset, root: Path, background: Color, report: Repo
     lists, *archives = FILES["places365"]
     needed = [archive for archive, folder in zip(archives, unpacked.values(), strict=True) if folder is None]
     ensure_files(dataset, (lists, *needed), root, report)
-    about = _open(lists, root) if (root / lists.path).exists() else open_tree(root)
+    about = open_tree(root / lists.path if (root / lists.path).exists() else root)
     labels_by_name = {name: int(label) for name, label in map(str.split, _lines(about, "categories_places365.txt"))}
     splits = {}
     for (split, folder), archive, name in zip(unpacked.items(), archives, ("train_standard", "val"), strict=True):
         pairs = [line.split() for line in _lines(about, f"places365_{name}.txt")]
         tree = open_tree(folder) if folder else _open(archive, root)
-        prefix = "" if folder else _wrapper(tree)
-        names = [prefix + file.lstrip("/") for file, _ in pairs]
-        splits[split] = _listed(tree, names, [int(label) for _, label in pairs], background)
+        names = [file.lstrip("/") for file, _ in pairs]
+        splits[split] = _listed(dataset, root, tree, names, [int(label) for _, label in pairs], background)
     names_in_order = sorted(labels_by_name, key=lambda name: labels_by_name[name])
     return splits, tuple(name.split("/", 2)[-1] for name in names_in_order)
 
@@ -73,21 +74,22 @@ def read_tinyimagenet(dataset: Dataset, root: Path, background: Color, report: R
     else:
         ensure_files(dataset, FILES["tinyimagenet"], root, report)
         tree = _open(FILES["tinyimagenet"][0], root)
-    prefix = _wrapper(tree)
+    prefix = _folder_of(tree, ["wnids.txt"])
     wnids = _lines(tree, prefix + "wnids.txt")
     has_words = prefix + "words.txt" in tree.sizes
     words = dict(line.split("\t", 1) for line in _lines(tree, prefix + "words.txt")) if has_words else {}
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
-    pattern = re.compile(re.escape(prefix) + r"train/([^/]+)/images/[^/]+")
+    pattern = re.compile(re.escape(prefix) + r"train/([^/]+)/images/\1_\d+\.\w+")
     found = [(name, match[1]) for name in tree.sizes if (match := pattern.fullmatch(name)) and is_image_name(name)]
     train = [(label_of[wnid], name) for name, wnid in found if wnid in label_of]
     annotations = (line.split("\t")[:2] for line in _lines(tree, prefix + "val/val_annotations.txt"))
     val = [(f"{prefix}val/images/{file}", wnid) for file, wnid in annotations]
     present = [(name, label_of[wnid]) for name, wnid in val if name in tree.sizes and wnid in label_of]
-    _check_equal_counts(tree, [label for label, _ in train], [label for _, label in present])
+    _check_equal_counts(dataset, root, tree, [label for label, _ in train], [label for _, label in present])
+    rows = {"train": [(name, label) for label, name in sorted(train)], "val": present}
     splits = {
-        "train": _listed(tree, [name for _, name in sorted(train)], [label for label, _ in sorted(train)], background),
-        "val": _listed(tree, [name for name, _ in present], [label for _, label in present], background),
+        split: _listed(dataset, root, tree, [name for name, _ in found], [label for _, label in found], background)
+        for split, found in rows.items()
     }
     return splits, tuple(words.get(wnid, wnid) for wnid in wnids)
 
@@ -107,13 +109,12 @@ def read_celeba(dataset: Dataset, root: Path, background: Color, report: Report)
     tree = open_tree(images)
     header, *rows = _table(attributes, lines_above=1)
     split_of = dict(_table(partition, lines_above=0)[1 if partition.suffix == ".csv" else 0 :])
-    prefix = _wrapper(tree)
     splits = {}
     for number, split in enumerate(dataset.rows):
         chosen = [row for row in rows if split_of.get(row[0]) == str(number)]
         bits = np.array([[value == "1" for value in row[1:]] for row in chosen], dtype=np.uint8)
-        names = [prefix + row[0] for row in chosen]
-        splits[split] = _listed(tree, names, bits.reshape(len(chosen), -1), background)
+        names = [row[0] for row in chosen]
+        splits[split] = _listed(dataset, root, tree, names, bits.reshape(len(chosen), -1), background)
     return splits, tuple(header[-dataset.num_classes :])
 
 
@@ -125,11 +126,15 @@ def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Repor
     ensure_files(dataset, tuple(images if there else (*images, devkit)), base, report)
     train, val = (_open(file, base) for file in images)
     names = [name for name in train.sizes if is_image_name(name) and "/" in name]
-    wnids = tuple(sorted({name.split("/")[-2] for name in names}))
+    empty = {folder for folder in train.folders if WNID.fullmatch(folder)}
+    wnids = tuple(sorted({name.split("/")[-2] for name in names} | empty))
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    for tree in (train, val):
+        tell_left_out(tree, report)
     val_names = [name for name in val.sizes if is_image_name(name)]
-    if all("/" in name for name in val_names):
-        val_wnids = [name.split("/")[-2] for name in val_names]
+    in_class_folders = [name for name in val_names if "/" in name]
+    if set(wnids) & {name.split("/")[-2] for name in in_class_folders}:
+        val_names, val_wnids = in_class_folders, [name.split("/")[-2] for name in in_class_folders]
     else:
         val_names, val_wnids = _from_devkit(dataset, devkit, base, val_names)
     unknown = sorted(set(val_wnids) - set(wnids))
@@ -139,8 +144,8 @@ def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Repor
             "unpack both wholly, or give a part of ImageNet as --dataset folder",
         )
     return {
-        "train": _listed(train, names, [label_of[name.split("/")[-2]] for name in names], background),
-        "val": _listed(val, val_names, [label_of[wnid] for wnid in val_wnids], background),
+        "train": _listed(dataset, base, train, names, [label_of[name.split("/")[-2]] for name in names], background),
+        "val": _listed(dataset, base, val, val_names, [label_of[wnid] for wnid in val_wnids], background),
     }, wnids
 
 
@@ -167,31 +172,42 @@ def _from_devkit(dataset: Dataset, devkit: RemoteFile, root: Path, names: Sequen
         wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         wnids = [wnid_of[int(line)] for line in read("ILSVRC2012_validation_ground_truth.txt").split()]
     except (OSError, KeyError, ValueError, TypeError, IndexError, EOFError, AssertionError, tarfile.TarError) as error:
-        raise InputError(f"the devkit in {root} is damaged ({error})", "fetch it again") from None
+        raise InputError(
+            f"the devkit in {root} is damaged ({error})", f"get {archive.name} again from {devkit.url}"
+        ) from None
     by_number = {int(found[1]): name for name in names if (found := re.search(r"_(\d{8})\.", name))}
     missing = [number for number in range(1, len(wnids) + 1) if number not in by_number]
     if missing:
-        raise _not_whole(root / "val", len(missing), len(wnids), f"number {missing[0]}")
+        raise _not_whole(dataset, root, root / "val", len(missing), len(wnids), f"number {missing[0]}")
     return [by_number[number] for number in range(1, len(wnids) + 1)], wnids
 
 
-def _listed(tree: FileTree, names: list[str], labels: "Sequence[int] | np.ndarray", background: Color) -> ImageSplit:
+def _listed(
+    dataset: Dataset,
+    root: Path,
+    tree: FileTree,
+    listed: list[str],
+    labels: "Sequence[int] | np.ndarray",
+    background: Color,
+) -> ImageSplit:
     """A split of the files that a list names. Raises MissingDataError if some are not there."""
+    folder = _folder_of(tree, listed)
+    names = [folder + name for name in listed]
     missing = [name for name in names if name not in tree.sizes]
     if missing:
-        raise _not_whole(tree.path, len(missing), len(names), missing[0])
+        raise _not_whole(dataset, root, tree.path, len(missing), len(names), missing[0])
     labels = labels if isinstance(labels, np.ndarray) else np.array(labels, dtype=np.int64)
     return ImageSplit.whole(FileImages(tree, tuple(names), background), labels)
 
 
-def _not_whole(path: Path, missing: int, listed: int, example: str) -> MissingDataError:
+def _not_whole(dataset: Dataset, root: Path, path: Path, missing: int, listed: int, example: str) -> MissingDataError:
     return MissingDataError(
         f"{path} is not wholly unpacked: {missing:,} of {listed:,} images are not there (the first: {example})",
-        f"delete {path}, and run the same command, which unpacks or fetches it, or says where it comes from",
+        remedy(dataset, root, path),
     )
 
 
-def _check_equal_counts(tree: FileTree, *labels_of_splits: list[int]) -> None:
+def _check_equal_counts(dataset: Dataset, root: Path, tree: FileTree, *labels_of_splits: list[int]) -> None:
     """Every class of Tiny ImageNet has as many images as any other, also in a part of it, unless it is half there.
 
     Raises MissingDataError then.
@@ -202,7 +218,7 @@ def _check_equal_counts(tree: FileTree, *labels_of_splits: list[int]) -> None:
         expected = len(classes) * max(counts.values(), default=1)
         if len(labels) < expected:
             fewest = min(classes, key=lambda label: counts[label])
-            raise _not_whole(tree.path, expected - len(labels), expected, f"one of class {fewest}")
+            raise _not_whole(dataset, root, tree.path, expected - len(labels), expected, f"one of class {fewest}")
 
 
 def _open(file: RemoteFile, root: Path) -> FileTree:
@@ -212,17 +228,21 @@ def _open(file: RemoteFile, root: Path) -> FileTree:
     try:
         return open_tree(root / file.path)
     except InputError as error:
-        raise InputError(error.message, f"delete it; it comes from {file.url} (md5 {file.md5})") from None
+        raise InputError(error.message, f"get it again from {file.url} (md5 {file.md5})") from None
 
 
 def _first_existing(root: Path, names: list[str]) -> Path | None:
     return next((root / name for name in names if (root / name).exists()), None)
 
 
-def _wrapper(tree: FileTree) -> str:
-    """The one folder that all files of an archive lie in, with its slash; "" if there is none."""
-    tops = {name.partition("/")[0] for name in tree.sizes}
-    return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in tree.sizes) else ""
+def _folder_of(tree: FileTree, listed: Sequence[str]) -> str:
+    """The folder, with its slash, below which most of the listed files lie: "" for the tree itself, or one in it.
+
+    Archives often have one around everything. Whatever else lies beside it does not count.
+    """
+    some = listed[:: max(1, len(listed) // LISTED_TO_TRY)]
+    folders = ["", *(f"{folder}/" for folder in sorted(tree.folders, key=lambda name: (name.count("/"), name)))]
+    return max(folders, key=lambda folder: sum(folder + name in tree.sizes for name in some))
 
 
 def _lines(tree: FileTree, name: str) -> list[str]:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from vqgpt.config.commands import ImageOptions
 from vqgpt.config.datasets import Dataset
+from vqgpt.config.options import composed
 from vqgpt.data.array_readers import read_digits, read_medmnist, read_torchvision
 from vqgpt.data.checking import check_images
-from vqgpt.data.downloads import existing_files
+from vqgpt.data.downloads import existing_files, remedy
 from vqgpt.data.folder import read_folder
 from vqgpt.data.images import FileImages, ImageDataset, ImageSplit, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
+from vqgpt.label_occurrence import names_without, occurring
 from vqgpt.progress import Notice, Report
 
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
@@ -44,16 +46,25 @@ def read_dataset(dataset: Dataset, options: ImageOptions, size: int, report: Rep
         splits, class_names = _listing(dataset, options, size, report)
     if options.val_split is not None and "val" in splits:
         raise UsageError(f"{options.root} has a split val of its own", "leave --val-split out")
-    _check_splits(dataset, splits, class_names, report)
+    class_names = tuple(map(composed, class_names))
+    _check_splits(dataset, splits, class_names, options.root, report)
     found = ImageDataset(splits=splits, class_names=class_names, channels=dataset.channels, sha256=digest(splits))
     of_files = all(isinstance(split.source, FileImages) for split in splits.values())
     if dataset.reader == "folder" or (of_files and options.on_error == "skip"):
         found = check_images(found, options.on_error == "skip", options.workers, report)
-    if options.val_split is None and {"val", "test"} & set(splits):
-        return found
-    others = {name: split for name, split in found.splits.items() if name != "train"}
-    train, val = hold_out(found.splits["train"], options.val_split or SHARE_HELD_OUT)
-    return replace(found, splits={"train": train, "val": val, **others})
+    if options.val_split is not None or not {"val", "test"} & set(splits):
+        others = {name: split for name, split in found.splits.items() if name != "train"}
+        train, val = hold_out(found.splits["train"], options.val_split or SHARE_HELD_OUT)
+        found = replace(found, splits={"train": train, "val": val, **others})
+    _tell_of_unseen(found, report)
+    return found
+
+
+def _tell_of_unseen(dataset: ImageDataset, report: Report) -> None:
+    """A notice of the classes, or attributes, that no training image has: their numbers stay as they are."""
+    unseen = names_without(occurring(dataset.splits["train"].labels), dataset.class_names)
+    if unseen:
+        report(Notice(text=f"no training image has the label {unseen}"))
 
 
 def _listing(dataset: Dataset, options: ImageOptions, size: int, report: Report) -> Listing:
@@ -80,7 +91,7 @@ def _listing(dataset: Dataset, options: ImageOptions, size: int, report: Report)
 
 
 def _check_splits(
-    dataset: Dataset, splits: dict[str, ImageSplit], class_names: tuple[str, ...], report: Report
+    dataset: Dataset, splits: dict[str, ImageSplit], class_names: tuple[str, ...], root: Path, report: Report
 ) -> None:
     """Raise InputError for a split without images or with impossible labels; tell if it is not of its usual size."""
     for name, split in splits.items():
@@ -92,7 +103,7 @@ def _check_splits(
             raise InputError(
                 f"split {name} of {dataset.name} has labels {split.labels.min()} to {split.labels.max()}, "
                 f"and {len(class_names)} {'attributes' if bits else 'classes'}",
-                "the files are damaged: delete them and fetch them again",
+                remedy(dataset, root, *existing_files(dataset, root)),
             )
         published = dataset.rows.get(name, len(split))
         if len(split) != published:
@@ -112,8 +123,7 @@ def _damage_explained(dataset: Dataset, root: Path) -> Iterator[None]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" You can use download=True")[
             0
         ]
-        files = " ".join(map(str, existing_files(dataset, root)))
         raise InputError(
             f"{dataset.name} in {root} is damaged, or not as it was published ({reason})",
-            f"delete {files}, and run the same command, which fetches it again or says where it comes from",
+            remedy(dataset, root, *existing_files(dataset, root)),
         ) from error

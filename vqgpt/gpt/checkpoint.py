@@ -5,7 +5,7 @@ Knows nothing of the VQ-GAN.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ class LoadedGPT:
     """A GPT in eval mode, the description (JSON) of the cache it was trained on, and its codebook (K, D) float32.
 
     GenerativeZoo's files have neither of the latter two: both are None then. `label_dropout` is the share of training
-    images that were shown without their label, None where that is not known.
+    images that were shown without their label, `labels_seen` the classes or bits that some training image had; None
+    where that is not known.
     """
 
     model: GPT
     cache_description: dict[str, Any] | None
     codebook: Tensor | None
     label_dropout: float | None = None
+    labels_seen: tuple[int, ...] | None = None
 
 
 def gpt_content(
@@ -47,8 +49,12 @@ def gpt_content(
     codebook: Tensor,
     configuration: dict[str, Any],
     figures: dict[str, float],
+    labels_seen: Collection[int],
 ) -> dict[str, Any]:
-    """What a GPT checkpoint holds. `configuration` is the resolved configuration of the command that made it."""
+    """What a GPT checkpoint holds. `configuration` is the resolved configuration of the command that made it.
+
+    `labels_seen` are the numbers of the classes or bits that some training image had.
+    """
     return {
         "architecture": to_json(config),
         "model": dict(weights),
@@ -57,6 +63,7 @@ def gpt_content(
         "codebook": codebook,
         "configuration": configuration,
         "figures": figures,
+        "labels_seen": sorted(labels_seen),
     }
 
 
@@ -80,12 +87,13 @@ def load_gpt(
     content = load_checkpoint(path, KIND, how_to_make_one)
     model = GPT(from_json(GPTConfig, content["architecture"], str(path)))
     load_weights(model, content["model"], path)
-    training = content["configuration"].get("training", {})
+    training, seen = content["configuration"].get("training", {}), content.get("labels_seen")
     return LoadedGPT(
         model=model.to(device).eval(),
         cache_description=content["cache_description"],
         codebook=content["codebook"],
         label_dropout=training.get("label_dropout"),
+        labels_seen=None if seen is None else tuple(seen),
     )
 
 

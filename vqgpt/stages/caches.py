@@ -85,7 +85,7 @@ def verify(path: CachePath) -> dict[str, Any]:
     faults = find_faults(path)
     if faults:
         if all(fault.endswith(STRANGER) for fault in faults):
-            remedy = "delete what does not belong to it"
+            remedy = "move what does not belong to it elsewhere"
         elif UNFINISHED in faults:
             remedy = continue_hint(path, read_manifest(path).description)
         else:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vqgpt.config.cache_path import parse_cache_path
 from vqgpt.config.commands import CACHE_FOLDER, SampleConfig, cache_path
 from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.options import composed
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.stages.labels import told_labels, untold
 from vqgpt.tokens import Description, TokenCache
@@ -83,7 +84,7 @@ def cache_row(
     shard, inside = divmod(row, cache.description.shard_rows)
     tokens = cache.read_split(split, [shard])
     of_its_kind = cache.description.label_kind == gpt.options.condition != "none"
-    if of_its_kind and cache.description.class_names == description.class_names:
+    if of_its_kind and [*map(composed, cache.description.class_names)] == [*map(composed, description.class_names)]:
         label = told_labels(tokens, cache.description)[inside].tolist()
     else:
         label = untold(gpt)

@@ -106,7 +106,8 @@ def _check_place(config: ExportConfig, folder: Path, names: set[str], overwrite:
         others = sorted({path.name for path in folder.iterdir()} - names - partials)
         if others:
             raise InputError(
-                f"{out} holds {others[0]}, which this export would not replace", "delete it, or give another --out"
+                f"{out} holds {others[0]}, which this export would not replace",
+                "move it elsewhere, or give another --out",
             )
 
 

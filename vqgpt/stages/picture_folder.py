@@ -6,6 +6,7 @@ whole or not at all, so what is there is kept. Must not import torch.
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.config.options import composed
+from vqgpt.data.file_trees import is_hidden
+from vqgpt.data.folder import SPLIT_NAMES
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import canonical_json, fsync_folder, tidy_after_a_kill, write_atomically
 from vqgpt.interrupt import stop_on_signals
@@ -24,6 +28,7 @@ from vqgpt.stages.parts import Part
 UNFINISHED, FINISHED = ".unfinished.json", "about.json"
 PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.partial")
 WITHOUT_CLASS = "without-class"
+LONGEST_NAME = 200  # bytes of a folder's name, without its number; file systems take 255
 THREADS = 8  # more than cores: each waits for the disk most of the time
 SECONDS_TO_LEAVE = 4.0  # after a signal
 
@@ -61,7 +66,7 @@ class PictureFolder:
         files = (file for file in self.path.rglob("*") if not file.is_dir() and file.name not in names)
         others = sorted(str(file) for file in files if not (known and PICTURE.fullmatch(file.name)))
         if others:
-            raise InputError(f"{others[0]} was not rendered by vqgpt", "delete it, or give another --out")
+            raise InputError(f"{others[0]} was not rendered by vqgpt", "move it elsewhere, or give another --out")
 
     def _remove_old(self) -> None:
         """Delete the pictures of another rendering; an empty marker stands for them until they are gone."""
@@ -98,6 +103,8 @@ class PictureFolder:
         if not self.continues:
             self._remove_old()
             write_atomically(self.path / UNFINISHED, self.identity)
+        for name in self.folders or ():  # also of a class without pictures: its number is its place among all folders
+            (self.path / name).mkdir(exist_ok=True)
         tidy_after_a_kill(self.path)
         saved = f"the pictures that are done are in {self.path}"
         done = 0
@@ -125,13 +132,30 @@ class PictureFolder:
 
 
 def class_folders(names: Sequence[str]) -> list[str]:
-    """A folder's name for each class: its own name where a file system takes it, and each another."""
-    folders: list[str] = []
-    taken = {WITHOUT_CLASS}
-    for index, name in enumerate(names):
-        safe = re.sub(r"[^\w ,()+-]+", "_", name).strip(" _")[:100] or "class"
-        while safe.casefold() in taken:
-            safe = f"{safe}-{index}"
-        taken.add(safe.casefold())
-        folders.append(safe)
-    return folders
+    """A folder's name for each class, in the order of their numbers when sorted; that of `without-class` comes after.
+
+    They are the classes' own names if a file system and those who read the folders take all of them so, else each
+    begins with its number.
+    """
+    safe = [_safe_name(name) for name in names]
+    if _can_stand(safe):
+        return safe
+    digits = len(str(len(names) - 1))
+    return [f"{number:0{digits}}-{name}".strip("-") for number, name in enumerate(safe)]
+
+
+def _safe_name(name: str) -> str:
+    """A name with letters, their marks, digits and a few signs alone, of up to 200 bytes."""
+    kept = "".join(
+        char if re.match(r"[\w ,()+-]", char) or unicodedata.category(char)[0] == "M" else "\0"
+        for char in composed(name)
+    )
+    return re.sub("\0+", "_", kept).encode()[:LONGEST_NAME].decode(errors="ignore").strip(" _")
+
+
+def _can_stand(folders: list[str]) -> bool:
+    """True if names of folders are in order, and neither equal but for their case nor taken for something else."""
+    taken_otherwise = any(is_hidden(folder) or folder.lower() in SPLIT_NAMES for folder in folders)
+    everything = [*folders, WITHOUT_CLASS]
+    different = len({folder.casefold() for folder in everything}) == len(everything)
+    return all(folders) and different and everything == sorted(everything) and not taken_otherwise

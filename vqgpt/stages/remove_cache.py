@@ -31,7 +31,7 @@ def run(config: RemoveConfig) -> dict[str, Any]:
         except StrangerError as error:
             raise InputError(
                 f"{config.cache} holds {error.name}, which does not belong to a token cache",
-                "move it elsewhere, or delete it",
+                "move it elsewhere",
             ) from None
         size = sum(files.values())
         if not config.yes:

@@ -23,6 +23,7 @@ from vqgpt.config.options import nearest_hint, to_json
 from vqgpt.config.output_commands import ROWS_ON_A_SHEET, RenderConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import open_atomically, write_atomically
+from vqgpt.label_occurrence import names_without, occurring
 from vqgpt.pictures import contact_sheet, png_bytes, to_displayable, to_rgb
 from vqgpt.pixels import images_per_pass, to_uint8
 from vqgpt.progress import Notice, Picture, Progress, Report, silent
@@ -65,9 +66,13 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
     precision = config.vqgan.precision
     folder = None
     if config.form in ("png", "tree"):
-        identity = {"cache_digest": cache.digest, "split": split, "rows": [rows.start, rows.stop]}
+        identity: dict[str, Any] = {"cache_digest": cache.digest, "split": split, "rows": [rows.start, rows.stop]}
         identity |= {"view": description.views[view], "format": config.form, "precision": precision}
         folders = class_folders(description.class_names) if config.form == "tree" else None
+        if folders:
+            numbered = enumerate(zip(folders, description.class_names, strict=True))
+            identity["classes"] = {name: {"number": number, "name": of} for number, (name, of) in numbered}
+            tell_of_empty_folders(cache.labels(split)[rows.start : rows.stop], description, report)
         folder = PictureFolder(config.result, identity, folders, overwrite)
     if dry_run:
         return plan
@@ -83,6 +88,18 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
     if config.show:
         report(Picture(path=config.result))
     return plan
+
+
+def tell_of_empty_folders(labels: NDArray[np.integer], description: Description, report: Report) -> None:
+    """A notice of the classes that no rendered row has: without their folders, others would get their numbers."""
+    absent = names_without(occurring(labels), description.class_names)
+    if absent:
+        report(
+            Notice(
+                text=f"no row rendered here is of {absent}: such a folder is empty, for the numbers of the others, "
+                "and torchvision's ImageFolder takes it with allow_empty=True"
+            )
+        )
 
 
 def sheet(parts: Sequence[Part], model: VQGAN, description: Description, precision: str, report: Report) -> Image:

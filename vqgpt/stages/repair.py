@@ -15,6 +15,7 @@ from vqgpt.config.options import resolve
 from vqgpt.errors import InputError
 from vqgpt.progress import Report
 from vqgpt.stages.completion import Prompts
+from vqgpt.stages.labels import number_word
 from vqgpt.tokens import Description, read_manifest
 from vqgpt.tokens.reader import continue_hint
 
@@ -85,7 +86,7 @@ def sample_config(config: VerifyConfig, description: Description) -> SampleConfi
             "out": config.cache,
             "classes": None
             if description.sampling.get("prompts")
-            else [class_word(turn, description.class_names) for turn in description.sampling["classes"]],
+            else [class_word(turn) for turn in description.sampling["classes"]],
             "device": config.sources.device,
             "precision": description.precision,
         },
@@ -98,13 +99,8 @@ def recorded_prompts(description: Description) -> Prompts | None:
     return Prompts(kept=np.array(kept), labels=description.sampling["classes"]) if kept else None
 
 
-def class_word(turn: int | Sequence[int], names: tuple[str, ...]) -> str:
-    """What `--class` takes for one turn: a class by its number, or the names of the bits that are on.
-
-    A number that is the name of a class, as in folders 1, 2, 3, means that class: there, it is the name.
-    """
+def class_word(turn: int | Sequence[int]) -> str:
+    """What `--class` takes for one turn: a class by its number, or the numbers of the bits that are on."""
     if isinstance(turn, int):
-        if turn < 0:
-            return "none"
-        return names[turn] if str(turn) in names else str(turn)
-    return "+".join(name for name, bit in zip(names, turn, strict=True) if bit > 0) or "none"
+        return number_word(turn)
+    return "+".join(number_word(number) for number, bit in enumerate(turn) if bit > 0) or number_word(-1)

@@ -25,7 +25,7 @@ from vqgpt.progress import Notice, Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.completion import Prompts, check_same_tokens, is_prefix
 from vqgpt.stages.find import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
-from vqgpt.stages.labels import bits_turn, class_turn, untold
+from vqgpt.stages.labels import KnownLabels, untold
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
@@ -83,18 +83,17 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
             check_same_tokens(TokenCache(config.cache), trained_on)
     check_dataset(config.dataset, trained_on.dataset, checkpoint)
     check_heads(config.n_head, gpt.model.config, checkpoint)
-    known_classes = trained_on.class_names if gpt.model.config.num_classes else ()
-    by_bits = gpt.model.config.options.condition == "bits"
+    known = KnownLabels.of(gpt.model.config, trained_on.class_names, gpt.labels_seen)
     if config.sampling.cfg_scale != 1:
         check_can_guide(gpt, checkpoint)
     prompts = find_prompts(gpt.model.config, trained_on)
     if prompts or config.cache:
         tell_if_unknown(trained_on.tokenizer_sha256, report)
-    turn: list[Any]
     if prompts and not config.classes:
         turn = prompts.labels
+        known.check_seen(turn)
     else:
-        turn = (bits_turn if by_bits else class_turn)(config.classes, known_classes)
+        turn = known.turn(config.classes, report)
         turn = [label for label in turn for _ in (prompts.labels if prompts else [None])]
     if untold(gpt.model.config) in turn:
         check_knows_untold(gpt, checkpoint, "tell the label with --class")

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.options import composed
 from vqgpt.config.output_commands import ScoreConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import write_atomically
@@ -92,7 +93,8 @@ def check_goes_with(gpt: LoadedGPT, path: Path, cache: TokenCache, report: Repor
         trained_with = gpt.cache_description["tokenizer_sha256"][:12]
         pairs.append(("the VQ-GAN", trained_with, description.tokenizer_sha256[:12]))
         if description.label_kind == config.options.condition != "none":
-            pairs.append(("the classes", gpt.cache_description["class_names"], list(description.class_names)))
+            ours, theirs = gpt.cache_description["class_names"], description.class_names
+            pairs.append(("the classes", [*map(composed, ours)], [*map(composed, theirs)]))
     for what, ours, theirs in pairs:
         if ours != theirs:
             raise InputError(

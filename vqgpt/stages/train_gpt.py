@@ -26,6 +26,7 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
 from vqgpt.interrupt import stop_on_signals
+from vqgpt.label_occurrence import names_without, occurring
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, deterministic, resolve_precision, select_device
 from vqgpt.schedule import Schedule
@@ -105,10 +106,11 @@ def _run(
     )
     training = GPTTraining(model.to(device), train, held_out, options, schedule, precision)
     codebook = torch.from_numpy(cache.codebook())
+    seen = labels_seen(cache, architecture, report)
 
     def content(figures: dict[str, float]) -> dict[str, Any]:
         weights, description = training.result_weights(), to_json(cache.description)
-        return gpt_content(architecture, weights, description, cache.digest, codebook, to_json(config), figures)
+        return gpt_content(architecture, weights, description, cache.digest, codebook, to_json(config), figures, seen)
 
     def score(figures: dict[str, float]) -> float:
         return -figures["held_out_nats_per_token"]
@@ -191,6 +193,17 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
         grid=description.grid,
         num_classes=0 if condition == "none" else len(description.class_names),
     )
+
+
+def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
+    """The classes or bits that some training image has; a notice tells of those that none has."""
+    if not architecture.num_classes:
+        return frozenset()
+    seen = occurring(cache.labels("train"))
+    unseen = names_without(seen, cache.description.class_names)
+    if unseen:
+        report(Notice(text=f"no training image has the label {unseen}: the GPT cannot learn it"))
+    return seen
 
 
 def load_start(path: Path, architecture: GPTConfig) -> GPT:

@@ -92,10 +92,20 @@ class TokenCache:
         Raises InputError that names the first file that is not as it was written.
         """
         self._check_split(split)
-        layouts = self.description.layouts(split)
-        wanted = range(layouts["codes"].num_shards) if shards is None else shards
+        return SplitTokens(**self._read_arrays(split, self.description.layouts(split), shards))
+
+    def labels(self, split: str) -> NDArray[np.integer]:
+        """The labels alone of a whole split. Raises InputError as `read_split` does."""
+        self._check_split(split)
+        return self._read_arrays(split, {"labels": self.description.layouts(split)["labels"]}, None)["labels"]
+
+    def _read_arrays(
+        self, split: str, layouts: dict[str, ArrayLayout], shards: Sequence[int] | None
+    ) -> dict[str, NDArray[Any]]:
+        one = layouts["labels"]  # of arrays that are all cut into the same rows
+        wanted = range(one.num_shards) if shards is None else shards
         self._check_size(split, layouts, wanted)
-        ends = np.cumsum([0, *(layouts["codes"].rows_in(index) for index in wanted)]).tolist()
+        ends = np.cumsum([0, *(one.rows_in(index) for index in wanted)]).tolist()
         arrays = {name: _empty(layout, ends[-1]) for name, layout in layouts.items()}
 
         def read(position: int) -> None:
@@ -104,16 +114,16 @@ class TokenCache:
             for name, layout in layouts.items():
                 key = f"{split}/{name}/{layout.shard_key(index)}"
                 self._read_into(arrays[name][rows], layout, key, getattr(shard, name))
-            self._check_values(f"{split}/codes/{layouts['codes'].shard_key(index)}", arrays["codes"][rows], shard)
-            self._check_labels(f"{split}/labels/{layouts['labels'].shard_key(index)}", arrays["labels"][rows])
-            if "log_prob" in arrays:
-                self._check_log_prob(
-                    f"{split}/log_prob/{layouts['log_prob'].shard_key(index)}", arrays["log_prob"][rows]
-                )
+                if name == "codes":
+                    self._check_values(key, arrays[name][rows], shard)
+                elif name == "labels":
+                    self._check_labels(key, arrays[name][rows])
+                elif name == "log_prob":
+                    self._check_log_prob(key, arrays[name][rows])
 
         with ThreadPoolExecutor(self.store.threads) as pool:
             list(pool.map(read, range(len(wanted))))
-        return SplitTokens(**arrays)
+        return arrays
 
     def _check_split(self, split: str) -> None:
         if split not in self.split_names:
@@ -127,7 +137,7 @@ class TokenCache:
             if key not in sizes:
                 raise self._damaged(key, "is missing")
         stored = sum(sizes.values())
-        rows = sum(layouts["codes"].rows_in(index) for index in wanted)
+        rows = sum(layouts["labels"].rows_in(index) for index in wanted)
         needed = rows * sum(layout.row_bytes for layout in layouts.values())
         if needed > max(SMALL_SPLIT, LARGEST_RATIO * stored):
             raise self._damaged(split, f"claims {needed} bytes of rows in {stored} bytes of files")
