@@ -1,0 +1,89 @@
+"""The files of a training: one run at a time writes them, and no line of the metrics is lost."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
+from tests.forked import fork_command
+from tests.test_interruption import lines_of, saved_step, wait_for
+from tests.test_vqgan_runs import SMALL
+from vqgpt.progress import silent
+from vqgpt.training_run import TrainingRun
+
+TRAININGS = {
+    "gpt": ["train", "--cache", "a.zarr", *TINY_GPT],
+    "vqgan": ["vqgan", "train", "--dataset", "digits", *SMALL],
+}
+
+
+def open_run(name, **changes):
+    return TrainingRun(Path("s") / name, "gpt", {"seed": 1, **changes}, False, silent)
+
+
+@pytest.mark.parametrize("out", ["s/x.pt", "link/x.pt", "link.pt"])
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_a_second_training_with_the_same_result_is_refused_and_the_first_goes_on(here, kind, out):
+    write_cache(Path("a.zarr"), description())
+    Path("s").mkdir()
+    Path("link").symlink_to("s")
+    Path("link.pt").symlink_to("s/x.pt")
+    long = [*TRAININGS[kind], "--n-epochs", "40", "--sample-and-save-freq", "1"]
+    first = fork_command(*long, "--out", "s/x.pt", cwd=here)
+    wait_for(lambda: saved_step(Path("s/x.unfinished.pt")), first)
+    first.send_signal(signal.SIGSTOP)
+    second = run_here(*long, "--out", out, "--overwrite", "-q")
+    assert_refused(second, 3, f"is being written by process {first.pid}")
+    first.send_signal(signal.SIGCONT)
+    _, err = first.communicate(timeout=120)
+    assert first.returncode == 0, err
+    steps = [line["step"] for line in lines_of(Path("s/metrics.jsonl"))]
+    assert len(steps) == 40
+    assert steps == sorted(set(steps))
+
+
+def test_trainings_with_results_in_one_folder_keep_each_others_lines(here):
+    def log_lines(run):
+        for step in range(1, 101):
+            run.log({"step": step})
+
+    with open_run("a.pt") as run:
+        logging = threading.Thread(target=log_lines, args=[run])
+        logging.start()
+        for seed in range(30):
+            with open_run("b.pt", seed=seed) as other:  # drops the lines of the one before
+                other.log({"step": 1})
+        logging.join()
+    records = lines_of(Path("s/metrics.jsonl"))
+    assert [record["step"] for record in records if record["checkpoint"] == "a.pt"] == list(range(1, 101))
+    assert [record["checkpoint"] for record in records].count("b.pt") == 1
+    assert not list(Path("s").glob(".*.lock"))
+
+
+@pytest.mark.parametrize("torn", ['{"stage": "gpt", "st', "x" * 200_000])
+def test_a_torn_last_line_does_not_swallow_the_next_record(here, torn):
+    metrics = Path("s/metrics.jsonl")
+    with open_run("a.pt") as run:
+        run.log({"step": 1})
+        with open(metrics, "a") as file:
+            file.write(torn)  # by a process that is killed, or meets a full disk
+        run.log({"step": 2})
+    assert [record["step"] for record in lines_of(metrics)] == [1, 2]
+
+
+def test_what_a_finished_training_left_is_not_replaced_unasked(here):
+    write_cache(Path("a.zarr"), description())
+    command = [*TRAININGS["gpt"], "--out", "s/x.pt"]
+    assert run_here(*command).code == 0
+    names = {"x.pt", "x.best.pt", "x.samples.npy", "metrics.jsonl"}
+    assert {path.name for path in Path("s").iterdir()} == names
+    for gone, found in (("x.pt", "x.pt"), ("x.best.pt", "x.best.pt"), ("x.samples.npy", "x.samples.npy")):
+        before = Path("s", found).read_bytes()
+        assert_refused(run_here(*command, "-q"), 2, f"s/{found} exists", "--overwrite")
+        assert Path("s", found).read_bytes() == before
+        Path("s", gone).unlink()
+    assert json.loads(Path("s/metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+    assert run_here(*command).code == 0
