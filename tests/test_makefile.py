@@ -165,8 +165,7 @@ def test_what_was_killed_is_continued(project, stage):
     make("all", code=2)
     Path("fail").write_text("nothing")
     calls, _ = make("all")
-    assert stage in names(calls)
-    assert [name for name in PIPELINE if name in names(calls)][0] == stage
+    assert names(calls)[0] == stage
     assert make("all")[0] == []
 
 

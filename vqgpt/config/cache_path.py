@@ -69,7 +69,7 @@ def expand_home(path: str, name: str) -> str:
         user = path.partition("/")[0]
         raise UsageError(
             f"{name} = {path} cannot be used: no home of {user} is known",
-            f"give the whole path, or ./{path} if {user} is a name here",
+            f"give the whole path{', or set HOME' if user == '~' else ''}; ./{path} means a folder of the name {user}",
         )
     return expanded
 
