@@ -32,10 +32,11 @@ settings = awk -v table=$(1) '!/["\047]/ {sub(/\043.*/, "")} {sub(/^[ \t]+/, "")
   !others' $(RECIPE) | LC_ALL=C sort
 
 # A file for each stage has the settings that its result was made with; where there is none, the present ones. It is
-# older than all results, or, if the recipe has other settings now, newer. `+`: in make -n too, which takes it for new.
+# older than all results, or, if the recipe has other settings now, newer. `+` and shell: with make -n too, which else
+# takes it for new, and says all of this.
 $(STAGES:%=$(SETTINGS)/%): $(SETTINGS)/%: $(RECIPE) FORCE
-	+@mkdir -p $(@D); test -e $@ || { $(call settings,$*); } > $@; \
-	if { $(call settings,$*); } | cmp -s - $@; then touch -t 198001010000 $@; else touch $@; fi
+	+@: $(shell mkdir -p $(@D); test -e $@ || { $(call settings,$*); } > $@; \
+	  if { $(call settings,$*); } | cmp -s - $@; then touch -t 198001010000 $@; else touch $@; fi)
 
 # Told once a result is made.
 made_with = @{ $(call settings,$(1)); } > $(SETTINGS)/$(1).new && mv $(SETTINGS)/$(1).new $(SETTINGS)/$(1)
