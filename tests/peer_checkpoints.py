@@ -1,7 +1,8 @@
 """Checkpoints as other systems write them, and what those systems compute from them: written from their layouts alone.
 
-`taming_state` makes the weights of a taming-transformers VQModel, `encode` and `decode` are its arithmetic, plain and
-slow, and `llamagen_names` renames to LlamaGen's layout. Nothing here uses vqgpt.
+`taming_state` makes the weights of a taming-transformers VQModel, or of one of latent-diffusion without attention;
+`encode` and `decode` are its arithmetic, plain and slow, and `llamagen_names` renames to LlamaGen's layout. Nothing
+here uses vqgpt.
 """
 
 import re
@@ -11,7 +12,17 @@ from torch.nn import functional as F
 
 
 def taming_state(
-    ch=32, ch_mult=(1, 2), blocks=1, attn=(1,), z=8, embed=4, codes=24, image_channels=3, double_z=False, seed=0
+    ch=32,
+    ch_mult=(1, 2),
+    blocks=1,
+    attn=(1,),
+    z=8,
+    embed=4,
+    codes=24,
+    image_channels=3,
+    double_z=False,
+    seed=0,
+    mid_attn=True,
 ) -> dict[str, torch.Tensor]:
     """Random weights, spread so that no norm, bias or shortcut could be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
@@ -40,7 +51,8 @@ def taming_state(
 
     def middle(side, width):
         block(f"{side}.mid.block_1", width, width)
-        attention(f"{side}.mid.attn_1", width)
+        if mid_attn:
+            attention(f"{side}.mid.attn_1", width)
         block(f"{side}.mid.block_2", width, width)
 
     last = len(ch_mult) - 1
@@ -106,7 +118,9 @@ class Arithmetic:
         return x + self.conv(f"{name}.proj_out", y)
 
     def middle(self, side, x):
-        x = self.attention(f"{side}.mid.attn_1", self.block(f"{side}.mid.block_1", x))
+        x = self.block(f"{side}.mid.block_1", x)
+        if self.has(f"{side}.mid.attn_1.norm"):
+            x = self.attention(f"{side}.mid.attn_1", x)
         return self.block(f"{side}.mid.block_2", x)
 
     def level(self, name, x):

@@ -56,6 +56,38 @@ def test_values_and_gradients_are_those_of_the_definition(images, channels, heig
         torch.testing.assert_close(computed.double(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("compiler", ["with a compiler", "without"])
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_one_image_with_one_value_per_group_is_as_in_a_batch(begin_anew, compiler, trains, silu, layout):
+    """Nothing varies in such a group: the bias is left of it, and no gradient reaches the image."""
+    if compiler == "without":
+        begin_anew("")
+    torch.manual_seed(0)
+    norm = new_norm(GROUPS, silu)
+    batch = 100 * torch.randn(2, GROUPS, 1, 1).to(memory_format=layout)
+    gradient, results = torch.randn(2, GROUPS, 1, 1), {}
+    for name, some in {"both": slice(0, 2), "first": slice(0, 1), "second": slice(1, 2)}.items():
+        x = batch[some].clone().requires_grad_(trains)
+        with torch.set_grad_enabled(trains):
+            y = norm(x)
+        if trains:
+            norm.zero_grad()
+            y.backward(gradient[some])
+        results[name] = y.detach(), x.grad
+    bias = F.silu(norm.bias) if silu else norm.bias
+    torch.testing.assert_close(results["both"][0].flatten(1), bias.detach().expand(2, -1), rtol=0, atol=1e-6)
+    for both, first, second in zip(*results.values(), strict=True):
+        if both is not None:
+            torch.testing.assert_close(torch.cat([first, second]), both, rtol=0, atol=1e-6)
+    if trains:
+        assert not results["first"][1].any()
+        wanted = torch.autograd.grad(bias, norm.bias, gradient[1].flatten())[0]
+        torch.testing.assert_close(norm.bias.grad, wanted, rtol=0, atol=1e-6)
+        assert not norm.weight.grad.any()
+
+
 def test_without_a_compiler_and_without_gradients_torch_computes_it(begin_anew):
     norm, x = new_norm(32, silu=True), torch.randn(2, 32, 4, 4)
     trained = norm(x)

@@ -1,6 +1,7 @@
 """C code of ours: compiled for this machine's cores at first use (a second), kept, and called without Python's lock.
 
-A C file that lies beside a module -> its functions, or None where there is no C compiler.
+A C file that lies beside a module -> its functions, or None where it cannot be compiled or loaded: then torch computes.
+What is kept is loaded only if nobody else can have written it, and if it is whole: the name tells its digest.
 """
 
 import ctypes
@@ -8,8 +9,13 @@ import functools
 import hashlib
 import os
 import shutil
+import signal
+import stat
 import subprocess
+import sys
 import tempfile
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,53 +25,137 @@ from vqgpt.files import user_cache_folder
 
 HEADERS = Path(__file__).parent
 OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC"]
+LOAD = [sys.executable, "-I", "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])"]
+LONGEST_RUN = 60  # seconds; a compiler takes one or two
 
 
-@functools.cache
+def _once_per_source(make: Callable[[Path], ctypes.CDLL | None]) -> Callable[[Path], ctypes.CDLL | None]:
+    """As `functools.cache`, but threads that ask at the same time wait for the one that makes it."""
+    made: dict[Path, ctypes.CDLL | None] = {}
+    lock = threading.Lock()
+
+    @functools.wraps(make)
+    def get(source: Path) -> ctypes.CDLL | None:
+        if source not in made:
+            with lock:
+                if source not in made:
+                    made[source] = make(source)
+        return made[source]
+
+    return get
+
+
+@_once_per_source
 def compiled_library(source: Path) -> ctypes.CDLL | None:
     """The functions of a C file, or None where it cannot be compiled."""
-    compiler = shutil.which("cc")
-    name = _name(compiler, source) if compiler else None
-    if compiler is None or name is None:
+    try:
+        return load_or_compile(source)
+    except OSError:
         return None
-    # RuntimeError: no home is known; OSError: it is not there, or damaged, or lies where nothing may be run or written
-    with suppress(OSError, RuntimeError):
-        return ctypes.CDLL(str(_kept(name)))
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / name
-        command = [compiler, *OPTIONS, "-I", str(HEADERS), "-o", str(made), str(source), "-lm"]
-        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-            return None
-        library = ctypes.CDLL(str(made))
-        with suppress(OSError, RuntimeError):
-            _keep(made, _kept(name))
+
+
+def load_or_compile(source: Path) -> ctypes.CDLL:
+    """The functions of a C file. Raises OSError that says why there are none."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise FileNotFoundError("there is no cc")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        key, made = _key(compiler, source, Path(folder)), Path(folder) / "library.so"
+        with suppress(OSError, RuntimeError):  # RuntimeError: no home is known
+            return _kept(source, key)
+        _run([compiler, *OPTIONS, "-I", str(HEADERS), "-o", str(made), str(source), "-lm"], made)
+        with suppress(OSError, RuntimeError):  # where nothing can be kept, or nothing that is kept may be run
+            return _keep(made, source, key)
+        return _tried(made)
+
+
+def _key(compiler: str, source: Path, folder: Path) -> str:
+    """A digest of all that a library follows from: code, compiler, and these cores, as machines may share a folder."""
+    macros = folder / "macros"
+    _run([compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull, "-o", str(macros)], macros)
+    code = [file.read_bytes() for file in (source, *sorted(HEADERS.glob("*.h")))]
+    return _digest(b"\0".join([repr(OPTIONS).encode(), macros.read_bytes(), *code]))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _run(command: list[str], result: Path | None = None) -> None:
+    """Run a program, whose output goes nowhere, and which makes a file.
+
+    Raises OSError if it cannot be run, fails, does not end, or made nothing.
+    """
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    try:
+        status = process.wait(LONGEST_RUN)
+    except BaseException as error:
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started too: a compiler is several programs
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise OSError(f"{command[0]} did not end in {LONGEST_RUN} seconds") from None
+        raise
+    if status:
+        raise OSError(f"{command[0]} failed")
+    if result is not None and not result.is_file():
+        raise OSError(f"{command[0]} made nothing")
+
+
+def _tried(library: Path) -> ctypes.CDLL:
+    """Load a library that is new, once another process could: a broken one may end the process.
+
+    Raises OSError if it cannot be loaded.
+    """
+    _run([*LOAD, str(library)])
+    return ctypes.CDLL(str(library))
+
+
+def _kept(source: Path, key: str) -> ctypes.CDLL:
+    """The library that an earlier process kept. Raises OSError if there is none that can be trusted."""
+    for path in _own_folder().glob(f"{source.stem}-{key}-*.so"):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and _is_own(status) and path.stem.endswith(f"-{_digest(path.read_bytes())}"):
+            return ctypes.CDLL(str(path))
+    raise FileNotFoundError(key)
+
+
+def _keep(made: Path, source: Path, key: str) -> ctypes.CDLL:
+    """Load a library from the user's cache folder, and let it stay there, where it appears whole.
+
+    Other processes may do the same. Raises OSError if it cannot be written or loaded there.
+    """
+    data = made.read_bytes()
+    (user_cache_folder() / "compiled").mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = _own_folder()
+    kept = folder / f"{source.stem}-{key}-{_digest(data)}.so"
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as inner:
+        new = Path(inner) / kept.name
+        with open(new, "wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        library = _tried(new)
+        os.replace(new, kept)
+    for other in folder.glob(f"{source.stem}-{key}-*.so"):
+        if other != kept:  # it is damaged, or it would have been loaded
+            other.unlink(missing_ok=True)
     return library
 
 
-def _name(compiler: str, source: Path) -> str | None:
-    """By all that a library follows from: code, compiler, and these cores, as machines may share a cache folder."""
-    command = [compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull]
-    macros = subprocess.run(command, capture_output=True, check=False)
-    if macros.returncode != 0:
-        return None
-    code = [file.read_bytes() for file in (source, *sorted(HEADERS.glob("*.h")))]
-    digest = hashlib.sha256(b"\0".join([repr(OPTIONS).encode(), macros.stdout, *code])).hexdigest()
-    return f"{source.stem}-{digest[:32]}.so"
+def _own_folder() -> Path:
+    """Where libraries are kept. Raises OSError if it is not there, or if others may write there."""
+    folder = (user_cache_folder() / "compiled").resolve(strict=True)
+    if not _is_own(folder.stat()) or not _is_own(folder.parent.stat(), stat.S_IWOTH):
+        raise PermissionError(f"others may write to {folder}")
+    return folder
 
 
-def _kept(name: str) -> Path:
-    """Where a library lies. Raises RuntimeError if there is no folder of the user's."""
-    return user_cache_folder() / "compiled" / name
-
-
-def _keep(made: Path, kept: Path) -> None:
-    """Copy a library to its place, where it appears whole, though other processes may do the same."""
-    kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder, open(Path(folder) / kept.name, "wb") as file:
-        file.write(made.read_bytes())
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(file.name, kept)
+def _is_own(status: os.stat_result, of_others: int = stat.S_IWGRP | stat.S_IWOTH) -> bool:
+    """True if it belongs to this user, or to root, and the rights `of_others` are not given."""
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & of_others
 
 
 def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int) -> int:

@@ -7,6 +7,7 @@ Must not import torch.
 import inspect
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -20,7 +21,7 @@ ENVIRONMENT_PREFIX = "VQGPT_"
 def typer_parameter(option: Option) -> inspect.Parameter:
     """The typer parameter of one option."""
     help_text = option.help if option.is_argument else _with_default(option)
-    annotation = _typer_type(option)
+    annotation = _typer_type(option.type)
     if option.is_argument:
         return _parameter(option.name, Annotated[annotation, typer.Argument(help=help_text)], inspect.Parameter.empty)
     flag = f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool and not option.short else option.flag
@@ -56,10 +57,12 @@ def _with_default(option: Option) -> str:
     return f"{option.help.removesuffix('.')} (default: {default})." if default else option.help
 
 
-def _typer_type(option: Option) -> Any:
-    if option.type == CachePath:
-        return str  # pathlib would make one slash of the two in s3://
-    return list[typing.get_args(option.type)[0]] if option.is_list else option.type  # type: ignore[misc]
+def _typer_type(kind: Any) -> Any:
+    if kind in (Path, CachePath):
+        return str  # pathlib would make one slash of the two in s3://, and `~` of `./~`
+    args = typing.get_args(kind)
+    is_list = typing.get_origin(kind) is tuple and args[-1] is Ellipsis
+    return list[_typer_type(args[0])] if is_list else kind  # type: ignore[misc]
 
 
 def _metavar(option: Option) -> str | None:

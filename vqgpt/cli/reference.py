@@ -11,7 +11,7 @@ This page is generated from the definitions of the options: `make format` writes
 
 Every flag is understood with hyphens and with underscores. An option is looked up on the command line, then in the
 environment, then in the recipe (`--recipe`), then in its default. In a recipe, a key at the top goes to each command
-that has this option, a key in the table of a command to that command.
+that has this option, a key in the table of a command to that command. A path may start with `~` in all of these.
 """
 
 

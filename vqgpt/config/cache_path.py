@@ -1,5 +1,9 @@
-"""Where a token cache lies: in a folder, or on an object store, at an address. Must not import torch."""
+"""Where a token cache lies: in a folder, or on an object store, at an address; and `~` in paths that users write.
 
+Must not import torch.
+"""
+
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -50,6 +54,24 @@ def parse_cache_path(text: str) -> CachePath:
     if len(parts) == 1 and parts[0].endswith(".zarr"):
         raise UsageError(f"{text} names a bucket, and no cache in it", f"give {scheme}://BUCKET/NAME.zarr")
     return CacheURL(f"{scheme.lower()}://{'/'.join(parts)}")
+
+
+def expand_home(path: str, name: str) -> str:
+    """A path that a user wrote, with the home that `~` or `~NAME` at its start means; `./~` is a folder of that name.
+
+    The shell does the same in most places, and not in --out=~/x, in variables and in recipes. Raises UsageError, naming
+    the option `name`, if that home is not known.
+    """
+    if not path.startswith("~"):
+        return path
+    expanded = os.path.expanduser(path)
+    if expanded == path:
+        user = path.partition("/")[0]
+        raise UsageError(
+            f"{name} = {path} cannot be used: no home of {user} is known",
+            f"give the whole path{', or set HOME' if user == '~' else ''}; ./{path} means a folder of the name {user}",
+        )
+    return expanded
 
 
 def beside(cache: CachePath, name: str) -> Path:

@@ -87,7 +87,7 @@ class ImageOptions:
     @property
     def root(self) -> Path:
         """The folder of this dataset's files."""
-        return (self.data_root or default_data_root()).expanduser()
+        return self.data_root or default_data_root()
 
     @property
     def workers(self) -> int:
@@ -104,7 +104,7 @@ class DatasetsConfig:
     @property
     def root(self) -> Path:
         """The folder of downloaded images."""
-        return (self.data_root or default_data_root()).expanduser()
+        return self.data_root or default_data_root()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from vqgpt.config.cache_path import CachePath, parse_cache_path
+from vqgpt.config.cache_path import CachePath, expand_home, parse_cache_path
 from vqgpt.errors import InputError, UsageError
 
 ConfigT = TypeVar("ConfigT")
@@ -87,7 +87,7 @@ def _as_option(item: "Field[Any]", annotation: Any) -> Option:
 def resolve(config_class: type[ConfigT], *sources: Mapping[str, Any]) -> ConfigT:
     """Build a configuration from sources in falling precedence; a value of None means "not given here".
 
-    Raises UsageError if a value is out of its range.
+    In the text of a path, `~` and `~NAME` at the start mean a home. Raises UsageError if a value is out of its range.
     """
     given: dict[str, Any] = {}
     for source in reversed(sources):
@@ -102,15 +102,18 @@ def _build(config_class: type[ConfigT], given: Mapping[str, Any]) -> ConfigT:
         if is_dataclass(hints[item.name]):
             arguments[item.name] = _build(typing.cast(type, hints[item.name]), given)
         elif item.name in given:
-            arguments[item.name] = convert(given[item.name], hints[item.name], item.name)
+            arguments[item.name] = convert(given[item.name], hints[item.name], item.name, typed=True)
     return config_class(**arguments)
 
 
-def convert(value: Any, annotation: Any, name: str) -> Any:
+def convert(value: Any, annotation: Any, name: str, typed: bool = False) -> Any:
     """Check `value` (from a flag, a TOML or a JSON file) against a field's type and give it that type.
 
-    Raises UsageError that names the option, what it takes and what it was given.
+    A `typed` value is one that a user wrote, now and here: homes are expanded in paths. One out of a file that vqgpt
+    wrote stays as it is. Raises UsageError that names the option, what it takes and what it was given.
     """
+    if typed and isinstance(value, str) and annotation in (Path, CachePath):
+        value = expand_home(value, name)
     if annotation == CachePath:
         if isinstance(value, str):
             return parse_cache_path(value)
@@ -119,7 +122,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     if annotation is Any:
         return value
     if origin in (Union, types.UnionType):
-        return None if value is None else convert(value, _without_none(annotation), name)
+        return None if value is None else convert(value, _without_none(annotation), name, typed)
     if origin is Literal:
         if value in args:
             return value
@@ -131,7 +134,9 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         element_types = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(element_types) == len(value):
-            return tuple(convert(element, kind, name) for element, kind in zip(value, element_types, strict=True))
+            return tuple(
+                convert(element, kind, name, typed) for element, kind in zip(value, element_types, strict=True)
+            )
     elif annotation == tuple[str, ...] and isinstance(value, str):  # a list of one word in a recipe
         return (value,)
     elif annotation is Path and isinstance(value, str):

@@ -74,11 +74,12 @@ class VQGANOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """The whole architecture. All but the last three fields can be read off the names and shapes of the weights.
+    """The whole architecture. All but dropout, size and attn_resolutions can be read off the weights' names and shapes.
 
     Levels count the halvings of the resolution: level 0 is the whole image. `lookup` is how a latent finds its code:
     the nearest code, the nearest by direction, or the largest of learned logits (GumbelVQ). With `used_codes`, only so
-    many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`).
+    many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`). Some networks have no
+    attention in the middle either, at the lowest resolution (`mid_attention`).
     `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
     pixels; None where a checkpoint does not tell. With resolutions and no size, these are its family's defaults: then
     attention at a higher resolution is taken for a mistake.
@@ -98,6 +99,7 @@ class VQGANConfig:
     dropout: float = 0.0
     size: int | None = None
     attn_resolutions: tuple[int, ...] | None = None
+    mid_attention: bool = True
 
     def __post_init__(self) -> None:
         check(self.channels > 0 and self.channels % GROUPS == 0, "channels", self.channels, f"a multiple of {GROUPS}")
@@ -140,9 +142,12 @@ class VQGANConfig:
 
     @property
     def what_codes_depend_on(self) -> dict[str, Any]:
-        """The fields that, with the weights, decide which codes an image has: not those of training alone."""
-        training_only = ("dropout", "size", "attn_resolutions")
-        return {name: value for name, value in asdict(self).items() if name not in training_only}
+        """The fields that, with the weights, decide which codes an image has: not those of training alone.
+
+        The attention in the middle stands there where it is absent: caches know the identity without it.
+        """
+        left_out = {"dropout", "size", "attn_resolutions", *(["mid_attention"] if self.mid_attention else [])}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def grid(self, size: int) -> tuple[int, int]:
         """Rows and columns of the code grid of an image of this side. Raises InputError if the size cannot be used."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.config.cache_path import parse_cache_path
+from vqgpt.config.cache_path import expand_home, parse_cache_path
 from vqgpt.config.commands import CACHE_FOLDER, SampleConfig, cache_path
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import composed
@@ -48,13 +48,13 @@ def read_prompts(
     """
     if not config.prompt:
         return None
-    mask = keep_mask(config.keep or "top-half", description, read_mask)
+    mask = keep_mask(expand_home(config.keep or "top-half", "keep"), description, read_mask)
     codes, labels = [], []
     for prompt in config.prompt:
         if prompt.startswith(CACHE_PREFIX):
             of_row, label = cache_row(prompt, config, gpt, description)
         else:
-            of_row, label = encode(Path(prompt), description), untold(gpt)
+            of_row, label = encode(Path(expand_home(prompt, "prompt")), description), untold(gpt)
         codes.append(np.where(mask, of_row, -1))
         labels.append(label)
     return Prompts(kept=np.stack(codes), labels=labels)
@@ -73,7 +73,8 @@ def cache_row(
         raise UsageError(
             f"--prompt {prompt} names no row of a token cache", "write it as cache:train/17 or cache:PATH.zarr:train/17"
         )
-    path = parse_cache_path(path_text) if path_text else config.cache or cache_path(description.dataset)
+    given = parse_cache_path(expand_home(path_text, "prompt")) if path_text else config.cache
+    path = given or cache_path(description.dataset)
     in_cache_folder = CACHE_FOLDER / f"{path_text}.zarr"
     if isinstance(path, Path) and not path.exists() and in_cache_folder.exists():
         path = in_cache_folder

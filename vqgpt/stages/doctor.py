@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from vqgpt import compiled
 from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, default_data_root
 from vqgpt.config.datasets import DATASETS
 from vqgpt.memory import keep_memory_pages
 from vqgpt.versions import LIBRARIES, installed_version
 
+SMALLEST_C_FILE = Path(compiled.__file__).parent / "vqgan" / "normalisation.c"
 EXTRAS = {"lpips": "the perceptual loss", "wandb": "logging to Weights & Biases"}
 
 
@@ -24,7 +26,7 @@ def run() -> dict[str, Any]:
         result[name] = installed_version(name) or f"not there; for {use}: pip install 'vqgpt[{name}]'"
     result["torchvision_operators"] = _torchvision_state()
     result["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    result["c_compiler"] = shutil.which("cc") or "not there; with cc, vqgan train and sample are faster on a CPU"
+    result["c_compiler"] = _compiler_state()
     result["cuda"] = _cuda_state()
     result["mps"] = "available" if torch.backends.mps.is_available() else "not on this machine"
     result["memory_pages_kept"] = keep_memory_pages()
@@ -36,6 +38,17 @@ def run() -> dict[str, Any]:
     )
     result["runs"] = ", ".join(sorted(path.name for path in RUNS_FOLDER.glob("*"))) or "none yet"
     return result
+
+
+def _compiler_state() -> str:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return "not there; with cc, vqgan train and sample are faster on a CPU"
+    try:
+        compiled.load_or_compile(SMALLEST_C_FILE)
+    except OSError as error:
+        return f"{compiler}, which is of no use ({error}); vqgan train and sample are slower on a CPU"
+    return compiler
 
 
 def _torchvision_state() -> str:

@@ -17,6 +17,8 @@ from vqgpt.vqgan.model import VQGAN
 
 Shapes = Mapping[str, tuple[int, ...]]
 SHOWN_NAMES = 3
+LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
+MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")
 
 
 def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
@@ -30,6 +32,7 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             f"{source}: its layout is none of taming-transformers, LlamaGen or GenerativeZoo",
             "give a VQ-GAN of one of these, or train one with: vqgpt vqgan train",
         )
+    _check_computable(shapes, num_levels, source)
     num_res_blocks = _count(shapes, r"encoder\.down\.0\.block\.(\d+)\.")
     channels, image_channels = _dimensions(shapes, "encoder.conv_in.weight", source)[:2]
     widths = [
@@ -51,11 +54,26 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             embed_dim=embed_dim,
             lookup=lookup,
             used_codes=_dimensions(shapes, "quantize.used", source)[0] if "quantize.used" in shapes else None,
+            mid_attention=any(MIDDLE_ATTENTION.match(name) for name in shapes),
         )
     except UsageError as error:
         raise InputError(f"{source}: {error.message}", error.hint) from None
     check_fits(shapes, config, source)
     return config
+
+
+def _check_computable(shapes: Shapes, num_levels: int, source: str) -> None:
+    """Raise InputError for two layouts of latent-diffusion that are known, and that our network does not compute."""
+    if any(LINEAR_ATTENTION.match(name) for name in shapes):
+        raise InputError(
+            f"{source}: its attention is linear (attn_type: linear), which vqgpt does not compute",
+            "give a VQ-GAN with attn_type vanilla or none",
+        )
+    if num_levels > 1 and not any(".downsample." in name or ".upsample." in name for name in shapes):
+        raise InputError(
+            f"{source}: it resizes without convolutions (resamp_with_conv: false), which vqgpt does not compute",
+            "give a VQ-GAN with resamp_with_conv: true",
+        )
 
 
 def check_fits(shapes: Shapes, config: VQGANConfig, source: str) -> None:

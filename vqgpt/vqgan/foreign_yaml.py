@@ -22,7 +22,11 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
     """
     target, params = _vqgan_section(path)
     network = params["ddconfig"]
+    _check_end(network, path)
     size, resolutions = network.get("resolution"), network.get("attn_resolutions")
+    attention = _attention(network)
+    if attention == "none" and isinstance(resolutions, list):  # then none of them has any
+        resolutions = []
     in_weights: dict[str, Any] = {
         "in_channels": config.image_channels,
         "out_ch": config.image_channels,
@@ -33,8 +37,10 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
         "double_z": config.double_z,
         "embed_dim": config.embed_dim,
         "n_embed": config.n_embed,
+        "attn_type": "vanilla" if config.mid_attention else "none",
     }
     in_yaml = {**network, **{name: params[name] for name in ("embed_dim", "n_embed") if name in params}}
+    in_yaml["attn_type"] = attention or in_weights["attn_type"]
     contradictions = [
         f"{name}: {_listed(in_yaml[name])} in the YAML, {value} in the weights"
         for name, value in in_weights.items()
@@ -68,6 +74,24 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
         return replace(config, dropout=dropout)
     except (UsageError, InputError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {error}", "give the YAML of this checkpoint, or leave --config out") from None
+
+
+def _check_end(network: dict[str, Any], path: Path) -> None:
+    """Raise InputError for a decoder that does not end in a convolution: its weights are the same."""
+    for name in ("tanh_out", "give_pre_end"):
+        if network.get(name):
+            raise InputError(
+                f"{path}: the decoder ends in another way ({name}), which vqgpt does not compute",
+                f"give a VQ-GAN without {name}",
+            )
+
+
+def _attention(network: dict[str, Any]) -> str | None:
+    """What a ddconfig says of attention: vanilla (with any implementation of it), linear or none; None for nothing."""
+    if network.get("use_linear_attn"):
+        return "linear"
+    kind = network.get("attn_type")
+    return None if kind is None else "vanilla" if str(kind).startswith("vanilla") else str(kind)
 
 
 def _vqgan_section(path: Path) -> tuple[str, dict[str, Any]]:

@@ -125,12 +125,12 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Residual block, attention, residual block, at the lowest resolution."""
+    """Residual block, attention where there is any, residual block, at the lowest resolution."""
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, attention: bool) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(width, width, dropout)
-        self.attn_1 = AttnBlock(width)
+        self.attn_1 = AttnBlock(width) if attention else nn.Identity()
         self.block_2 = ResnetBlock(width, width, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Encoder(nn.Module):
             resample = {"downsample": Downsample(width)} if level < len(widths) - 1 else {}
             attention = level in config.attn_levels
             self.down.append(Level([width_in] + [width] * config.num_res_blocks, config.dropout, attention, **resample))
-        self.mid = Middle(widths[-1], config.dropout)
+        self.mid = Middle(widths[-1], config.dropout, config.mid_attention)
         self.norm_out = Norm(widths[-1], silu=True)
         self.conv_out = nn.Conv2d(widths[-1], encoder_channels(config), 3, padding=1)
 
@@ -169,7 +169,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * mult for mult in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], config.dropout)
+        self.mid = Middle(widths[-1], config.dropout, config.mid_attention)
         self.up = nn.ModuleList()
         for level, (width, width_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             resample = {"upsample": Upsample(width)} if level > 0 else {}
