@@ -20,6 +20,7 @@ RUNS_FOLDER = Path("runs")
 
 DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
 DATA_ROOT_HELP = "Folder of the downloaded images (default: vqgpt/data in the user's cache folder)"
+HOMELESS_DATA_ROOT = Path("data")
 MOST_WORKERS = 16  # unless told otherwise
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
@@ -30,8 +31,11 @@ N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file d
 
 
 def default_data_root() -> Path:
-    """Where downloaded images are kept: in the user's cache folder."""
-    return user_cache_folder() / "data"
+    """Where downloaded images are kept: in the user's cache folder; where no home is known, beside cache/ and runs/."""
+    try:
+        return user_cache_folder() / "data"
+    except RuntimeError:
+        return HOMELESS_DATA_ROOT
 
 
 def vqgan_path(dataset: str) -> Path:
