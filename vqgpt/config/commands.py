@@ -19,7 +19,9 @@ CACHE_FOLDER = Path("cache")
 RUNS_FOLDER = Path("runs")
 
 DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
-DATA_ROOT_HELP = "Folder of the downloaded images (default: vqgpt/data in the user's cache folder)"
+DATA_ROOT_HELP = (
+    "Folder of the downloaded images (default: vqgpt/data in the user's cache folder, data where no home is known)"
+)
 HOMELESS_DATA_ROOT = Path("data")
 MOST_WORKERS = 16  # unless told otherwise
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
