@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -56,12 +57,15 @@ class Outcome:
 def run_here(*arguments: str) -> Outcome:
     """Run a vqgpt command in this process and in the current folder."""
     out, err = io.StringIO(), io.StringIO()
+    hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a command that hears a signal leaves it ignored
     with redirect_stdout(out), redirect_stderr(err):
         try:
             main([str(argument) for argument in arguments])
             code = 0
         except SystemExit as leaving:
             code = int(leaving.code or 0)
+        finally:
+            signal.signal(signal.SIGHUP, hang_up)
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

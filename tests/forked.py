@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+CLOSED = "closed"
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.preloaded", "tests.remote_child"])
 
@@ -25,8 +26,15 @@ def run_program(program: list[str], cwd: str, environment: dict[str, str], out: 
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    if err.startswith("/dev/pts/"):
+        os.setsid()
+        os.dup2(os.open(err, os.O_RDWR), 0)  # which makes it the terminal of the session
     for descriptor, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+        if file == CLOSED:
+            os.close(descriptor)
+        else:
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
     if program[0] == "-m":
         sys.argv = program[1:]
         runpy.run_module(program[1], run_name="__main__", alter_sys=True)
@@ -36,13 +44,17 @@ def run_program(program: list[str], cwd: str, environment: dict[str, str], out: 
 
 
 class Forked:
-    """A process that runs a program, or `-m MODULE`; used as a Popen is."""
+    """A process that runs a program, or `-m MODULE`; used as a Popen is.
 
-    def __init__(self, *program: str, cwd: Path, **environment: str) -> None:
+    `out` and `err` are what it writes to in place of what `communicate` returns: a path, or CLOSED.
+    """
+
+    def __init__(self, *program: str, cwd: Path, out: str = "", err: str = "", **environment: str) -> None:
         self.outputs = Path(tempfile.mkdtemp())
         words = [str(word) for word in program]
         whole = {**os.environ, **environment}  # not that of the process from which all are forked
-        arguments = (words, str(cwd), whole, *(str(self.outputs / name) for name in ("out", "err")))
+        outputs = (str(out or self.outputs / "out"), str(err or self.outputs / "err"))
+        arguments = (words, str(cwd), whole, *outputs)
         self.process = CONTEXT.Process(target=run_program, args=arguments)
         self.process.start()
 

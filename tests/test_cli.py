@@ -184,7 +184,7 @@ def test_sampling_without_a_vqgan_keeps_the_tokens(pipeline):
     Path("runs/digits/vqgan.pt").unlink()
     outcome = run_here("sample", "--num-samples", "2", "--out", "s.zarr")
     assert outcome.code == 0
-    assert "no picture" in outcome.err
+    assert "no picture: there is no VQ-GAN at runs/digits/vqgan.pt; with the one that made the tokens" in outcome.err
     assert TokenCache(Path("s.zarr")).read_split("samples").codes.shape == (2, 1, 8, 8)
 
 

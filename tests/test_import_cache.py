@@ -106,7 +106,7 @@ def test_a_held_out_split_makes_it_trainable_and_says_that_it_was_imported(here)
     np.testing.assert_array_equal(np.concatenate([tokens.codes for tokens in both]).reshape(40, 2, 16), codes[index])
     outcome = run_here("train", *TINY_GPT, "--dry-run")
     assert outcome.code == 0, outcome.err
-    assert "codes were imported; `vqgpt cache preview cache/imagenet.zarr`" in outcome.err
+    assert "codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them" in outcome.err
 
 
 def test_codes_that_all_came_without_their_vqgan_are_put_together_with_a_notice(here):
@@ -119,6 +119,11 @@ def test_codes_that_all_came_without_their_vqgan_are_put_together_with_a_notice(
         outcome = run_here("sample", *prompt, "--num-samples", "2", "--tokens-only", "--overwrite")
         assert outcome.code == 0, outcome.err
         assert (same in outcome.err) == bool(prompt)
+    Path("runs/imagenet/vqgan.pt").write_bytes(b"some VQ-GAN")
+    outcome = run_here("sample", "--num-samples", "2", "--out", "s.zarr")
+    assert outcome.code == 0, outcome.err
+    assert "no picture: the GPT learned tokens that were imported without their VQ-GAN" in outcome.err
+    assert "vqgpt render" not in outcome.err
 
 
 def write_digits_as_llamagen(folder, change=lambda codes: codes):

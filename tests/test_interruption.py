@@ -12,6 +12,7 @@ from tests.conftest import TINY_GPT, TINY_VQGAN, description, files_of, run_here
 from tests.forked import fork_command
 
 LONG_GPT = [*TINY_GPT, "--n-epochs", "30", "--sample-and-save-freq", "3", "--dropout-t", "0.2", "--batch-size", "10"]
+STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]  # and exit codes
 LONG_VQGAN = [*TINY_VQGAN, "--size", "8", "--limit", "100", "--batch-size", "20"]
 LONG_VQGAN += ["--n-epochs", "4", "--sample-and-save-freq", "1", "--dropout", "0.1"]
 
@@ -63,7 +64,7 @@ def training_on(folder: Path) -> list[str]:
     return ["train", "--cache", str(folder / "a.zarr"), *LONG_GPT]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), STOPS)
 def test_a_gpt_training_that_is_stopped_continues_bit_for_bit(here, undisturbed, number, code):
     command = [*training_on(undisturbed), "--out", "stopped/gpt.pt"]
     process = fork_command(*command, cwd=here)
@@ -127,4 +128,5 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(pipeline):
     outcome = run_here("train", *TINY_GPT, "--lr", "1e30", "--warmup", "0", "--grad-clip", "0", "--out", "x/gpt.pt")
     assert outcome.code == 6
     assert "rows" in outcome.err
+    assert "saved" not in outcome.err  # nothing was
     assert not Path("x/gpt.pt").exists()

@@ -1,5 +1,8 @@
 """The library: the lines of the README do what the commands do, and nothing heavy is imported before it is needed."""
 
+import dataclasses
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -13,6 +16,7 @@ from PIL import Image
 import vqgpt
 from tests.conftest import TINY_VQGAN, run_here
 from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.one_line import one_line
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -117,3 +121,44 @@ codes = vqgpt.load_gpt("runs/digits/gpt.pt").sample(num_samples=3)
 assert codes.shape == (3, 8, 8)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_loaded_says_on_one_line_what_it_is(pipeline):
+    gpt, vqgan = vqgpt.load_gpt("runs/digits/gpt.pt"), vqgpt.load_vqgan("runs/digits/vqgan.pt")
+    cache = vqgpt.TokenCache(Path("cache/digits.zarr"))
+    tokens = cache.read_split("test")
+    for thing, words in (
+        (gpt, ["Generator(runs/digits/gpt.pt: GPT of ", " parameters on cpu, grid 8 x 8 of 16 codes, 10 classes)"]),
+        (vqgan, ["Tokenizer(VQ-GAN of ", " parameters on cpu, images of 1 channel, 16 codes of 2 x 2 pixels)"]),
+        (cache, ["TokenCache(cache/digits.zarr: digits, encoded, 1,433 train + 364 test rows, grid 8 x 8, 16 codes)"]),
+        (gpt.gpt, ["LoadedGPT(model=GPT of ", "codebook=torch.float32 (16, 4)"]),
+        (tokens, ["SplitTokens(codes=uint8 (364, 1, 8, 8), labels=int64 (364,), ", "log_prob=None)"]),
+        (cache.manifest, ["Manifest("]),
+    ):
+        assert "\n" not in repr(thing)
+        assert len(repr(thing)) < 2000
+        assert all(word in repr(thing) for word in words), repr(thing)
+
+
+def types_of(holder) -> list[str]:
+    return [str(item.type) for item in dataclasses.fields(holder) if "Callable" not in str(item.type)]
+
+
+def test_no_dataclass_prints_the_arrays_that_it_holds():
+    arrays = re.compile(r"ndarray|Tensor\b|StoredTensor|vqgpt\.gpt\.model|VQGAN$")
+    modules = [importlib.import_module(found.name) for found in pkgutil.walk_packages(vqgpt.__path__, "vqgpt.")]
+    holders = {
+        thing
+        for module in modules
+        for thing in vars(module).values()
+        if dataclasses.is_dataclass(thing) and any(map(arrays.search, types_of(thing)))
+    }
+    assert len(holders) > 10
+    assert {holder for holder in holders if holder.__repr__ is not one_line} == {vqgpt.Tokenizer}
+
+
+def test_the_package_shows_its_public_names_alone():
+    assert dir(vqgpt) == ["Generator", "TokenCache", "Tokenizer", "contact_sheet", "load_gpt", "load_vqgan"]
+    namespace: dict = {}
+    exec("from vqgpt import *", namespace)
+    assert set(dir(vqgpt)) == namespace.keys() - {"__builtins__"}

@@ -168,7 +168,7 @@ def test_a_folder_that_was_cut_short_is_continued(pipeline, form):
     assert not list(Path("part").rglob(".*"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_same_command_continues_after_a_signal(pipeline, number):
     small_shards("s.zarr", 600)
     words = ["render", "s.zarr", "--out", "f"]
@@ -191,7 +191,7 @@ def test_the_same_command_continues_after_a_signal(pipeline, number):
     assert sorted(os.listdir("f")) == [*(f"{row:06d}.png" for row in range(600)), "about.json"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("out", ["all.npz", "sheet.png"])
 def test_a_signal_leaves_nothing_of_a_file_that_is_not_whole(pipeline, monkeypatch, out, number, code):
     healthy, passes = stage.one_pass, []

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import assert_refused, run_here
 from tests.forked import fork_command, run_ranks
-from tests.test_interruption import assert_same_training, lines_of, saved_step, wait_for
+from tests.test_interruption import STOPS, assert_same_training, lines_of, saved_step, wait_for
 from vqgpt.training_run import TrainingRun
 
 SMALL = ["--size", "8", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
@@ -41,7 +41,7 @@ def start_and_stop(number, when, folder):
     return process.returncode, err
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), STOPS)
 def test_generator_and_discriminator_continue_bit_for_bit(here, whole, number, code):
     returned, err = start_and_stop(number, lambda folder: len(lines_of(folder / "metrics.jsonl")) >= 2, here)
     assert returned == code

@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     MISSING_DATA = 4
     OUT_OF_RESOURCES = 5
     NON_FINITE = 6
+    SIGHUP = 129
     SIGINT = 130
     SIGTERM = 143
 
@@ -72,7 +73,7 @@ class NonFiniteError(VQGPTError):
 
 
 class InterruptedRun(VQGPTError):
-    """SIGINT or SIGTERM arrived; the state was saved and the same command continues."""
+    """SIGINT, SIGTERM or SIGHUP arrived; the state was saved and the same command continues."""
 
     def __init__(self, message: str, hint: str, exit_code: ExitCode) -> None:
         super().__init__(message, hint)

@@ -22,6 +22,7 @@ from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.checkpoint import load_gpt as load_checkpoint
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
+from vqgpt.one_line import num_parameters
 from vqgpt.progress import silent
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.labels import KnownLabels, number_word, untold
@@ -45,6 +46,13 @@ class Generator:
     gpt: LoadedGPT
     description: Description | None
     device: torch.device
+
+    def __repr__(self) -> str:
+        config = self.gpt.model.config
+        labels = f"{config.num_classes or 'no'} {'attributes' if config.options.condition == 'bits' else 'classes'}"
+        network = f"GPT of {num_parameters(self.gpt.model):,} parameters on {self.device}"
+        tokens = f"grid {config.grid[0]} x {config.grid[1]} of {config.codebook_size} codes"
+        return f"Generator({self.path}: {network}, {tokens}, {labels})"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -114,6 +122,13 @@ class Tokenizer:
 
     model: "VQGAN"
     device: torch.device
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        network = f"VQ-GAN of {num_parameters(self.model):,} parameters on {self.device}"
+        images = f"images of {config.image_channels} channel{'s'[: config.image_channels != 1]}"
+        side = config.downsampling
+        return f"Tokenizer({network}, {images}, {config.codebook_size} codes of {side} x {side} pixels)"
 
     @property
     def sha256(self) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqgpt.distributed import rank
 from vqgpt.errors import NonFiniteError
+from vqgpt.one_line import one_line
 from vqgpt.runtime import derived_seed, epoch_order
 from vqgpt.stream_order import StreamOrder
 
@@ -24,6 +25,8 @@ class Step:
     epoch: int
     rows: Tensor
     ends_epoch: bool
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +84,5 @@ def check_finite(value: float, name: str, step: Step) -> None:
         rows = ", ".join(map(str, step.rows.tolist()))
         raise NonFiniteError(
             f"the {name} is {value} at step {step.index} (epoch {step.epoch}; rows {rows})",
-            "lower --lr, or use --precision fp32; the last saved state is intact",
+            "train anew with a lower --lr, or with --precision fp32",
         )

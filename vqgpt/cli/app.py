@@ -12,6 +12,7 @@ from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags, add_command
 from vqgpt.cli.console import Screen
 from vqgpt.cli.options import expand_lists
 from vqgpt.cli.refused import check_not_refused
+from vqgpt.cli.streams import secure_streams
 from vqgpt.config.cache_commands import (
     CacheConfig,
     CacheImportConfig,
@@ -21,6 +22,7 @@ from vqgpt.config.cache_commands import (
     RemoveConfig,
     VerifyConfig,
 )
+from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import (
     DatasetsConfig,
     EncoderOptions,
@@ -148,7 +150,8 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
 
     plan = sample.plan(config, partial(read_prompts, config, encode=encode, read_mask=read_mask), report)
     vqgan = config.checkpoint_vae or vqgan_path(plan.description.dataset)
-    at_hand = config.checkpoint_vae is not None or vqgan.exists()
+    known = plan.description.knows_its_vqgan
+    at_hand = config.checkpoint_vae is not None or (known and vqgan.exists())
     render = _rendering() if at_hand and not config.tokens_only else None
     encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)
     rendering = RenderConfig(cache=plan.cache, vqgan=encoder, show=config.show)
@@ -160,9 +163,17 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
     if render:
         return {**result, "picture": render.run(rendering, flags.overwrite, False, report)["picture"]}
     if not config.tokens_only:
-        reason = "its code cannot be imported here" if at_hand else f"there is none at {vqgan}"
-        report(Notice(text=f"no picture without the VQ-GAN: {reason}; `vqgpt render {plan.cache}` makes it"))
+        report(Notice(text=f"no picture: {_why_no_picture(plan.cache, known, at_hand, vqgan)}"))
     return result
+
+
+def _why_no_picture(cache: CachePath, known: bool, at_hand: bool, vqgan: Path) -> str:
+    """Why samples were not rendered, and what would: nothing, if their VQ-GAN is not `known`."""
+    if not known:
+        return "the GPT learned tokens that were imported without their VQ-GAN, so it is not known what decodes them"
+    if at_hand:
+        return f"the VQ-GAN's code cannot be imported here; where it can, `vqgpt render {cache}` makes one"
+    return f"there is no VQ-GAN at {vqgan}; with the one that made the tokens, `vqgpt render {cache}` makes one"
 
 
 def _render(config: RenderConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -276,6 +287,7 @@ add_command(cache_app, "cache rm", RemoveConfig, _cache_rm, takes_recipe=False)
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vqgpt` command; always leaves by SystemExit."""
+    secure_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     configs = [*(command.config for command in COMMANDS.values()), Flags, OutputFlags]
     list_flags = {item.flag for config in configs for item in options_of(config) if item.is_list}

@@ -5,6 +5,7 @@ Must not import torch before a command's body runs.
 
 import os
 import shlex
+import signal
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ import typer
 
 from vqgpt.cli.console import Screen
 from vqgpt.cli.options import with_signature
+from vqgpt.cli.streams import check_written
 from vqgpt.config.options import option, options_of, resolve
 from vqgpt.config.recipe import read_recipe
 from vqgpt.errors import (
@@ -137,11 +139,14 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
             keep_memory_pages()
             with ended_by_signals:
                 screen.show_result(work(config, flags, screen.report))
+            if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
+                check_written()
         except VQGPTError as error:
             failure = error
         except KeyboardInterrupt as stop:
-            name, code = ("SIGTERM", ExitCode.SIGTERM) if isinstance(stop, Terminated) else ("SIGINT", ExitCode.SIGINT)
-            failure = InterruptedRun(f"interrupted by {name} before it was done", "run the same command again", code)
+            name = stop.signal.name if isinstance(stop, Terminated) else signal.SIGINT.name
+            message = f"interrupted by {name} before it was done"
+            failure = InterruptedRun(message, "run the same command again", ExitCode[name])
         except Exception as error:
             failure = explain(error)
             failure.__cause__ = error
@@ -220,12 +225,14 @@ def explain(error: Exception) -> VQGPTError:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return ResourceError(
             f"no space left to write {error.filename or 'the file'}",
-            "make room and run the same command again: it makes what is missing",
+            "make room, then run the same command again",
         )
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
     if isinstance(error, ImportError):
         return MissingDataError(str(error), "install it; `vqgpt doctor` tells what is missing")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib has no class of its own for it
+        return UsageError("~ stands for no folder here: HOME is not set, and this user has no home", "set HOME")
     from vqgpt.checkpoint import out_of_memory
 
     return out_of_memory(error) or VQGPTError(

@@ -188,7 +188,7 @@ def _plain_text(value: Any) -> str:
         return " ".join(map(_plain_text, value)) or "none"
     if isinstance(value, Mapping):
         return "  ".join(f"{name.replace('_', ' ')} {_plain_text(element)}" for name, element in value.items())
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def _jsonable(value: Any) -> Any:

@@ -4,6 +4,7 @@ from vqgpt.cli.app import app  # noqa: F401  (importing it registers the command
 from vqgpt.cli.commands import COMMANDS, Command, Flags, OutputFlags
 from vqgpt.cli.options import default_text, environment_variable
 from vqgpt.config.options import Option, options_of
+from vqgpt.errors import ExitCode
 
 HEADING = """# Commands and options
 
@@ -14,6 +15,19 @@ environment, then in the recipe (`--recipe`), then in its default. In a recipe, 
 that has this option, a key in the table of a command to that command. A path may start with `~` in all of these.
 """
 
+EXIT_CODES = {
+    ExitCode.OK: "done; also if nobody reads what is shown any more",
+    ExitCode.UNEXPECTED: "a fault of vqgpt's, to be reported",
+    ExitCode.USAGE: "the command line, the environment or the recipe asks for what cannot be",
+    ExitCode.BAD_INPUT: "a file is bad, or does not match another",
+    ExitCode.MISSING_DATA: "a dataset, checkpoint, cache or package is not there",
+    ExitCode.OUT_OF_RESOURCES: "memory or disk space ran out; also for the result on stdout, if nothing else tells it",
+    ExitCode.NON_FINITE: "a loss or gradient is not finite",
+    ExitCode.SIGHUP: "SIGHUP: the terminal hung up",
+    ExitCode.SIGINT: "SIGINT: Ctrl-C",
+    ExitCode.SIGTERM: "SIGTERM",
+}
+
 
 def reference_page() -> str:
     """The page, in Markdown."""
@@ -21,7 +35,14 @@ def reference_page() -> str:
     sections += [_section(command) for command in sorted(COMMANDS.values(), key=lambda item: item.table)]
     sections.append(_table("Common to the commands of the pipeline", list(options_of(Flags))))
     sections.append(_table("Common to all commands", list(options_of(OutputFlags))))
+    sections.append(_exit_codes())
     return "\n".join(sections)
+
+
+def _exit_codes() -> str:
+    rows = "".join(f"| {int(code)} | {EXIT_CODES[code]} |\n" for code in ExitCode)
+    after_signals = "After a signal, what was done is saved or taken back, and the same command may be run again."
+    return f"## Exit codes\n\n| code | |\n|---|---|\n{rows}\n{after_signals}\n"
 
 
 def _section(command: Command) -> str:

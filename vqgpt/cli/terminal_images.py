@@ -19,6 +19,7 @@ import termios
 import time
 import tty
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -57,21 +58,23 @@ def protocol_by_name(environment: Mapping[str, str]) -> Protocol | None:
 
 def answers_with_sixel() -> bool:
     """Ask the terminal for its attributes (DA1); True if it answers in time, and has sixel graphics (4)."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
-    except OSError:
-        return False
+    with suppress(OSError, termios.error), open("/dev/tty", "r+b", buffering=0) as terminal:  # or it has hung up
+        return attributes_have_sixel(attributes_of(terminal))
+    return False
+
+
+def attributes_of(terminal: io.FileIO) -> bytes:
+    """What a terminal answers to DA1 in the time it has. Raises OSError or termios.error if there is no terminal."""
     before = termios.tcgetattr(terminal)
     answer, deadline = b"", time.monotonic() + SECONDS_TO_ANSWER
     try:
-        tty.setcbreak(terminal)
-        os.write(terminal, b"\x1b[c")
+        tty.setcbreak(terminal.fileno())
+        terminal.write(b"\x1b[c")
         while not answer.endswith(b"c") and select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0]:
-            answer += os.read(terminal, 64)
+            answer += terminal.read(64)
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-        os.close(terminal)
-    return attributes_have_sixel(answer)
+    return answer
 
 
 def attributes_have_sixel(answer: bytes) -> bool:

@@ -19,7 +19,10 @@ CACHE_FOLDER = Path("cache")
 RUNS_FOLDER = Path("runs")
 
 DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
-DATA_ROOT_HELP = "Folder of the downloaded images (default: vqgpt/data in the user's cache folder)"
+DATA_ROOT_HELP = (
+    "Folder of the downloaded images (default: vqgpt/data in the user's cache folder, or data where there can be none)"
+)
+HOMELESS_DATA_ROOT = Path("data")
 MOST_WORKERS = 16  # unless told otherwise
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
@@ -30,8 +33,16 @@ N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file d
 
 
 def default_data_root() -> Path:
-    """Where downloaded images are kept: in the user's cache folder."""
-    return user_cache_folder() / "data"
+    """Where downloaded images are kept: in the user's cache folder, or beside cache/ and runs/ if there can be none.
+
+    So it is where no home is known, and in containers that say HOME=/ for a user without a name.
+    """
+    try:
+        root = user_cache_folder() / "data"
+    except RuntimeError:
+        return HOMELESS_DATA_ROOT
+    nearest = next(folder for folder in (root, *root.parents) if os.path.exists(folder))
+    return root if nearest == root or os.access(nearest, os.W_OK) else HOMELESS_DATA_ROOT
 
 
 def vqgan_path(dataset: str) -> Path:

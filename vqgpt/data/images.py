@@ -16,6 +16,7 @@ from PIL import Image
 from vqgpt.data.decoding import BrokenImageError, decode
 from vqgpt.data.file_trees import FileTree
 from vqgpt.errors import InputError
+from vqgpt.one_line import one_line
 
 
 class ImageSource(Protocol):
@@ -94,6 +95,8 @@ class ImageSplit:
     labels: NDArray[np.integer[Any]]
     source_index: NDArray[np.int64]
 
+    __repr__ = one_line
+
     @classmethod
     def whole(cls, source: ImageSource, labels: NDArray[np.integer[Any]]) -> "ImageSplit":
         """All images of a source. Raises ValueError if there are not as many labels."""
@@ -126,6 +129,8 @@ class ImageDataset:
     channels: int
     sha256: str
     skipped: tuple[str, ...] = ()
+
+    __repr__ = one_line
 
 
 def digest(splits: dict[str, ImageSplit]) -> str:

@@ -18,6 +18,7 @@ from vqgpt.config.gpt import GPTConfig, GPTOptions
 from vqgpt.config.options import from_json, to_json
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.gpt.model import GPT
+from vqgpt.one_line import one_line
 from vqgpt.torch_files import StoredTensor
 
 KIND = "gpt"
@@ -39,6 +40,8 @@ class LoadedGPT:
     codebook: Tensor | None
     label_dropout: float | None = None
     labels_seen: tuple[int, ...] | None = None
+
+    __repr__ = one_line
 
 
 def gpt_content(

@@ -32,6 +32,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.order import scan_order
 from vqgpt.moving_average import move_average
+from vqgpt.one_line import one_line
 from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step
 from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
@@ -53,6 +54,8 @@ class Sequences:
     codes: Tensor
     labels: Tensor
     scan: Tensor
+
+    __repr__ = one_line
 
     @classmethod
     def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
@@ -115,6 +118,8 @@ class Draws:
     views: Tensor
     untold: Tensor
     hidden: Tensor | None
+
+    __repr__ = one_line
 
     @classmethod
     def of(cls, step: Step, seed: int, views: int, tokens: int, options: GPTTrainingOptions) -> "Draws":

@@ -20,6 +20,7 @@ from vqgpt.config.commands import CACHE_FOLDER, SampleConfig, cache_path
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import composed
 from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.one_line import one_line
 from vqgpt.stages.labels import told_labels, untold
 from vqgpt.tokens import Description, TokenCache
 
@@ -36,6 +37,8 @@ class Prompts:
 
     kept: NDArray[np.int64]
     labels: list[Any]
+
+    __repr__ = one_line
 
 
 def read_prompts(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.one_line import one_line
 from vqgpt.progress import Progress, Report
 
 LARGEST_FILE = 2**20  # bytes of one .npy file, or of one line
@@ -55,6 +56,8 @@ class ForeignCodes:
     views: tuple[str, ...]
     dataset: str = ""
     image_size: int | None = None
+
+    __repr__ = one_line
 
 
 def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ForeignCodes:

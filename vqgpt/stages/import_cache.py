@@ -19,6 +19,7 @@ from vqgpt.config.datasets import DATASETS
 from vqgpt.data.images import held_out_rows
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.interrupt import stop_on_signals
+from vqgpt.one_line import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.stages.foreign_codes import ForeignCodes, read_llamagen, read_rar
 from vqgpt.tokens import CacheWriter, Description, Split, lock_of
@@ -40,6 +41,8 @@ class Tokenizer:
     sha256: str
     codebook: NDArray[np.float32]
     image_channels: int
+
+    __repr__ = one_line
 
 
 def run(config: CacheImportConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:

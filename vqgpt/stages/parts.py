@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.one_line import one_line
 from vqgpt.tokens import TokenCache
 
 
@@ -16,6 +17,8 @@ class Part:
     rows: range
     codes: NDArray[np.unsignedinteger]
     labels: NDArray[np.integer]
+
+    __repr__ = one_line
 
 
 def parts_of(cache: TokenCache, split: str, view: int, rows: range, at_once: int) -> Iterator[Part]:

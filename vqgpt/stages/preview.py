@@ -20,6 +20,7 @@ from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.reading import read_dataset
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.files import write_atomically
+from vqgpt.one_line import one_line
 from vqgpt.pictures import comparison_sheet, contact_sheet, png_bytes, to_displayable
 from vqgpt.pixels import images_per_pass
 from vqgpt.progress import Notice, Report
@@ -49,6 +50,8 @@ class Comparison:
     best_psnr: NDArray[np.float64]
     agreement: NDArray[np.float64]
     chance: float
+
+    __repr__ = one_line
 
     @property
     def db_lost(self) -> float:

@@ -21,6 +21,7 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sampling import Sampler
+from vqgpt.one_line import one_line
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.completion import Prompts, check_same_tokens, is_prefix
@@ -51,6 +52,8 @@ class SamplePlan:
     kept: NDArray[np.int64] | None
     description: Description
     cache: CachePath
+
+    __repr__ = one_line
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -64,7 +64,11 @@ def _run(
     cache = TokenCache(find_cache(config.cache, config.dataset))
     check_dataset(config.dataset, cache.description.dataset, cache.path)
     report(Notice(text=f"training on {cache.path}"))
-    if cache.description.unverified:
+    if not cache.description.knows_its_vqgan:
+        report(
+            Notice(text="its codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them")
+        )
+    elif cache.description.unverified:
         report(Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` tells whether they are right"))
     architecture = gpt_config(config, cache)
     result = config.out or gpt_path(cache.description.dataset)

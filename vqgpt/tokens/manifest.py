@@ -13,6 +13,7 @@ import numpy as np
 
 from vqgpt.config.options import to_json
 from vqgpt.files import canonical_json, sha256
+from vqgpt.one_line import one_line
 from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
 
 FORMAT_VERSION = 1
@@ -54,6 +55,13 @@ class Description:
     precision: str
     sampling: dict[str, Any]
     shard_rows: int
+
+    __repr__ = one_line
+
+    @property
+    def knows_its_vqgan(self) -> bool:
+        """False where codes were imported without the VQ-GAN that made them: nothing can decode or check those."""
+        return self.tokenizer_sha256 != UNKNOWN_TOKENIZER
 
     @property
     def unverified(self) -> tuple[str, ...]:
@@ -136,6 +144,8 @@ class SplitStatistics:
     perplexity: float
     histogram: tuple[int, ...]
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -149,6 +159,8 @@ class Manifest:
     files: dict[str, StoredFile]
     shards: dict[str, dict[int, Shard]]
     statistics: dict[str, SplitStatistics]
+
+    __repr__ = one_line
 
     @property
     def has_all_shards(self) -> bool:

@@ -191,7 +191,7 @@ def explained(url: CacheURL, error: Exception) -> VQGPTError:
         )
     return MissingDataError(
         f"{url}: the object store fails or cannot be reached ({_short(said, text)})",
-        "check the network and the endpoint (AWS_ENDPOINT_URL); then run the same command again: it continues",
+        "check the network and the endpoint (AWS_ENDPOINT_URL), then run the same command again",
     )
 
 

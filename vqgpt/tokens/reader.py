@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vqgpt.config.cache_path import CachePath
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.one_line import one_line
 from vqgpt.tokens.document import from_document
 from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.layout import ArrayLayout
@@ -40,6 +41,8 @@ class SplitTokens:
     source_index: NDArray[np.int64]
     log_prob: NDArray[np.float32] | None = None
 
+    __repr__ = one_line
+
 
 class TokenCache:
     """A finished cache, opened for reading."""
@@ -57,6 +60,12 @@ class TokenCache:
             )
         for key, fault in metadata_faults(self.store, self.manifest).items():
             raise self._damaged(key, fault)
+
+    def __repr__(self) -> str:
+        what = self.description
+        rows = " + ".join(f"{split.rows:,} {split.name}" for split in what.splits)
+        grid = f"grid {what.grid[0]} x {what.grid[1]}, {what.codebook_size} codes"
+        return f"TokenCache({self.path}: {what.dataset}, {what.origin}, {rows} rows, {grid})"
 
     @property
     def description(self) -> Description:

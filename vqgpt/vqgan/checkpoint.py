@@ -20,6 +20,7 @@ from vqgpt.checkpoint import (
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.one_line import one_line
 from vqgpt.torch_files import StoredTensor
 from vqgpt.vqgan.architecture import check_fits
 from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign
@@ -39,6 +40,8 @@ class CheckpointFile:
     config: VQGANConfig
     content: Mapping[str, Any]
     foreign: ForeignVQGAN | None
+
+    __repr__ = one_line
 
 
 def vqgan_content(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqgpt.config.vqgan import Lookup, VQGANConfig
 from vqgpt.errors import InputError
+from vqgpt.one_line import one_line
 from vqgpt.torch_files import StoredTensor
 from vqgpt.vqgan.architecture import infer_config
 
@@ -35,6 +36,8 @@ class ForeignVQGAN:
     tensors: StateDict
     config: VQGANConfig
     extra: int
+
+    __repr__ = one_line
 
     def read(self, source: Path) -> dict[str, Tensor]:
         """All weights, in float32. Raises InputError if one is damaged or not finite."""

@@ -101,6 +101,10 @@ def _channel_weights() -> list[Tensor]:
 def _vgg16_weights(report: Report) -> dict[str, Tensor]:
     published = import_torchvision("models").VGG16_Weights.IMAGENET1K_V1
     place = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    if place.parts[0] == "~":  # torch would make a folder of that name
+        raise MissingDataError(
+            "there is no home folder to keep the weights of VGG16 in", f"set HOME or TORCH_HOME, or {WITHOUT}"
+        )
     if not place.exists():
         report(Notice(text=f"downloading the weights of VGG16 to {place} (about 530 MB)"))
     try:
