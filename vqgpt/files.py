@@ -150,8 +150,10 @@ def links_below(folder: Path) -> list[Path]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, and flush their names to disk."""
+    """Make a folder and its missing parents, and flush their names to disk. Raises OSError, also if it is a file."""
     if not folder.is_dir():
+        if folder.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         fsync_folder(folder.parent)
