@@ -1,5 +1,6 @@
 """Shared by all tests: running commands in a folder of their own, and one tiny pipeline that many tests look at."""
 
+import ctypes
 import functools
 import io
 import json
@@ -120,6 +121,29 @@ def pipeline(finished_pipeline, tmp_path, monkeypatch):
     shutil.copytree(finished_pipeline, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     return tmp_path / "copy"
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """What runs commands in processes to be killed."""
+    from tests.forked import Commands
+
+    program = Commands()
+    yield program
+    program.close()
+
+
+@pytest.fixture
+def as_any_user():
+    """Permissions of files count, for root too, who owns what tests make: CAP_DAC_OVERRIDE (1) is laid down."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    held, fewer = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    assert libc.capget(header, held) == 0
+    fewer[:] = [held[0] & ~(1 << 1), *held[1:]]
+    assert libc.capset(header, fewer) == 0
+    yield
+    assert libc.capset(header, held) == 0
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ Operation = tuple[str, Path, Path | None]  # what, on which file, and for a repl
 
 @contextmanager
 def before_each_operation(act: Callable[[Operation], None]) -> Iterator[None]:
-    """Within this block, `act` is called before every mkdir, half of a write, fsync, replace and unlink."""
+    """Within this block, `act` is called before every change: of names, and half of each write."""
     names: dict[int, Path] = {}
-    real = {name: getattr(os, name) for name in ("open", "replace", "mkdir", "unlink")}
+    real = {name: getattr(os, name) for name in ("open", "pwrite", "replace", "mkdir", "unlink", "rmdir")}
 
     class InHalves:
         def __init__(self, path, mode):
@@ -40,13 +40,22 @@ def before_each_operation(act: Callable[[Operation], None]) -> Iterator[None]:
                 self.file.write(half)
                 self.file.flush()
 
-        def __getattr__(self, name):
+        def flush(self):
+            self.file.flush()
+
+        def __getattr__(self, name):  # of tell and seek, for archives
             return getattr(self.file, name)
 
-    def os_open(path, *arguments, **keywords):
-        descriptor = real["open"](path, *arguments, **keywords)
+    def os_open(path, flags, *arguments, **keywords):
+        if flags & os.O_CREAT:
+            act(("open", Path(path), None))
+        descriptor = real["open"](path, flags, *arguments, **keywords)
         names[descriptor] = Path(path)
         return descriptor
+
+    def pwrite(descriptor, data, offset):
+        act(("write", names[descriptor], None))
+        return real["pwrite"](descriptor, data, offset)
 
     def fsync(descriptor):
         act(("fsync", names[descriptor], None))
@@ -63,8 +72,13 @@ def before_each_operation(act: Callable[[Operation], None]) -> Iterator[None]:
         act(("unlink", Path(path), None))
         real["unlink"](path, *arguments, **keywords)
 
+    def rmdir(path, *arguments, **keywords):
+        act(("rmdir", Path(path), None))
+        real["rmdir"](path, *arguments, **keywords)
+
+    changes = {"open": os_open, "pwrite": pwrite, "fsync": fsync, "replace": replace, "mkdir": mkdir}
     with (
-        mock.patch.multiple(os, open=os_open, fsync=fsync, replace=replace, mkdir=mkdir, unlink=unlink),
+        mock.patch.multiple(os, **changes, unlink=unlink, rmdir=rmdir),
         mock.patch.object(vqgpt.files, "open", InHalves, create=True),
     ):
         yield

@@ -2,8 +2,10 @@
 
 fork_command("train", "--out", "x.pt", cwd=folder)  ->  Forked, to be watched and stopped like a Popen
 run_ranks(2, "program.py", "argument")              ->  a program on two ranks, as torchrun would start them
+Commands().run(arguments=["train"], kill_before=7)  ->  how it ended, killed before disk operation 7
 """
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -113,3 +115,27 @@ def run_ranks(processes: int, *program: str, **environment: str) -> subprocess.C
     outputs, errors = zip(*(rank.communicate() for rank in ranks), strict=True)
     code = next((code for code in codes if code), 0)
     return subprocess.CompletedProcess(program, code, "".join(outputs), "".join(errors))
+
+
+class Commands:
+    """The program `tests.forked_commands`, whose children run in the current folder."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forked_commands"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, **request) -> dict:
+        self.process.stdin.write(json.dumps({"folder": str(Path.cwd()), **request}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def shards_begun(self) -> int:
+        """Since the last call."""
+        calls = Path("calls.log")
+        count = calls.stat().st_size if calls.exists() else 0
+        calls.unlink(missing_ok=True)
+        return count
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)

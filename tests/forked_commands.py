@@ -4,19 +4,23 @@ A line of stdin is a JSON object; a line of stdout says how the child ended. Sha
 
     {"folder": "/tmp/a", "arguments": [...], "signal": 9, "after": 0.3, "file_limit": 9000}
         ->  {"code": -9, "seconds": 0.3, "err": "..."}
-    {"folder": "/tmp/a", "kill_before": 17, "arguments": [...]}, or "cache": "x.zarr" for made-up codes
-        ->  {"code": -9, "operation": "fsync train/codes/c/0/0"}
-    The same with "full_from" instead of "kill_before": from that operation on the disk is full.
+    {"folder": "/tmp/a", "kill_before": 17, "cache": "x.zarr"}        a small cache, without a command
+    {"folder": "/tmp/a", "kill_before": 17, "arguments": [...]}
+        ->  {"code": -9, "operations": ["mkdir x.zarr", ..., "fsync x.zarr/train/codes/c/0/0"]}
+    {"folder": "/tmp/a", "full_before": 17, "arguments": [...]}       the disk is full from that operation on
 """
 
 import errno
 import json
+import math
 import os
 import resource
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tests.preloaded  # noqa: F401
@@ -24,12 +28,14 @@ import vqgpt.stages.tokenize as stage
 from tests.conftest import description, rows_of
 from tests.disk_operations import before_each_operation, named
 from vqgpt.cli.app import main
+from vqgpt.gpt import sampling
 from vqgpt.progress import silent
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Split, layout
 
-layout.MAX_SHARD_ROWS = 8
+layout.MAX_SHARD_ROWS = sampling.IMAGES_ON_CPU = 8
 os.fsync = lambda descriptor: None  # it is slow, and the kernel keeps what a killed process wrote
+TAKES_SPACE = {"mkdir", "open", "write", "fsync", "replace"}
 CALLS = "calls.log"  # a byte for every shard that any child began to make
 SMALL = description(splits=(Split(name="train", rows=40),))
 
@@ -51,7 +57,32 @@ def run_command(request):
     if "file_limit" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
     stage.encode_batch = counted(stage.encode_batch)
-    main(request["arguments"])
+    with disturbed(request):
+        if "cache" in request:
+            fill_small_cache(Path(request["cache"]))
+        else:
+            main(request["arguments"])
+
+
+@contextmanager
+def disturbed(request) -> Iterator[None]:
+    """Tell the operations as they come, and kill the process before one, or refuse what takes space from it on."""
+    if "operations" not in request:
+        yield
+        return
+    count = 0
+
+    def act(operation):
+        nonlocal count
+        os.write(request["operations"], named(operation, Path.cwd()).encode() + b"\n")
+        if count == request.get("kill_before"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if count >= request.get("full_before", math.inf) and operation[0] in TAKES_SPACE:
+            raise OSError(errno.ENOSPC, "No space left on device", str(operation[1]))
+        count += 1
+
+    with before_each_operation(act):
+        yield
 
 
 def fill_small_cache(cache: Path) -> None:
@@ -70,41 +101,19 @@ def fill_small_cache(cache: Path) -> None:
     fill_cache(cache, SMALL, codebook, False, "test", codes_of, labels_of, silent)
 
 
-def work_until(request):
-    """Do it up to a disk operation, at which the process is killed, or from which on the disk is full."""
-    count = 0
-    killed = "kill_before" in request
-    place = request["kill_before"] if killed else request["full_from"]
-
-    def act(operation):
-        nonlocal count
-        count += 1
-        if count == place + 1:
-            Path("operation").write_text(named(operation, Path(request.get("cache", "."))))
-            if killed:
-                os.kill(os.getpid(), signal.SIGKILL)
-        if not killed and count > place and operation[0] != "unlink":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(operation[1]))
-
-    with before_each_operation(act):
-        if "cache" in request:
-            fill_small_cache(Path(request["cache"]))
-        else:
-            run_command(request)
-
-
 def in_child(request) -> dict:
     os.chdir(request["folder"])
     start = time.monotonic()
-    is_cut_off = "kill_before" in request or "full_from" in request
-    with tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as operations:
+        if {"kill_before", "full_before"} & set(request):
+            request["operations"] = operations.fileno()
         child = os.fork()
         if child == 0:
             os.dup2(err.fileno(), 1)
             os.dup2(err.fileno(), 2)
             code = 0
             try:
-                (work_until if is_cut_off else run_command)(request)
+                run_command(request)
             except SystemExit as leaving:
                 code = int(leaving.code or 0)
             sys.stderr.flush()
@@ -116,8 +125,8 @@ def in_child(request) -> dict:
         err.seek(0)
         answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - start}
         answer["err"] = err.read().decode()
-    if is_cut_off and answer["code"]:
-        answer["operation"] = Path("operation").read_text()
+        operations.seek(0)
+        answer["operations"] = operations.read().decode().splitlines()
     return answer
 
 

@@ -10,8 +10,14 @@ import torch._dynamo
 import torch.distributed.fsdp  # noqa: F401
 
 import vqgpt
+import vqgpt.stages.export_model
+import vqgpt.stages.import_cache
+import vqgpt.stages.import_vqgan
+import vqgpt.stages.preview
+import vqgpt.stages.reconstruct
 import vqgpt.stages.render
 import vqgpt.stages.sample
+import vqgpt.stages.score
 import vqgpt.stages.tokenize
 import vqgpt.stages.train_gpt
 import vqgpt.stages.train_vqgan

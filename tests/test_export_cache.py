@@ -142,8 +142,7 @@ def test_a_damaged_shard_leaves_no_file_that_looks_whole(here):
     write_cache(Path("a.zarr"), description())
     (Path("a.zarr") / "test/codes/c/0/0/0/0").write_bytes(b"x")
     assert_refused(run_here("cache", "export", "a.zarr"), 3, "test/codes/c/0/0/0/0")
-    left = {path.name for path in Path("a-npy").iterdir()}
-    assert left == {"train_codes.npy", "train_labels.npy", "train_source_index.npy"}
+    assert [path.name for path in Path().iterdir()] == ["a.zarr"]
     assert_refused(run_here("cache", "export", "a.zarr", "--format", "npz"), 3, "test/codes/c/0/0/0/0")
     assert not list(Path().glob("*.npz*"))
     assert not list(Path().glob(".*.npz*"))

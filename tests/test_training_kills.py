@@ -51,7 +51,7 @@ def training(request, here):
     return TRAININGS[request.param]
 
 
-@pytest.mark.parametrize(("cut_off", "code"), [("kill_before", -signal.SIGKILL), ("full_from", 5)])
+@pytest.mark.parametrize(("cut_off", "code"), [("kill_before", -signal.SIGKILL), ("full_before", 5)])
 def test_being_cut_off_at_any_disk_operation_costs_nothing(commands, training, here, cut_off, code):
     whole, cut = here / "whole", here / "cut"
     answer = commands.run(folder=str(whole), arguments=training)
@@ -59,7 +59,7 @@ def test_being_cut_off_at_any_disk_operation_costs_nothing(commands, training, h
     expected = result_of(whole / "s")
     operations, place = [], 0
     while (answer := commands.run(folder=str(cut), arguments=training, **{cut_off: place}))["code"]:
-        operations.append(answer["operation"])
+        operations.append(answer["operations"][-1])
         assert answer["code"] == code, (operations[-1], answer["err"])
         answer = commands.run(folder=str(cut), arguments=training)
         assert answer["code"] == 0, (operations[-1], answer["err"])

@@ -36,7 +36,7 @@ def test_a_second_training_with_the_same_result_is_refused_and_the_first_goes_on
     wait_for(lambda: saved_step(Path("s/x.unfinished.pt")), first)
     first.send_signal(signal.SIGSTOP)
     second = run_here(*long, "--out", out, "--overwrite", "-q")
-    assert_refused(second, 3, f"is being written by process {first.pid}")
+    assert_refused(second, 3, f"is being written by process {first.pid}", "--out")
     first.send_signal(signal.SIGCONT)
     _, err = first.communicate(timeout=120)
     assert first.returncode == 0, err

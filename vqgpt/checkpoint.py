@@ -20,10 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vqgpt.errors import InputError, MissingDataError, ResourceError
+from vqgpt.errors import InputError, ResourceError
 from vqgpt.files import canonical_json, write_atomically
 from vqgpt.safetensors_files import read_safetensors
-from vqgpt.torch_files import StoredTensor, read_torch_file
+from vqgpt.torch_files import StoredTensor, check_is_file, read_torch_file
 
 FORMAT = "vqgpt checkpoint"
 VERSION = 1
@@ -78,8 +78,7 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
     Raises MissingDataError if it is not there, with `how_to_make_one` as the remedy, and InputError if it is damaged,
     of another kind, or not ours.
     """
-    if not path.is_file():
-        raise MissingDataError(f"there is no checkpoint {path}", how_to_make_one)
+    check_is_file(path, how_to_make_one)
     content = _load_safetensors(path) if path.suffix == SAFETENSORS else _load_torch(path, how_to_make_one)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not a checkpoint of vqgpt", how_to_make_one)

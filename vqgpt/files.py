@@ -1,6 +1,8 @@
 """Writing files so that a crash, at any instant, leaves the old file or the new one, and never a part.
 
-Must not import torch: the token cache is written through this too.
+A link is followed before anything is written: it stays, and what it leads to is replaced. Two processes must not write
+one file at the same time: `vqgpt.write_lock` is for that. Must not import torch: the token cache is written through
+this too.
 """
 
 import errno
@@ -8,10 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from vqgpt.errors import InputError, MissingDataError
 
 PARTIAL_SUFFIX = ".partial"
 BLOCK = 2**16  # bytes
@@ -20,13 +25,44 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def user_cache_folder() -> Path:
     """Where the user keeps what can be fetched or made again. Raises RuntimeError if no home is known."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vqgpt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vqgpt"
+
+
+def place_of(path: Path) -> Path:
+    """Where that lies which is written to `path`, be it there or not: a link is followed to its end.
+
+    Raises InputError if links lead in a circle, and MissingDataError if one leads into a folder that is not there, as
+    on a disk that is not mounted: no folders are made at the other end of a link.
+    """
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            end = Path(os.path.realpath(part))
+            if _leads_in_a_circle(part):
+                raise InputError(f"{part} is a link that leads in a circle", "delete it, or give another path")
+            if not end.parent.is_dir():
+                raise MissingDataError(
+                    f"{part} is a link to {end}, and there is no folder {end.parent}",
+                    "make or mount that folder, or give another path",
+                )
+            return Path(os.path.realpath(path))
+    if path.is_symlink() or path.name in ("", ".."):
+        return Path(os.path.realpath(path))
+    return path
+
+
+def _leads_in_a_circle(link: Path) -> bool:
+    try:
+        link.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary name beside `path`, flush it to disk, then rename; make missing folders.
 
-    Raises OSError (disk full, not writable); then `path` is as it was and the temporary file is gone.
+    Raises OSError (disk full, not writable), and InputError if `path` is no file, or what `place_of` raises; then
+    `path` is as it was and the temporary file is gone.
     """
     with open_atomically(path) as file:
         file.write(data)
@@ -35,20 +71,23 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """The same for what does not fit into memory: a file to write, which is `path` once the block has ended well."""
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    place = place_of(path)
+    if place.exists() and not place.is_file():
+        raise InputError(f"{path} is not a file", "give another path")
+    make_folder(place.parent)
+    temporary = partial_path(place)
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             error.filename = error.filename or str(path)  # Python does not tell which file it could not write to
         raise
-    fsync_folder(path.parent)
+    fsync_folder(place.parent)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -85,35 +124,68 @@ def _end_of_lines(file: BinaryIO) -> int:
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
     """The same for a folder: one to fill, which takes the place of what is at `path` once the block has ended well."""
-    make_folder(path.parent)
-    temporary, old = (path.with_name(f".{path.name}{suffix}") for suffix in (PARTIAL_SUFFIX, ".old"))
+    place = place_of(path)
+    if place.is_mount():
+        raise InputError(f"{path} is where a disk is mounted, and cannot be replaced", "give a folder in it")
+    make_folder(place.parent)
+    temporary, old = partial_path(place), place.with_name(f".{place.name}.old")
+    if old.exists() and not place.exists():  # a run was killed between the two renames
+        os.replace(old, place)
     for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove(leftover)
     make_folder(temporary)
     try:
         yield temporary
         fsync_folder(temporary)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+        if place.exists():
+            os.replace(place, old)
+        os.replace(temporary, place)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not place.exists():
+            os.replace(old, place)
+        remove(temporary)
         raise
-    fsync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    fsync_folder(place.parent)
+    remove(old)
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file or folder lies while it is not whole."""
+    return path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder of ours, if it is there; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be, and raise OSError now, not after hours of work, if files cannot be written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    trial = folder / f".trial{PARTIAL_SUFFIX}"
-    trial.touch()
-    trial.unlink()
+    """Raise OSError now, not after hours of work, if files cannot be written in a folder, be it there yet or not.
+
+    The file that is tried has no name, or one that nobody else takes, and is gone when this returns.
+    """
+    place = place_of(folder)
+    there = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there, prefix=".", suffix=PARTIAL_SUFFIX):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def links_below(folder: Path) -> list[Path]:
+    """The links in a folder and its folders, which are not followed."""
+    return sorted(path for path in folder.rglob("*") if path.is_symlink())
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, and flush their names to disk."""
+    """Make a folder and its missing parents, and flush their names to disk. Raises OSError, also if it is a file."""
     if not folder.is_dir():
+        if folder.exists():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         fsync_folder(folder.parent)

@@ -10,16 +10,15 @@ import safetensors
 import torch
 from torch import Tensor
 
-from vqgpt.errors import InputError, MissingDataError
-from vqgpt.torch_files import StoredTensor
+from vqgpt.errors import InputError
+from vqgpt.torch_files import StoredTensor, check_is_file
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Metadata and tensors. Raises MissingDataError if there is no file, InputError if it is damaged or another."""
-    if not path.is_file():
-        raise MissingDataError(f"there is no checkpoint {path}", "check the path")
+    check_is_file(path, "check the path")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # it is not a dict

@@ -85,13 +85,20 @@ class Inert:
         """Be filled as a list, and keep nothing."""
 
 
+def check_is_file(path: Path, remedy: str) -> None:
+    """Raise MissingDataError, with `remedy`, if there is no checkpoint at `path`, and InputError if it is a folder."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a checkpoint", "give the path of the file itself")
+    if not path.is_file():
+        raise MissingDataError(f"there is no checkpoint {path}", remedy)
+
+
 def read_torch_file(path: Path) -> Any:
     """The object in a file of `torch.save`, its tensors not yet loaded.
 
     Raises MissingDataError if there is no such file, InputError if it is not one of torch, truncated or damaged.
     """
-    if not path.is_file():
-        raise MissingDataError(f"there is no checkpoint {path}", "check the path")
+    check_is_file(path, "check the path")
     try:
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):

@@ -77,7 +77,7 @@ class TrainingRun:
         self.best = result.with_suffix(".best.pt")
         self.pictures = pictures
         self.metrics = result.with_name("metrics.jsonl")
-        self.lock = WriteLock(result)
+        self.lock = WriteLock(result, elsewhere="give another --out")
         self.writes = rank() == 0
         self.also_log: Callable[[dict[str, Any]], None] = lambda record: None
         self.state: dict[str, Any] | None = None

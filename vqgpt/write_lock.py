@@ -1,8 +1,9 @@
 """One run at a time writes a result: a lock that the kernel drops when its holder dies.
 
 The lock is `flock` on the file `.NAME.lock` beside the result (a file or a folder, reached through whatever links),
-which says who holds it, and for which run. The main process of a run takes it alone, and can share it with the other
-processes of its run: as long as one of them lives, no other run gets in. A killed run leaves the file and no lock.
+which says who holds it, for which run, and what it makes. The main process of a run takes it alone, and can share it
+with the other processes of its run: as long as one of them lives, no other run gets in. A killed run leaves the file
+and no lock; by that file the same work knows a result that was made where nothing was before, and may replace it.
 Must not import torch.
 """
 
@@ -14,28 +15,51 @@ from pathlib import Path
 from types import TracebackType
 
 from vqgpt.errors import InputError
-from vqgpt.files import make_folder
+from vqgpt.files import DISK_FULL, make_folder, place_of
 
 
 class WriteLock:
     """The right to write the result at `path`; give it back with `release`, or use it as a context.
 
-    `run` is a name that the processes of one run have in common, and no other run has.
+    `run` is a name that the processes of one run have in common, and no other run has; `work` one that every run has
+    which makes the same. `elsewhere` says, in errors, how to write somewhere else.
     """
 
-    def __init__(self, path: Path, run: str = "") -> None:
+    def __init__(self, path: Path, run: str = "", work: str = "", elsewhere: str = "give another path") -> None:
         self.path = path
         self.run = run
-        target = path.resolve()
-        self.file = target.with_name(f".{target.name}.lock")
+        self.work = work
+        self.elsewhere = elsewhere
+        self.place = place_of(path)
+        self.file = self.place.with_name(f".{self.place.name}.lock")
         self.descriptor: int | None = None
 
     def take(self) -> None:
-        """Take the lock alone. Raises InputError at once, with host and process, if another run has it."""
+        """Take the lock alone.
+
+        Raises InputError at once if another run has it, with host and process, or if nothing can be written there.
+        """
         self._lock(fcntl.LOCK_EX)
         assert self.descriptor is not None
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{self.run}".encode(), 0)
+        makes = self.work if self.makes_what_is_there() or not self.place.exists() else ""
+        words = f"process {os.getpid()} on {socket.gethostname()}\n{self.run}\n{makes}\n".encode()
+        try:
+            os.pwrite(self.descriptor, words, 0)  # in one step, so that a kill loses nothing of it
+            os.ftruncate(self.descriptor, len(words))
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+
+    def makes_what_is_there(self) -> bool:
+        """True if the result, where there is one, was made by this work, by us or by a run that was killed."""
+        try:
+            descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            return bool(self.work) and _read(descriptor)[2] == self.work
+        finally:
+            os.close(descriptor)
 
     def wait(self) -> None:
         """Take the lock alone, as soon as nobody else has it: for what is over in an instant."""
@@ -59,10 +83,14 @@ class WriteLock:
 
     def release(self) -> None:
         """Give the lock back; the last process that holds it removes its file."""
+        self._release(keeps_file=False)
+
+    def _release(self, keeps_file: bool) -> None:
         if self.descriptor is not None:
             with suppress(OSError):  # another process of this run still holds it
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.file.unlink(missing_ok=True)
+                if not keeps_file:
+                    self.file.unlink(missing_ok=True)
             os.close(self.descriptor)
             self.descriptor = None
 
@@ -72,12 +100,12 @@ class WriteLock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        failed_at_the_end = error is not None and self.place.exists() and self.makes_what_is_there()
+        self._release(keeps_file=failed_at_the_end)  # then the same command is to be run again
 
     def _lock(self, kind: int, patient: bool = False) -> None:
-        make_folder(self.file.parent)
         while self.descriptor is None:
-            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            descriptor = self._open()
             try:
                 fcntl.flock(descriptor, kind if patient else kind | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -85,7 +113,7 @@ class WriteLock:
                 os.close(descriptor)
                 raise InputError(
                     f"{self.path} is being written by {holder}",
-                    "wait until it is done, or stop it; or give another path",
+                    f"wait until it is done, or stop it; or {self.elsewhere}",
                 ) from None
             except OSError as error:
                 os.close(descriptor)
@@ -97,6 +125,17 @@ class WriteLock:
             else:  # its holder removed it between our open and our lock
                 os.close(descriptor)
 
+    def _open(self) -> int:
+        try:
+            make_folder(self.file.parent)
+            return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            raise InputError(
+                f"{self.path} cannot be written ({error.filename}: {error.strerror})", self.elsewhere
+            ) from None
+
     def _is_current(self, descriptor: int) -> bool:
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.file))
@@ -104,7 +143,8 @@ class WriteLock:
             return False
 
 
-def _read(descriptor: int) -> tuple[str, str]:
-    """Who took the lock last, in words, and the name of its run."""
-    holder, _, run = os.pread(descriptor, 400, 0).decode(errors="replace").partition("\n")
-    return holder, run
+def _read(descriptor: int) -> tuple[str, str, str]:
+    """Who took the lock last, in words, the name of its run, and what it makes that was not there before."""
+    lines = os.pread(descriptor, 400, 0).decode(errors="replace").split("\n")
+    holder, run, work = [*lines, "", ""][:3]
+    return holder, run, work

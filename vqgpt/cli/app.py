@@ -39,6 +39,7 @@ from vqgpt.config.commands import (
 from vqgpt.config.options import options_of
 from vqgpt.config.output_commands import ModelExportConfig, RenderConfig, ScoreConfig
 from vqgpt.errors import ExitCode, UsageError
+from vqgpt.files import check_writable, place_of
 from vqgpt.progress import Notice, Report
 from vqgpt.versions import installed_version
 
@@ -159,6 +160,8 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
         render.check_ready(rendering, plan.description, flags.overwrite)
     if flags.dry_run:
         return plan.summary
+    if render:
+        check_writable(place_of(rendering.result).parent)
     result = sample.run(plan, config, flags.overwrite, report)
     if render:
         return {**result, "picture": render.run(rendering, flags.overwrite, False, report)["picture"]}

@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -19,8 +18,9 @@ from pathlib import Path
 from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset
 from vqgpt.errors import InputError, MissingFilesError
-from vqgpt.files import PARTIAL_SUFFIX, fsync_folder
+from vqgpt.files import fsync_folder, partial_path, place_of, remove
 from vqgpt.progress import Notice, Progress, Report
+from vqgpt.write_lock import WriteLock
 
 BLOCK = 2**20
 SECONDS_WITHOUT_AN_ANSWER = 30
@@ -31,12 +31,21 @@ LARGEST_EXPANSION = 100  # times the size of the archive: more is a bomb
 def ensure_files(dataset: Dataset, files: tuple[RemoteFile, ...], root: Path, report: Report) -> None:
     """Have every file below `root`, unpacked where it must be.
 
-    Raises MissingFilesError, naming all that is missing, if one cannot be had, and InputError for a damaged archive.
+    Raises MissingFilesError, naming all that is missing, if one cannot be had, and InputError for a damaged archive, or
+    if another run is fetching them.
     """
     missing = [file for file in files if not is_present(file, root)]
+    by_hand = [file for file in missing if dataset.source == "by hand" and not (root / file.path).exists()]
+    if by_hand:
+        raise missing_files(dataset, by_hand, root, "it has to be asked for by hand")
+    if missing:
+        with WriteLock(root / dataset.name, elsewhere="give another --data-root") as lock:
+            lock.take()
+            _make_present(dataset, [file for file in missing if not is_present(file, root)], root, report)
+
+
+def _make_present(dataset: Dataset, missing: list[RemoteFile], root: Path, report: Report) -> None:
     to_fetch = [file for file in missing if not (root / file.path).exists()]
-    if to_fetch and dataset.source == "by hand":
-        raise missing_files(dataset, to_fetch, root, "it has to be asked for by hand")
     if to_fetch:
         size = "" if dataset.reader == "medmnist" else f"about {dataset.megabytes:,} MB in all; "
         report(Notice(text=f"downloading {dataset.name} to {root} ({size}licence: {dataset.licence})"))
@@ -92,7 +101,7 @@ def existing_files(dataset: Dataset, root: Path) -> list[Path]:
 
 def fetch(file: RemoteFile, root: Path, report: Report) -> None:
     """Download one file. Raises OSError or HTTPException; what has arrived is kept for the next time."""
-    target = root / file.path
+    target = place_of(root / file.path)
     partial = partial_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     have = partial.stat().st_size if partial.exists() else 0
@@ -133,11 +142,6 @@ def _receive(answer: http.client.HTTPResponse, partial: Path, have: int, file: R
         raise OSError(f"the connection ended after {done:,} of {total:,} bytes")
 
 
-def partial_path(target: Path) -> Path:
-    """Where a file lies while it is not whole."""
-    return target.with_name(f".{target.name}{PARTIAL_SUFFIX}")
-
-
 def md5_of(path: Path) -> str:
     """The MD5 digest of a file, in which publishers give them; it guards against damage, not against malice."""
     with open(path, "rb") as file:
@@ -163,14 +167,14 @@ def check_digest(file: RemoteFile, root: Path, report: Report) -> None:
 
 def unpack(file: RemoteFile, root: Path) -> None:
     """Unpack an archive to its place, all or nothing. Raises InputError if it is damaged, unsafe or a bomb."""
-    archive, place = root / file.path, root / file.content
+    archive, place = root / file.path, place_of(root / file.content)
     partial = partial_path(place)
     limit = LARGEST_EXPANSION * archive.stat().st_size
     remove(partial)
     try:
         if file.path.endswith(".tar.gz"):
             _unpack_tar(archive, partial, limit)
-            os.replace(partial / place.name, place)
+            os.replace(partial / Path(file.content).name, place)
         else:
             _unpack_gzip(archive, partial, limit)
             os.replace(partial, place)
@@ -206,14 +210,6 @@ def _unpack_gzip(archive: Path, target: Path, limit: int) -> None:
             out.write(block)
         out.flush()
         os.fsync(out.fileno())
-
-
-def remove(path: Path) -> None:
-    """Delete a file or folder of ours, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException) -> str:

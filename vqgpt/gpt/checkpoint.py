@@ -16,10 +16,10 @@ from torch import Tensor
 from vqgpt.checkpoint import load_checkpoint, load_weights, read_checkpoint_file
 from vqgpt.config.gpt import GPTConfig, GPTOptions
 from vqgpt.config.options import from_json, to_json
-from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.model import GPT
 from vqgpt.one_line import one_line
-from vqgpt.torch_files import StoredTensor
+from vqgpt.torch_files import StoredTensor, check_is_file
 
 KIND = "gpt"
 LARGEST_WEIGHTS = 2**40  # bytes
@@ -81,8 +81,7 @@ def load_gpt(
 
     Raises MissingDataError if there is none at `path`, InputError if it is not one, UsageError if `n_head` cannot be.
     """
-    if not path.is_file():
-        raise MissingDataError(f"there is no checkpoint {path}", how_to_make_one)
+    check_is_file(path, how_to_make_one)
     stored = read_checkpoint_file(path)
     if isinstance(stored, Mapping) and "transformer.wte.weight" in stored and "format" not in stored:
         model = _load_generativezoo(path, stored, n_head or HEADS, grid)

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from vqgpt.config.cache_commands import ExportConfig
 from vqgpt.config.options import to_json
-from vqgpt.errors import InputError, UsageError
-from vqgpt.files import canonical_json, open_atomically, tidy_after_a_kill
+from vqgpt.files import canonical_json, folder_atomically, open_atomically
 from vqgpt.progress import Progress, Report
+from vqgpt.stages.results import check_place, sole_writer
 from vqgpt.tokens import SplitTokens, TokenCache
 
 ABOUT = "about.json"
@@ -39,19 +39,25 @@ def run(config: ExportConfig, overwrite: bool, dry_run: bool, report: Report) ->
     rows = sum(cache.rows(split) for split in splits)
     about = _about(cache, splits, config.format)
     files = _files(config, cache, splits, about)
-    folder = config.result.parent if config.format == "npz" else config.result
-    _check_place(config, folder, set(files), overwrite)
+    names = None if config.format == "npz" else files.keys()
+    check_place(config.result, config, overwrite, names)
     plan = {"out": config.result, "rows": rows, "files": sorted(files)}
     if dry_run:
         return plan
-    if config.format != "npz" and folder.is_dir():
-        (folder / ABOUT).unlink(missing_ok=True)  # it says that the others are whole
-        tidy_after_a_kill(folder)
+    with sole_writer(config.result, config, overwrite, names):
+        if names is None:
+            _write_files(files, config.result.parent, report)
+        else:
+            with folder_atomically(config.result) as folder:
+                _write_files(files, folder, report)
+    return plan
+
+
+def _write_files(files: Files, folder: Path, report: Report) -> None:
     for done, (name, write) in enumerate(files.items(), start=1):
         with open_atomically(folder / name) as file:
             write(file)
         report(Progress(task="export", done=done, total=len(files), unit="files"))
-    return plan
 
 
 def _about(cache: TokenCache, splits: tuple[str, ...], form: str) -> dict[str, Any]:
@@ -89,26 +95,6 @@ def _files(config: ExportConfig, cache: TokenCache, splits: tuple[str, ...], abo
                 for index in sorted(cache.manifest.shards[split])
             }
     return {**files, ABOUT: lambda file: _write(file, canonical_json(about))}
-
-
-def _check_place(config: ExportConfig, folder: Path, names: set[str], overwrite: bool) -> None:
-    """Raise UsageError if something is there and --overwrite is not given, InputError if it is not what we replace."""
-    out = config.result
-    is_folder = config.format != "npz"
-    if not out.exists() or (is_folder and out.is_dir() and not any(out.iterdir())):
-        return
-    if out.is_dir() != is_folder:
-        raise UsageError(f"{out} is a {'folder' if out.is_dir() else 'file'}", "give another --out")
-    if not overwrite:
-        raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
-    if is_folder:
-        partials = {f".{name}.partial" for name in names}
-        others = sorted({path.name for path in folder.iterdir()} - names - partials)
-        if others:
-            raise InputError(
-                f"{out} holds {others[0]}, which this export would not replace",
-                "move it elsewhere, or give another --out",
-            )
 
 
 def _shards(cache: TokenCache, split: str) -> Iterator[SplitTokens]:

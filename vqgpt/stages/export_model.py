@@ -1,6 +1,5 @@
 """`vqgpt export`: a GPT as a model of Hugging Face transformers, or a GPT or VQ-GAN as a safetensors file."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,15 @@ from vqgpt.checkpoint import load_checkpoint, load_weights, save_checkpoint, wei
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.output_commands import ModelExportConfig
-from vqgpt.errors import InputError, UsageError
-from vqgpt.files import folder_atomically, write_atomically
+from vqgpt.errors import UsageError
+from vqgpt.files import check_writable, folder_atomically, place_of, write_atomically
 from vqgpt.gpt import checkpoint as gpt_checkpoint
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.transformers_format import transformers_files
 from vqgpt.stages.find import find_gpt
+from vqgpt.stages.results import check_place, sole_writer
+
+FLAG = "OUT"  # what the help calls the place
 
 
 def run(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
@@ -23,16 +25,18 @@ def run(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, 
 
     Raises UsageError if it exists, or if the format cannot hold the model.
     """
+    if not dry_run:
+        check_writable(place_of(config.out).parent)
     if config.to == "transformers":
         return _export_to_transformers(config, overwrite, dry_run)
-    if config.out.is_dir() or (config.out.exists() and not overwrite):
-        raise UsageError(f"{config.out} exists", "give --overwrite to replace a file, or another name")
+    check_place(config.out, config, overwrite, flag=FLAG)
     if config.checkpoint_vae:
         kind, content = _vqgan(config.checkpoint_vae)
     else:
         kind, (_, content) = gpt_checkpoint.KIND, _gpt(_gpt_path(config))
     if not dry_run:
-        save_checkpoint(config.out, kind, content)
+        with sole_writer(config.out, config, overwrite, flag=FLAG):
+            save_checkpoint(config.out, kind, content)
     return {"out": config.out, "kind": kind, "tensors": len(content["model"])}
 
 
@@ -82,22 +86,9 @@ def _export_to_transformers(config: ModelExportConfig, overwrite: bool, dry_run:
         weights_sha256(model, to_json(architecture)),
         content["figures"],
     )
-    _check_folder(config.out, set(files), overwrite)
+    check_place(config.out, config, overwrite, files, FLAG)
     if not dry_run:
-        with folder_atomically(config.out) as folder:
+        with sole_writer(config.out, config, overwrite, files, FLAG), folder_atomically(config.out) as folder:
             for name, data in files.items():
                 write_atomically(folder / name, data)
     return {"out": config.out, "files": sorted(files), "bytes": sum(map(len, files.values()))}
-
-
-def _check_folder(folder: Path, names: set[str], overwrite: bool) -> None:
-    """Raise UsageError if something is there and --overwrite is not given, InputError if it is not what we replace."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "give the folder to write")
-    if not overwrite:
-        raise UsageError(f"{folder} exists", "give --overwrite to replace it, or another folder")
-    others = sorted(set(os.listdir(folder)) - names)
-    if others:
-        raise InputError(f"{folder} holds {others[0]}, which this export would not replace", "give another folder")

@@ -25,6 +25,7 @@ from vqgpt.stages.foreign_codes import ForeignCodes, read_llamagen, read_rar
 from vqgpt.tokens import CacheWriter, Description, Split, lock_of
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
+from vqgpt.tokens.store import check_can_lie_at
 from vqgpt.versions import library_versions
 
 DEFAULT_DATASET = "imagenet"
@@ -49,6 +50,8 @@ def run(config: CacheImportConfig, overwrite: bool, dry_run: bool, report: Repor
     """Import as configured; the result names the cache. Raises MissingDataError or InputError for a bad source."""
     if not config.source.exists():
         raise MissingDataError(f"there is no {config.source}", "give a folder of LlamaGen, or a .jsonl file of RAR")
+    if not dry_run:
+        check_can_lie_at(config.cache or cache_path(DEFAULT_DATASET))  # those of all datasets lie in one folder
     tokenizer = given_tokenizer(config, 16384 if config.source.is_dir() else 1024)
     size = len(tokenizer.codebook)
     if config.source.is_dir():

@@ -12,6 +12,7 @@ from vqgpt.config.datasets import find_dataset
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, UsageError
+from vqgpt.stages.results import check_place, sole_writer
 from vqgpt.training_run import check_result
 from vqgpt.vqgan.checkpoint import (
     KIND,
@@ -29,7 +30,8 @@ from vqgpt.vqgan.checkpoint import (
 def run(config: ImportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
     """Import as configured; the result tells what the VQ-GAN is, and names the checkpoint."""
     dataset = find_dataset(config.dataset) if config.dataset is not None else None
-    check_result(config.result, overwrite)
+    check_result(config.result, overwrite=True)  # its name; what is there, `check_place` looks at
+    check_place(config.result, config, overwrite)
     file = open_vqgan(config.file, "NAME", config.weights, config.config)
     if file.foreign is None:
         raise UsageError(f"{config.file} is a checkpoint of vqgpt already", "use it as it is")
@@ -39,10 +41,11 @@ def run(config: ImportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
         file = replace(file, config=_made_for(file.config, config.size))
     if dry_run:
         return {**describe(file), "checkpoint": config.result}
-    model = build_vqgan(file, torch.device("cpu"), config.remap)
-    configuration = {**to_json(config), "family": file.family}
-    content = vqgan_content(model, model.state_dict(), config.dataset or "", configuration, {})
-    save_checkpoint(config.result, KIND, content)
+    with sole_writer(config.result, config, overwrite):
+        model = build_vqgan(file, torch.device("cpu"), config.remap)
+        configuration = {**to_json(config), "family": file.family}
+        content = vqgan_content(model, model.state_dict(), config.dataset or "", configuration, {})
+        save_checkpoint(config.result, KIND, content)
     return {
         **describe(replace(file, config=model.config)),
         "tokenizer_sha256": tokenizer_sha256(model),

@@ -1,7 +1,7 @@
 """A folder of PNG files, one per row of a token cache, that can be interrupted at any instant and continued.
 
 `.unfinished.json` says what is being rendered, and becomes `about.json` when all files are there. Each file appears
-whole or not at all, so what is there is kept. Must not import torch.
+whole or not at all, so what is there is kept. The folder may be a link; nothing in it may. Must not import torch.
 """
 
 import os
@@ -19,11 +19,22 @@ from vqgpt.config.options import composed
 from vqgpt.data.file_trees import is_hidden
 from vqgpt.data.folder import SPLIT_NAMES
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import canonical_json, fsync_folder, tidy_after_a_kill, write_atomically
+from vqgpt.files import (
+    canonical_json,
+    check_writable,
+    fsync_folder,
+    links_below,
+    make_folder,
+    partial_path,
+    place_of,
+    tidy_after_a_kill,
+    write_atomically,
+)
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.pictures import png_bytes, to_pil
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.stages.parts import Part
+from vqgpt.write_lock import WriteLock
 
 UNFINISHED, FINISHED = ".unfinished.json", "about.json"
 PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.partial")
@@ -39,19 +50,34 @@ class PictureFolder:
     def __init__(self, path: Path, identity: dict[str, Any], folders: Sequence[str] | None, overwrite: bool) -> None:
         """`folders` has a folder's name for each class, where there is one per class.
 
-        Raises UsageError if something else was rendered there and is not to be replaced, InputError if there are files
-        that no rendering wrote.
+        Raises what `_look` raises.
         """
-        self.path = path
+        self.given = path
+        self.path = place_of(path)
         self.identity = canonical_json(identity)
         self.folders = folders
-        self.complete = self._holds(FINISHED) and not overwrite
-        self.continues = self._holds(UNFINISHED) and not (path / FINISHED).exists()
-        is_new = not path.exists() or not any(path.iterdir())
-        if not (is_new or self.complete or self.continues):
-            if not overwrite:
+        self.overwrite = overwrite
+        self._look()
+
+    def _look(self) -> None:
+        """See whether the folder is complete, continued, new, or holds what is to be replaced.
+
+        Raises UsageError if something else was rendered there and is not to be replaced, InputError if there are links,
+        or files that no rendering wrote.
+        """
+        there = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+        self.complete = self._holds(FINISHED) and not self.overwrite
+        self.continues = self._holds(UNFINISHED) and FINISHED not in there
+        self.is_new = set(there) <= {partial_path(self.path / UNFINISHED).name}
+        for link in [] if self.complete else links_below(self.path):
+            raise InputError(
+                f"{link} is a link: in a folder of pictures, nothing is written or deleted through one",
+                "delete it, or give another --out",
+            )
+        if not (self.is_new or self.complete or self.continues):
+            if not self.overwrite:
                 raise UsageError(
-                    f"{path} exists", "give --overwrite to replace what was rendered there, or another --out"
+                    f"{self.given} exists", "give --overwrite to replace what was rendered there, or another --out"
                 )
             self._check_ours()
 
@@ -95,18 +121,35 @@ class PictureFolder:
         """Write the pictures that are not there; `decode` makes images (n, C, H, W) of codes.
 
         A part is decoded while the pictures of the one before it are written. Raises InterruptedRun when a signal asks
-        to stop.
+        to stop, and InputError if another run is writing the folder, or if nothing can be written there.
         """
-        if self.complete:
-            report(Notice(text=f"{self.path} is complete; nothing to do"))
-            return
-        if not self.continues:
-            self._remove_old()
-            write_atomically(self.path / UNFINISHED, self.identity)
-        for name in self.folders or ():  # also of a class without pictures: its number is its place among all folders
-            (self.path / name).mkdir(exist_ok=True)
-        tidy_after_a_kill(self.path)
-        saved = f"the pictures that are done are in {self.path}"
+        with WriteLock(self.given, elsewhere="give another --out") as lock:
+            lock.take()
+            self._look()  # another run may have just ended
+            if self.complete:
+                report(Notice(text=f"{self.given} is complete; nothing to do"))
+                return
+            check_writable(self.path)
+            if not (self.continues or self.is_new):
+                self._remove_old()
+            if not self.continues:
+                write_atomically(self.path / UNFINISHED, self.identity)
+            for name in self.folders or ():  # also of a class without pictures: its number is its place among all
+                make_folder(self.path / name)
+            tidy_after_a_kill(self.path)
+            self._write_missing(parts, total, decode, about, report)
+            os.replace(self.path / UNFINISHED, self.path / FINISHED)
+            fsync_folder(self.path)
+
+    def _write_missing(
+        self,
+        parts: Iterator[Part],
+        total: int,
+        decode: Callable[[NDArray[Any]], NDArray[np.uint8]],
+        about: dict[str, Any],
+        report: Report,
+    ) -> None:
+        saved = f"the pictures that are done are in {self.given}"
         done = 0
 
         def write(file: Path, image: NDArray[np.uint8]) -> None:
@@ -127,8 +170,6 @@ class PictureFolder:
                     raise stop.as_error(saved)
             for written in writing:
                 written.result()
-        os.replace(self.path / UNFINISHED, self.path / FINISHED)
-        fsync_folder(self.path)
 
 
 def class_folders(names: Sequence[str]) -> list[str]:

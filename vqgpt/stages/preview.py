@@ -18,7 +18,7 @@ from vqgpt.config.options import to_json
 from vqgpt.config.preprocessing import Preprocessing
 from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.reading import read_dataset
-from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.errors import InputError, MissingDataError
 from vqgpt.files import write_atomically
 from vqgpt.one_line import one_line
 from vqgpt.pictures import comparison_sheet, contact_sheet, png_bytes, to_displayable
@@ -27,6 +27,7 @@ from vqgpt.progress import Notice, Report
 from vqgpt.stages.datasets import is_here
 from vqgpt.stages.render import captions, columns, decode, load_its_vqgan
 from vqgpt.stages.repair import tokenize_config
+from vqgpt.stages.results import check_place, sole_writer
 from vqgpt.stages.tokenize import encode_batch
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 from vqgpt.vqgan.metrics import psnr
@@ -92,8 +93,7 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
     split = config.split or cache.split_names[0]
     if not cache.rows(split):
         raise InputError(f"{cache.path}: split {split!r} is empty", "preview another split, with --split")
-    if config.result.exists() and not overwrite:
-        raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
+    check_place(config.result, config, overwrite)
     sources = config.sources
     vqgan = EncoderOptions(checkpoint_vae=sources.checkpoint_vae, remap=sources.remap, device=sources.device)
     model = load_its_vqgan(description, vqgan)
@@ -101,20 +101,22 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
     plan: dict[str, Any] = {"picture": config.result, "split": split, "rows": len(tokens.codes)}
     if dry_run:
         return plan
-    decoded = decode(model, tokens.codes[:, 0], description.precision, report)
-    images = source_images(config, description, split, tokens, report)
-    shown = to_displayable(decoded, SEED_OF_COLORS)
-    comparison = None
-    if images is None:
-        sheet = contact_sheet(shown, captions(tokens.labels, description), columns(description))
-        figures: dict[str, Any] = {"compared": False}
-    else:
-        comparison = compare(model, images, tokens.codes, decoded, description.precision, report)
-        texts = [f"{db:.1f} dB {share:.0%}" for db, share in zip(comparison.psnr, comparison.agreement, strict=True)]
-        sheet = comparison_sheet(to_displayable(images[:, 0], SEED_OF_COLORS), shown, texts)
-        figures = {"compared": True, **comparison.figures}
-    about = {**to_json(config), "cache_digest": cache.digest, "split": split}
-    write_atomically(config.result, png_bytes(sheet, {**about, "source_index": tokens.source_index.tolist()}))
+    with sole_writer(config.result, config, overwrite):
+        decoded = decode(model, tokens.codes[:, 0], description.precision, report)
+        images = source_images(config, description, split, tokens, report)
+        shown = to_displayable(decoded, SEED_OF_COLORS)
+        comparison = None
+        if images is None:
+            sheet = contact_sheet(shown, captions(tokens.labels, description), columns(description))
+            figures: dict[str, Any] = {"compared": False}
+        else:
+            comparison = compare(model, images, tokens.codes, decoded, description.precision, report)
+            pairs = zip(comparison.psnr, comparison.agreement, strict=True)
+            texts = [f"{db:.1f} dB {share:.0%}" for db, share in pairs]
+            sheet = comparison_sheet(to_displayable(images[:, 0], SEED_OF_COLORS), shown, texts)
+            figures = {"compared": True, **comparison.figures}
+        about = {**to_json(config), "cache_digest": cache.digest, "split": split}
+        write_atomically(config.result, png_bytes(sheet, {**about, "source_index": tokens.source_index.tolist()}))
     if comparison and comparison.shows_wrong_codes(imported=bool(description.unverified)):
         raise InputError(
             f"{cache.path}: only {figures['equal_codes']:.1%} of the codes of {plan['rows']} rows are those that the "

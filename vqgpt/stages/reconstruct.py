@@ -9,11 +9,11 @@ from vqgpt.config.datasets import find_dataset, held_out_split
 from vqgpt.config.options import to_json
 from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import check_options, read_dataset
-from vqgpt.errors import UsageError
 from vqgpt.files import write_atomically
 from vqgpt.progress import Report
 from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.panel import reconstruction_panel
+from vqgpt.stages.results import check_place, sole_writer
 from vqgpt.stages.tokenize import image_size, preprocessing_for
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import figures_of, reconstruct
@@ -31,20 +31,20 @@ def run(config: ReconstructConfig, overwrite: bool, dry_run: bool, report: Repor
     size = image_size(config.size, model.config, dataset, report)
     preprocessing = preprocessing_for(config.images, dataset, model.config, path, size)
     grid = model.config.grid(size)
-    if config.result.exists() and not overwrite:
-        raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
+    check_place(config.result, config, overwrite)
     if dry_run:
         return {"picture": config.result, "grid": grid}
-    images = read_dataset(dataset, config.images, size, report)
-    split = held_out_split(images.splits, dataset.name)
-    name, workers = f"{dataset.name} {split}", config.images.workers
-    held_out = load_tensor(images.splits[split], preprocessing, workers, name, report).to(device)
-    with autocast(device, config.vqgan.precision):
-        reconstructions, codes = reconstruct(model, held_out)
-    counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)
-    shown = slice(0, config.num_images)
-    panel = reconstruction_panel(held_out[shown], reconstructions[shown], counts, SEED_OF_COLORS, to_json(config))
-    write_atomically(config.result, panel)
+    with sole_writer(config.result, config, overwrite):
+        images = read_dataset(dataset, config.images, size, report)
+        split = held_out_split(images.splits, dataset.name)
+        name, workers = f"{dataset.name} {split}", config.images.workers
+        held_out = load_tensor(images.splits[split], preprocessing, workers, name, report).to(device)
+        with autocast(device, config.vqgan.precision):
+            reconstructions, codes = reconstruct(model, held_out)
+        counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)
+        shown = slice(0, config.num_images)
+        panel = reconstruction_panel(held_out[shown], reconstructions[shown], counts, SEED_OF_COLORS, to_json(config))
+        write_atomically(config.result, panel)
     return {
         "picture": config.result,
         "split": split,

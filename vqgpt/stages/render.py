@@ -30,11 +30,11 @@ from vqgpt.progress import Notice, Picture, Progress, Report, silent
 from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.parts import Part, parts_of
 from vqgpt.stages.picture_folder import PictureFolder, class_folders
+from vqgpt.stages.results import check_place, sole_writer
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.write_lock import WriteLock
 
 MOST_COLUMNS = 16
 MOST_ROWS_ON_A_SHEET = 1000
@@ -64,7 +64,6 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
     about = {**to_json(config), "cache_digest": cache.digest, "split": split}
     parts = parts_of(cache, split, view, rows, images_per_pass(*image_shape(model, description)[1:]))
     precision = config.vqgan.precision
-    folder = None
     if config.form in ("png", "tree"):
         identity: dict[str, Any] = {"cache_digest": cache.digest, "split": split, "rows": [rows.start, rows.stop]}
         identity |= {"view": description.views[view], "format": config.form, "precision": precision}
@@ -74,13 +73,13 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
             identity["classes"] = {name: {"number": number, "name": of} for number, (name, of) in numbered}
             tell_of_empty_folders(cache.labels(split)[rows.start : rows.stop], description, report)
         folder = PictureFolder(config.result, identity, folders, overwrite)
+        if not dry_run:
+            folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)
+        return plan
     if dry_run:
         return plan
-    with WriteLock(config.result) as lock:
-        lock.take()
-        if folder:
-            folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)
-        elif config.form == "npz":
+    with sole_writer(config.result, config, overwrite):
+        if config.form == "npz":
             images = decoded(model, (part.codes for part in parts), len(rows), precision, report)
             write_npz(config.result, (len(rows), *image_shape(model, description)[1:], 3), images)
         else:
@@ -162,12 +161,10 @@ def check_ready(config: RenderConfig, description: Description, overwrite: bool)
     Raises UsageError if the file exists already or if the format cannot hold the images, and InputError if the VQ-GAN
     is another one than the tokens were made with.
     """
-    out = config.result
-    is_file = config.form in ("sheet", "npz")
-    if out.exists() and out.is_dir() == is_file:
-        raise UsageError(f"{out} is a {'folder' if is_file else 'file'}", "give another --out")
-    if is_file and out.exists() and not overwrite:
-        raise UsageError(f"{out} exists", "give --overwrite to replace it, or another --out")
+    if config.form in ("sheet", "npz"):
+        check_place(config.result, config, overwrite)
+    elif config.result.exists() and not config.result.is_dir():
+        raise UsageError(f"{config.result} is a file", "give another --out")
     if config.form == "tree" and description.label_kind != "class":
         raise UsageError(
             f"{config.cache} has no classes to make folders of", "use --format png, for one folder without classes"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import composed
 from vqgpt.config.output_commands import ScoreConfig
-from vqgpt.errors import InputError, UsageError
+from vqgpt.errors import InputError
 from vqgpt.files import write_atomically
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.scoring import nats_of_images, nearest
@@ -26,6 +26,7 @@ from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.find import check_heads, find_gpt, tell_if_unknown
 from vqgpt.stages.labels import told_labels, untold
+from vqgpt.stages.results import check_place, sole_writer
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
 ROWS_PER_SEARCH = 1024
@@ -42,8 +43,7 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     cache = TokenCache(config.cache)
     splits = cache.split_names if config.split is None else (config.split,)
     rows = sum(cache.rows(split) for split in splits)
-    if config.result.exists() and not overwrite:
-        raise UsageError(f"{config.result} exists", "give --overwrite to replace it, or another --out")
+    check_place(config.result, config, overwrite)
     path = find_gpt(config.checkpoint_gpt, cache.description.dataset)
     gpt = load_gpt(path, "train one with: vqgpt train", device, config.n_head, cache.description.grid)
     check_heads(config.n_head, gpt.model.config, path)
@@ -55,7 +55,23 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     plan = {"out": config.result, "checkpoint": path, "rows": rows}
     if dry_run:
         return plan
-    precision = resolve_precision(config.precision, device)
+    with sole_writer(config.result, config, overwrite):
+        scores = score(cache, splits, gpt, training, resolve_precision(config.precision, device), report)
+        write_atomically(config.result, _npz(scores) if config.result.suffix == ".npz" else _csv(scores))
+    return {**plan, **summary(scores, splits, cache.description, config.show_rows)}
+
+
+def score(
+    cache: TokenCache,
+    splits: tuple[str, ...],
+    gpt: LoadedGPT,
+    training: TokenCache | None,
+    precision: str,
+    report: Report,
+) -> Columns:
+    """The columns of all rows of some splits. Raises InputError if there are no rows."""
+    rows = sum(cache.rows(split) for split in splits)
+    device = next(gpt.model.parameters()).device
     others = None if training is None else training_codes(training, device)
     parts: list[Columns] = []
     done = 0
@@ -73,9 +89,7 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
                 parts[-1] |= _nearest_columns(tokens, others, len(training.description.views))
     if not parts:
         raise InputError(f"{cache.path}: there are no rows to score", "give another cache, or another --split")
-    scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    write_atomically(config.result, _npz(scores) if config.result.suffix == ".npz" else _csv(scores))
-    return {**plan, **summary(scores, splits, cache.description, config.show_rows)}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def check_goes_with(gpt: LoadedGPT, path: Path, cache: TokenCache, report: Report) -> None:

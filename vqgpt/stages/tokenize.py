@@ -24,6 +24,7 @@ from vqgpt.runtime import autocast, select_device
 from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
+from vqgpt.tokens.store import check_can_lie_at
 from vqgpt.vqgan.checkpoint import check_channels, load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.model import VQGAN
 
@@ -54,6 +55,7 @@ def _run(
     }
     if dry_run:
         return {**plan, **expected_work(config, dataset, plan["bytes_per_image"], model, preprocessing, device)}
+    check_can_lie_at(config.result)
     with main_first():  # which downloads what is missing
         images = read_dataset(dataset, config.images, size, report)
     if config.limit is not None:

@@ -19,7 +19,7 @@ from vqgpt.config.gpt import GPTConfig, SamplingOptions
 from vqgpt.config.options import differences, to_json
 from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import InputError, ResourceError, UsageError
-from vqgpt.files import write_atomically
+from vqgpt.files import place_of, write_atomically
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.sampling import sample_codes
@@ -71,7 +71,7 @@ def _run(
     elif cache.description.unverified:
         report(Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` tells whether they are right"))
     architecture = gpt_config(config, cache)
-    result = config.out or gpt_path(cache.description.dataset)
+    result = place_of(config.out or gpt_path(cache.description.dataset))
     check_result(result, overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)

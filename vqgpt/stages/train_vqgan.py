@@ -16,7 +16,7 @@ from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.distributed import main_first, process_group, rank, world_size
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import write_atomically
+from vqgpt.files import place_of, write_atomically
 from vqgpt.interrupt import stop_on_signals
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, resolve_precision, select_device
@@ -48,13 +48,14 @@ def _run(
     channels = config.images.preprocessing.image_channels or (images or dataset).channels
     preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
     model = new_model(config, channels, size)
+    result = place_of(config.result)
     plan = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "grid": model.config.grid(size),
         "perceptual_weight": config.training.perceptual_weight_at(size),
-        "checkpoint": config.result,
+        "checkpoint": result,
     }
-    check_result(config.result, overwrite)
+    check_result(result, overwrite)
     check_colors(config.model.colorize_nlabels, channels, dataset.name)
     if plan["perceptual_weight"] and size < SMALLEST_SIZE:
         raise InputError(
@@ -84,8 +85,8 @@ def _run(
         "precision": precision,
         "processes": world_size(),
     }
-    panel = config.result.with_suffix(".png")
-    training_run = TrainingRun(config.result, KIND, identity, overwrite, report, pictures=[panel])
+    panel = result.with_suffix(".png")
+    training_run = TrainingRun(result, KIND, identity, overwrite, report, pictures=[panel])
 
     def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
         if rank() == 0:
@@ -119,7 +120,7 @@ def _run(
     with (
         stop_on_signals(several_senders=world_size() > 1) as stop,
         training_run,
-        wandb_log(config.logging.wandb, config.result, to_json(config), report) as training_run.also_log,
+        wandb_log(config.logging.wandb, result, to_json(config), report) as training_run.also_log,
     ):
         every_epochs = config.training.sample_and_save_freq
         figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)

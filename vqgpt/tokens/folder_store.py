@@ -1,4 +1,7 @@
-"""The files of a token cache in a folder: temporary name, fsync, rename. Must not import torch."""
+"""The files of a token cache in a folder: temporary name, fsync, rename. Must not import torch.
+
+The folder may be a link; files and folders in it may be links for readers alone.
+"""
 
 import os
 import shutil
@@ -6,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vqgpt.errors import InputError
-from vqgpt.files import tidy_after_a_kill, write_atomically
+from vqgpt.files import check_writable, links_below, place_of, tidy_after_a_kill, write_atomically
 
 
 class TooLargeError(Exception):
@@ -23,7 +26,8 @@ class FolderStore:
     threads = min(8, os.cpu_count() or 1)  # hashing and decompressing leave Python to the others
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        """Raises what `place_of` raises."""
+        self.path = place_of(path)
 
     def exists(self) -> bool:
         """True if anything is there, a file in its place included."""
@@ -56,6 +60,18 @@ class FolderStore:
             raise InputError(f"{self.path} is a file", "give another path")
         files = [file for file in self.path.rglob("*") if file.is_symlink() or not file.is_dir()]
         return {file.relative_to(self.path).as_posix(): file.lstat().st_size for file in files}
+
+    def check_can_write(self) -> None:
+        """See `Store`."""
+        check_writable(self.path)
+
+    def check_no_links(self) -> None:
+        """See `Store`."""
+        for link in links_below(self.path):
+            raise InputError(
+                f"{link} is a link: inside a cache, nothing is written or deleted through one",
+                "put what it leads to in its place, or give another path",
+            )
 
     def write(self, key: str, data: bytes) -> None:
         """See `Store`."""

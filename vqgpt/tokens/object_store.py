@@ -121,6 +121,12 @@ class ObjectStore:
 
         return self._run(request)
 
+    def check_can_write(self) -> None:
+        """See `Store`: the put of a lease has told."""
+
+    def check_no_links(self) -> None:
+        """See `Store`: there are none."""
+
     def write(self, key: str, data: bytes) -> None:
         """See `Store`."""
         self._run(lambda: self.obstore.put_async(self.store, key, data, use_multipart=False))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vqgpt.config.cache_path import CachePath
+from vqgpt.files import check_writable, place_of
 from vqgpt.tokens.folder_store import FolderStore
 from vqgpt.write_lock import WriteLock
 
@@ -34,6 +35,12 @@ class Store(Protocol):
     def files(self) -> dict[str, int]:
         """Every file with its bytes, whoever put it there. Raises InputError if the place can hold none."""
 
+    def check_can_write(self) -> None:
+        """Raise OSError if no file can be written there."""
+
+    def check_no_links(self) -> None:
+        """Raise InputError if a file or folder there is a link to another place; to be called before a change."""
+
     def write(self, key: str, data: bytes) -> None:
         """Write a file, or replace it; once this returns, it is durable."""
 
@@ -54,6 +61,12 @@ def store_at(path: CachePath) -> Store:
     from vqgpt.tokens.object_store import ObjectStore
 
     return ObjectStore(path)
+
+
+def check_can_lie_at(path: CachePath) -> None:
+    """Raise OSError or InputError now, not after hours of work, if there can be no cache in a folder at `path`."""
+    if isinstance(path, Path):
+        check_writable(place_of(path).parent)  # the lock lies there
 
 
 def lock_of(path: CachePath, run: str = "") -> "WriteLock | Lease":

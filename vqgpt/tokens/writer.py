@@ -68,6 +68,7 @@ class CacheWriter:
         without `overwrite` a cache of another description (both sides are shown), and in any case other files.
         """
         store = store_at(path)
+        store.check_no_links()
         root = read_root(store, path)
         if overwrite and root is not None and not _is_unfinished(root, description):
             remove_cache(path)
@@ -90,6 +91,8 @@ class CacheWriter:
         intact = {key: file for key, file in manifest.files.items() if key not in bad}
         writer = cls(path, manifest.without_shards(lost))
         writer._write_fixed_files(codebook, intact)
+        if not writer.manifest.has_all_shards:
+            store.check_can_write()
         return writer
 
     @classmethod
@@ -193,17 +196,43 @@ class CacheWriter:
 
 
 def remove_cache(path: CachePath) -> None:
-    """Delete the cache at `path`, if there is one; its root goes first, so that no half of a cache can be opened.
+    """Delete the cache at `path`; its root goes first, so that no half of a cache can be opened.
 
-    Raises InputError if what is there is another Zarr group.
+    Raises what `files_to_remove` raises, before anything is deleted.
     """
     store = store_at(path)
-    root = read_root(store, path)
-    if root is not None:
-        with contextlib.suppress(DamagedManifestError):
-            from_document(root, str(path))
+    if ROOT in files_to_remove(path):
         store.delete([ROOT])
-        store.clear()
+    store.clear()
+
+
+def files_to_remove(path: CachePath) -> dict[str, int]:
+    """Every file of the cache at `path`, finished, unfinished, damaged or half deleted, with its bytes.
+
+    Raises MissingDataError if there is nothing, InputError if it is no token cache of ours, or holds anything else.
+    """
+    store = store_at(path)
+    split_names: tuple[str, ...] = ()
+    half_deleted = store.exists() and path.suffix == ".zarr" and not _holds_others(store)
+    if read_root(store, path) is not None or not half_deleted:
+        with contextlib.suppress(DamagedManifestError):
+            split_names = tuple(split.name for split in read_manifest(path).description.splits)
+    try:
+        files = own_files(store, split_names)
+    except StrangerError as error:
+        raise InputError(
+            f"{path} holds {error.name}, which does not belong to a token cache", "move it elsewhere"
+        ) from None
+    store.check_no_links()
+    return files
+
+
+def _holds_others(store: Store) -> bool:
+    try:
+        own_files(store, ())
+    except (StrangerError, InputError):
+        return True
+    return False
 
 
 def _is_unfinished(root: bytes, description: Description) -> bool:

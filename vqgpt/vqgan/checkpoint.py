@@ -21,7 +21,7 @@ from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.one_line import one_line
-from vqgpt.torch_files import StoredTensor
+from vqgpt.torch_files import StoredTensor, check_is_file
 from vqgpt.vqgan.architecture import check_fits
 from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign
 from vqgpt.vqgan.foreign_yaml import with_yaml
@@ -62,8 +62,7 @@ def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml
 
     Raises MissingDataError if there is none at `path`, InputError if it is not a VQ-GAN.
     """
-    if not path.is_file():
-        raise MissingDataError(f"there is no checkpoint {path}", how_to_make(path, dataset))
+    check_is_file(path, how_to_make(path, dataset))
     content = read_checkpoint_file(path)
     if isinstance(content, Mapping) and content.get("format") == FORMAT:
         check_kind(content, KIND, path, how_to_make(path, dataset))
@@ -131,7 +130,7 @@ def read_remap(path: Path, n_embed: int) -> Tensor:
     """The used codes in a .npy file, (R,) int64. Raises InputError if they are no list of different codebook ids."""
     hint = "give a .npy file with a list of different codebook ids"
     if not path.is_file():
-        raise MissingDataError(f"there is no {path}", hint)
+        raise MissingDataError(f"there is no file {path}", hint)
     try:
         ids = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:
