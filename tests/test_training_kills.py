@@ -1,6 +1,6 @@
 """A training that is killed at any disk operation, or meets a full disk: the same command ends in the same files.
 
-KILLS=200 kills each training before every operation, instead of before every seventh.
+KILLS=200 tries every operation of each training, instead of every 23rd.
 """
 
 import shutil
@@ -11,22 +11,16 @@ import pytest
 import torch
 
 from tests.conftest import TINY_GPT, description, write_cache
-from tests.test_crashes import EVERY, Commands
+from tests.test_crashes import KILLS
 from tests.test_interruption import lines_of, without_rates
 from tests.test_vqgan_runs import SMALL
 
+EVERY = 1 if KILLS >= 200 else 23
 OFTEN = ["--n-epochs", "2", "--sample-and-save-freq", "1", "--out", "s/x.pt"]
 TRAININGS = {
     "gpt": ["train", "--cache", "../a.zarr", *TINY_GPT, *OFTEN],
     "vqgan": ["vqgan", "train", "--dataset", "digits", *SMALL, *OFTEN],
 }
-
-
-@pytest.fixture(scope="module")
-def commands():
-    program = Commands()
-    yield program
-    program.close()
 
 
 def result_of(folder: Path) -> dict[str, object]:

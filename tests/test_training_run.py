@@ -24,14 +24,15 @@ def open_run(name, **changes):
     return TrainingRun(Path("s") / name, "gpt", {"seed": 1, **changes}, False, silent)
 
 
-@pytest.mark.parametrize("out", ["s/x.pt", "link/x.pt", "link.pt"])
-@pytest.mark.parametrize("kind", TRAININGS)
+@pytest.mark.parametrize(
+    ("kind", "out"), [("gpt", "s/x.pt"), ("gpt", "link/x.pt"), ("gpt", "link.pt"), ("vqgan", "s/x.pt")]
+)
 def test_a_second_training_with_the_same_result_is_refused_and_the_first_goes_on(here, kind, out):
     write_cache(Path("a.zarr"), description())
     Path("s").mkdir()
     Path("link").symlink_to("s")
     Path("link.pt").symlink_to("s/x.pt")
-    long = [*TRAININGS[kind], "--n-epochs", "40", "--sample-and-save-freq", "1"]
+    long = [*TRAININGS[kind], "--n-epochs", "10", "--sample-and-save-freq", "1"]
     first = fork_command(*long, "--out", "s/x.pt", cwd=here)
     wait_for(lambda: saved_step(Path("s/x.unfinished.pt")), first)
     first.send_signal(signal.SIGSTOP)
@@ -41,7 +42,7 @@ def test_a_second_training_with_the_same_result_is_refused_and_the_first_goes_on
     _, err = first.communicate(timeout=120)
     assert first.returncode == 0, err
     steps = [line["step"] for line in lines_of(Path("s/metrics.jsonl"))]
-    assert len(steps) == 40
+    assert len(steps) == 10
     assert steps == sorted(set(steps))
 
 
