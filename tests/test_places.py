@@ -175,6 +175,11 @@ def test_a_folder_is_replaced_in_one_step_or_not_at_all(here):
     assert [str(path) for path in Path().rglob("*")] == ["x", "x/new"]
 
 
+def test_a_folder_where_a_disk_is_mounted_is_not_replaced():
+    with pytest.raises(InputError, match="/proc is where a disk is mounted"):
+        stop_while_filling(Path("/proc"))
+
+
 def test_what_is_unpacked_below_a_linked_data_root_lies_where_the_link_leads(here):
     Path("disk/archives").mkdir(parents=True)
     Path("data").symlink_to("disk")
