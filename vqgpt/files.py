@@ -144,6 +144,11 @@ def check_writable(folder: Path) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
+def is_vacant(path: Path) -> bool:
+    """True if there is nothing, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def links_below(folder: Path) -> list[Path]:
     """The links in a folder and its folders, which are not followed."""
     return sorted(path for path in folder.rglob("*") if path.is_symlink())
