@@ -18,6 +18,7 @@ from tests.peer_checkpoints import taming_state
 KILLS = int(os.environ.get("KILLS", "10"))
 PLACES = KILLS if KILLS >= 50 else 2
 NEVER = -1
+pytestmark = pytest.mark.timeout(max(300, 60 * PLACES))
 
 WITH_VQGAN = ["--checkpoint-vae", "{home}/runs/digits/vqgan.pt"]
 WITH_GPT = ["--checkpoint-gpt", "{home}/runs/digits/gpt.pt"]

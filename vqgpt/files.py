@@ -144,6 +144,11 @@ def check_writable(folder: Path) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
+def check_can_be_written(path: Path) -> None:
+    """Raise what `check_writable` raises if a file or folder cannot be written to `path`, or be locked there."""
+    check_writable(place_of(path).parent)
+
+
 def is_vacant(path: Path) -> bool:
     """True if there is nothing, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
