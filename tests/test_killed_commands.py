@@ -18,6 +18,7 @@ from tests.peer_checkpoints import taming_state
 KILLS = int(os.environ.get("KILLS", "10"))
 PLACES = KILLS if KILLS >= 50 else 2
 NEVER = -1
+pytestmark = pytest.mark.timeout(max(300, 60 * PLACES))
 
 WITH_VQGAN = ["--checkpoint-vae", "{home}/runs/digits/vqgan.pt"]
 WITH_GPT = ["--checkpoint-gpt", "{home}/runs/digits/gpt.pt"]
@@ -141,3 +142,19 @@ def test_and_so_it_is_where_a_result_is_replaced(commands, words, before, name):
         other = ["--rows", "3:9"] if name.startswith("render") else []
         assert commands.run(arguments=[*words(name), *other])["code"] == 0
     disturb(commands, [*words(name), "--overwrite"], before)
+
+
+def test_what_a_killed_run_has_made_is_replaced_by_the_same_command_alone(commands, words, before):
+    os.chdir(before)
+    score = words("score")
+    last = len(commands.run(arguments=score, kill_before=NEVER)["operations"]) - 1
+    whole = Path("x.csv").read_bytes()
+    Path("x.csv").unlink()
+    assert commands.run(arguments=score, kill_before=last)["code"] == -signal.SIGKILL
+    assert Path("x.csv").read_bytes() == whole
+    other = commands.run(arguments=[*score, "--split", "samples"])
+    assert other["code"] == 2, other["err"]
+    assert "x.csv exists" in other["err"]
+    assert commands.run(arguments=score)["code"] == 0
+    assert not Path(".x.csv.lock").exists()
+    assert commands.run(arguments=score)["code"] == 2

@@ -175,6 +175,25 @@ def test_a_folder_is_replaced_in_one_step_or_not_at_all(here):
     assert [str(path) for path in Path().rglob("*")] == ["x", "x/new"]
 
 
+@pytest.mark.parametrize(("before", "known"), [(None, True), ([], True), (["old"], False)])
+def test_what_a_run_makes_where_nothing_was_is_known_by_its_lock(here, before, known):
+    if before is not None:
+        Path("x").mkdir()
+        for name in before:
+            Path("x", name).write_text("mine")
+    with WriteLock(Path("x"), work="ours") as lock:
+        lock.take()
+        with folder_atomically(Path("x")) as folder:
+            (folder / "new").write_text("new")
+        assert WriteLock(Path("x"), work="ours").makes_what_is_there() == known
+        assert not WriteLock(Path("x"), work="theirs").makes_what_is_there()
+
+
+def test_a_folder_where_a_disk_is_mounted_is_not_replaced():
+    with pytest.raises(InputError, match="/proc is where a disk is mounted"):
+        stop_while_filling(Path("/proc"))
+
+
 def test_what_is_unpacked_below_a_linked_data_root_lies_where_the_link_leads(here):
     Path("disk/archives").mkdir(parents=True)
     Path("data").symlink_to("disk")

@@ -176,6 +176,16 @@ def check_writable(folder: Path) -> None:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
+def check_can_be_written(path: Path) -> None:
+    """Raise what `check_writable` raises if a file or folder cannot be written to `path`, or be locked there."""
+    check_writable(place_of(path).parent)
+
+
+def is_vacant(path: Path) -> bool:
+    """True if there is nothing, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def links_below(folder: Path) -> list[Path]:
     """The links in a folder and its folders, which are not followed."""
     return sorted(path for path in folder.rglob("*") if path.is_symlink())

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vqgpt.errors import InputError
-from vqgpt.files import DISK_FULL, make_folder, place_of
+from vqgpt.files import DISK_FULL, is_vacant, make_folder, place_of
 
 
 class WriteLock:
@@ -41,8 +41,9 @@ class WriteLock:
         """
         self._lock(fcntl.LOCK_EX)
         assert self.descriptor is not None
-        makes = self.work if self.makes_what_is_there() or not self.place.exists() else ""
-        words = f"process {os.getpid()} on {socket.gethostname()}\n{self.run}\n{makes}\n".encode()
+        makes = self.work if self.makes_what_is_there() or is_vacant(self.place) else ""
+        lines = [f"process {os.getpid()} on {socket.gethostname()}", self.run, *([makes, ""] if makes else [])]
+        words = "\n".join(lines).encode()
         try:
             os.pwrite(self.descriptor, words, 0)  # in one step, so that a kill loses nothing of it
             os.ftruncate(self.descriptor, len(words))

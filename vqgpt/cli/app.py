@@ -39,7 +39,7 @@ from vqgpt.config.commands import (
 from vqgpt.config.options import options_of
 from vqgpt.config.output_commands import ModelExportConfig, RenderConfig, ScoreConfig
 from vqgpt.errors import ExitCode, UsageError
-from vqgpt.files import check_writable, place_of
+from vqgpt.files import check_can_be_written
 from vqgpt.progress import Notice, Report
 from vqgpt.versions import installed_version
 
@@ -161,7 +161,7 @@ def _sample(config: SampleConfig, flags: Flags, report: Report) -> Mapping[str, 
     if flags.dry_run:
         return plan.summary
     if render:
-        check_writable(place_of(rendering.result).parent)
+        check_can_be_written(rendering.result)
     result = sample.run(plan, config, flags.overwrite, report)
     if render:
         return {**result, "picture": render.run(rendering, flags.overwrite, False, report)["picture"]}

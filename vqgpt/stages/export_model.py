@@ -10,7 +10,7 @@ from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.output_commands import ModelExportConfig
 from vqgpt.errors import UsageError
-from vqgpt.files import check_writable, folder_atomically, place_of, write_atomically
+from vqgpt.files import check_can_be_written, folder_atomically, write_atomically
 from vqgpt.gpt import checkpoint as gpt_checkpoint
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.transformers_format import transformers_files
@@ -26,7 +26,7 @@ def run(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, 
     Raises UsageError if it exists, or if the format cannot hold the model.
     """
     if not dry_run:
-        check_writable(place_of(config.out).parent)
+        check_can_be_written(config.out)
     if config.to == "transformers":
         return _export_to_transformers(config, overwrite, dry_run)
     check_place(config.out, config, overwrite, flag=FLAG)

@@ -12,6 +12,7 @@ from vqgpt.config.datasets import find_dataset
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, UsageError
+from vqgpt.files import check_can_be_written
 from vqgpt.stages.results import check_place, sole_writer
 from vqgpt.training_run import check_result
 from vqgpt.vqgan.checkpoint import (
@@ -41,10 +42,11 @@ def run(config: ImportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
         file = replace(file, config=_made_for(file.config, config.size))
     if dry_run:
         return {**describe(file), "checkpoint": config.result}
+    check_can_be_written(config.result)
+    model = build_vqgan(file, torch.device("cpu"), config.remap)
+    configuration = {**to_json(config), "family": file.family}
+    content = vqgan_content(model, model.state_dict(), config.dataset or "", configuration, {})
     with sole_writer(config.result, config, overwrite):
-        model = build_vqgan(file, torch.device("cpu"), config.remap)
-        configuration = {**to_json(config), "family": file.family}
-        content = vqgan_content(model, model.state_dict(), config.dataset or "", configuration, {})
         save_checkpoint(config.result, KIND, content)
     return {
         **describe(replace(file, config=model.config)),

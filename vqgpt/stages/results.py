@@ -11,7 +11,7 @@ from typing import Any
 
 from vqgpt.config.options import to_json
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import canonical_json, sha256
+from vqgpt.files import canonical_json, is_vacant, sha256
 from vqgpt.write_lock import WriteLock
 
 
@@ -39,7 +39,7 @@ def check_place(
     """
     lock = _lock(result, config, flag)
     place, elsewhere = lock.place, f"give another {flag}"
-    if not place.exists() or (names is not None and place.is_dir() and not any(place.iterdir())):
+    if is_vacant(place) and (names is not None or not place.exists()):
         return
     if place.is_dir() != (names is not None) or not (place.is_dir() or place.is_file()):
         raise UsageError(f"{result} is {'a folder' if place.is_dir() else 'a file' if names else 'no file'}", elsewhere)

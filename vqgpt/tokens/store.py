@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vqgpt.config.cache_path import CachePath
-from vqgpt.files import check_writable, place_of
+from vqgpt.files import check_can_be_written
 from vqgpt.tokens.folder_store import FolderStore
 from vqgpt.write_lock import WriteLock
 
@@ -66,7 +66,7 @@ def store_at(path: CachePath) -> Store:
 def check_can_lie_at(path: CachePath) -> None:
     """Raise OSError or InputError now, not after hours of work, if there can be no cache in a folder at `path`."""
     if isinstance(path, Path):
-        check_writable(place_of(path).parent)  # the lock lies there
+        check_can_be_written(path)
 
 
 def lock_of(path: CachePath, run: str = "") -> "WriteLock | Lease":
