@@ -184,8 +184,9 @@ def test_an_imported_cache_is_not_repaired_from_images(here):
     write_llamagen(*made_up())
     cache = imported(FOLDER)
     (cache.path / "train/codes/c/0/0/0/0").write_bytes(b"x")
-    outcome = run_here("cache", "verify", "--repair", str(cache.path))
-    assert_refused(outcome, 3, "was imported", "vqgpt cache import --dataset imagenet --cache cache/imagenet.zarr")
+    same_command = "vqgpt cache import --dataset imagenet --cache cache/imagenet.zarr"
+    assert_refused(run_here("cache", "verify", "--repair", str(cache.path)), 3, "was imported", same_command)
+    assert_refused(run_here("cache", "verify", str(cache.path)), 3, "c/0/0/0/0", same_command)
     assert run_here("cache", "import", str(FOLDER)).code == 0
     assert run_here("cache", "verify", str(cache.path)).code == 0
 

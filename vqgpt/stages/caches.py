@@ -84,11 +84,10 @@ def verify(path: CachePath) -> dict[str, Any]:
     """Check every file. Raises InputError that lists all faults, if there are any."""
     faults = find_faults(path)
     if faults:
+        description = read_manifest(path).description
         if all(fault.endswith(STRANGER) for fault in faults):
             remedy = "move what does not belong to it elsewhere"
-        elif UNFINISHED in faults:
-            remedy = continue_hint(path, read_manifest(path).description)
         else:
-            remedy = repair_hint(path)
+            remedy = (continue_hint if UNFINISHED in faults else repair_hint)(path, description)
         raise InputError(f"{path}: {'; '.join(faults)}", remedy)
     return {"cache": path, "status": "every file is as it was written"}

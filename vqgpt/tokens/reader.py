@@ -179,7 +179,7 @@ class TokenCache:
             raise self._damaged(key, "holds numbers that are no logarithms of probabilities")
 
     def _damaged(self, key: str, fault: str) -> InputError:
-        return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path))
+        return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path, self.description))
 
 
 def _empty(layout: ArrayLayout, rows: int) -> NDArray[Any]:
@@ -209,8 +209,10 @@ def read_root(store: Store, path: CachePath) -> bytes | None:
         raise InputError(f"{path} is not a token cache (its {ROOT} is too large)", "give another path") from None
 
 
-def repair_hint(path: CachePath) -> str:
-    """What to do about a cache with missing or damaged files."""
+def repair_hint(path: CachePath, description: Description) -> str:
+    """What to do about a cache with missing or damaged files. One that was imported cannot be made from images."""
+    if description.origin == "encoded" and description.unverified:
+        return continue_hint(path, description)
     return f"make just what is damaged again: vqgpt cache verify --repair {path}"
 
 
