@@ -116,3 +116,27 @@ def test_what_the_main_process_refuses_ends_the_others_too():
     assert result.returncode == 2, result.stderr
     assert "error: s/x.best.pt exists" in result.stderr
     assert "error: the main process of this run has ended" in result.stderr
+
+
+ELSEWHERE = """
+import os, sys
+from vqgpt.__main__ import run
+if os.environ["RANK"] == "1":  # as on another machine, with a disk of its own
+    os.makedirs("other", exist_ok=True)
+    os.chdir("other")
+run(sys.argv[1:])
+"""
+
+
+def test_ranks_that_do_not_share_a_disk_start_together_and_do_not_continue():
+    command = [*GPT, "--cache", str(Path("a.zarr").resolve()), "--n-epochs", "300"]
+    Path("elsewhere.py").write_text(ELSEWHERE)
+    ranks = start_ranks(2, str(Path("elsewhere.py").resolve()), *command)
+    wait_for(lambda: saved_step(Path("s/x.unfinished.pt")), ranks[0])
+    for rank in ranks:
+        rank.send_signal(signal.SIGTERM)
+    assert [rank.communicate(timeout=60)[1].count("interrupted") for rank in ranks] == [1, 1]
+    result = run_ranks(2, str(Path("elsewhere.py").resolve()), *command)
+    assert result.returncode != 0
+    assert "do not find the same state in s/x.unfinished.pt" in result.stderr
+    assert not list(Path("s").glob(".*.lock"))

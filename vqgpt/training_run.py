@@ -98,16 +98,11 @@ class TrainingRun:
                 state = self._load_state()
                 if self.writes:
                     self._begin(state)
+            self.state = state if state and state["step"] else None
+            self._check_all_found_it()
         except BaseException:
             self.lock.release()
             raise
-        self.state = state if state and state["step"] else None
-        step = self.state["step"] if self.state else 0
-        if step != of_main(step):
-            raise InputError(
-                f"the processes of this run do not find the same state in {self.unfinished}",
-                "give an --out on a disk that all of them share",
-            )
         return self
 
     def __exit__(
@@ -127,6 +122,15 @@ class TrainingRun:
             self._forget_states()
             self.save(BEGUN)
         self._keep_metrics_up_to(state["step"] if state else 0)
+
+    def _check_all_found_it(self) -> None:
+        """Raise InputError on a rank that has another state than the main process, from a disk of its own."""
+        step = self.state["step"] if self.state else 0
+        if step != of_main(step):
+            raise InputError(
+                f"the processes of this run do not find the same state in {self.unfinished}",
+                "give an --out on a disk that all of them share",
+            )
 
     @property
     def _unfinished_kind(self) -> str:
