@@ -17,6 +17,7 @@ from tests.conftest import TINY_GPT, description, run_here, write_cache
 from tests.forked import CLOSED, Forked, fork_command, start_ranks
 from vqgpt.cli.streams import LossyStream, secure_streams
 from vqgpt.interrupt import stop_on_signals, terminated_as_interrupted
+from vqgpt.tokens import Split
 
 VQGPT = [sys.executable, "-m", "vqgpt"]
 TRAIN = [
@@ -202,6 +203,25 @@ def test_streams_that_a_caller_redirected_are_left_alone(capsys):
 def test_a_result_is_shown_on_one_line_whatever_a_name_holds(here):
     write_cache(Path("cache/two\nlines \x1b]0;title\x07.zarr"), description())
     assert r"two\nlines \x1b]0;title\x07.zarr" in run_here("cache", "list").out
+
+
+def test_no_name_in_a_cache_controls_the_terminal(here):
+    evil = "x\x1b[2J\x07\ny"
+    what = description(
+        dataset=evil,
+        class_names=(evil, "b"),
+        splits=(Split(name=evil, rows=8), Split(name="train", rows=8)),
+        preprocessing={"rule": evil},
+        views=(evil,),
+        precision=evil,
+        skipped=(evil,),
+    )
+    write_cache(Path("cache") / f"{evil}.zarr", what)
+    for command in (["list"], ["info", f"cache/{evil}.zarr"], ["verify", f"cache/{evil}.zarr"], ["info", evil]):
+        outcome = run_here("cache", *command, "-v")
+        for text in (outcome.out, outcome.err):
+            assert not [char for char in text.replace("\n", "") if not char.isprintable()]
+        assert r"x\x1b[2J\x07\ny" in outcome.out + outcome.err
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ class Screen:
         if self.quiet:
             return
         if isinstance(event, Notice):
-            self.stderr.print(printable(event.text), markup=False)
+            self._tell(event.text)
         elif isinstance(event, Picture):
             self._show_picture(event.path)
         elif self.stderr.is_terminal:
@@ -101,7 +101,7 @@ class Screen:
             rate = (event.done - done_before) / (now - start)
             parts += [f"{rate:,.1f} {event.unit}/s", f"eta {(event.total - event.done) / rate:.0f} s"]
         parts += [_figures(event.values)] if event.values else []
-        self.stderr.print("  ".join(parts), markup=False)
+        self._tell("  ".join(parts))
 
     def _show_picture(self, path: Path) -> None:
         """Show a picture where the terminal can, else say where it is."""
@@ -110,7 +110,7 @@ class Screen:
         self._stop_bar()
         protocol = protocol_here()
         if protocol is None:
-            self.stderr.print(f"this terminal shows no images; the picture is {path}", markup=False)
+            self._tell(f"this terminal shows no images; the picture is {path}")
             return
         sys.stderr.write(escape_sequence(protocol, path) + "\n")
         sys.stderr.flush()
@@ -124,7 +124,7 @@ class Screen:
         """One line for the configuration that a command runs with."""
         if not self.quiet:
             pairs = "  ".join(f"{name}={_plain_text(value)}" for name, value in values.items())
-            self.stderr.print(f"{heading}: {pairs or 'all defaults'}", style="dim", markup=False)
+            self._tell(f"{heading}: {pairs or 'all defaults'}", style="dim")
 
     def show_result(self, result: Mapping[str, Any]) -> None:
         """Print a command's result to stdout: one JSON object, or a line per figure."""
@@ -133,14 +133,18 @@ class Screen:
             print(json.dumps({name: _jsonable(value) for name, value in result.items()}))
         elif not self.quiet:
             for line in _table(result) if _is_table(result) else _pairs(result):
-                print(line)
+                print(printable(line))
         sys.stdout.flush()
 
     def show_error(self, error: VQGPTError) -> None:
         """One line for what is wrong, one for what to do."""
         self._stop_bar()
-        self.stderr.print(f"error: {error.message}", style="bold red", markup=False)
-        self.stderr.print(f"  try: {error.hint}", markup=False)
+        self._tell(f"error: {error.message}", style="bold red")
+        self._tell(f"  try: {error.hint}")
+
+    def _tell(self, line: str, style: str | None = None) -> None:
+        """A line on stderr. Names come from strangers' files: what would control the terminal is escaped."""
+        self.stderr.print(printable(line), style=style, markup=False)
 
 
 def _pairs(result: Mapping[str, Any]) -> Iterator[str]:

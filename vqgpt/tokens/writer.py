@@ -272,7 +272,7 @@ def own_files(store: Store, split_names: Iterable[str]) -> dict[str, int]:
 
     `split_names` are those that are known, beside the usual ones. Raises StrangerError if any other file is there.
     """
-    names = "|".join({"codebook", *USUAL_SPLITS, *split_names})
+    names = "|".join(map(re.escape, {"codebook", *USUAL_SPLITS, *split_names}))
     partial = rf"(.*/)?\.[^/]*{re.escape(PARTIAL_SUFFIX)}"
     own_file = re.compile(rf"{re.escape(ROOT)}|({names})/(\w+/)?(zarr\.json|c(/\d+)+)|{partial}")
     files = store.files()
