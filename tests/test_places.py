@@ -1,7 +1,9 @@
 """Where results go: through links, which stay; one run at a time; and told first where nothing can be written."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,13 @@ import torch
 
 from tests.conftest import assert_refused, description, files_of, run_here, write_cache
 from tests.dataset_files import tar_bytes
+from tests.disk_operations import before_each_operation
 from tests.peer_checkpoints import taming_state
 from vqgpt.config.dataset_files import RemoteFile
 from vqgpt.config.datasets import find_dataset
 from vqgpt.data.downloads import ensure_files, unpack
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import check_writable, folder_atomically, write_atomically
+from vqgpt.files import check_writable, folder_atomically, remove, write_atomically
 from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter
 from vqgpt.write_lock import WriteLock
@@ -173,6 +176,41 @@ def test_a_folder_is_replaced_in_one_step_or_not_at_all(here):
     with folder_atomically(Path("x")) as new:
         (new / "new").write_text("new")
     assert [str(path) for path in Path().rglob("*")] == ["x", "x/new"]
+
+
+def replace_folder():
+    with folder_atomically(Path("x")) as folder:
+        write_atomically(folder / "file", b"new")
+
+
+def test_a_full_disk_at_any_operation_leaves_the_old_folder_or_the_new_one(here):
+    count = 0
+
+    def act(operation):
+        nonlocal count
+        count += 1
+        if count == fail_at and operation[0] in ("mkdir", "open", "write", "fsync", "replace"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(operation[1]))
+
+    for fail_at in range(1, 14):
+        Path("x").mkdir()
+        Path("x/file").write_bytes(b"old")
+        with before_each_operation(act), suppress(OSError):
+            replace_folder()
+        assert Path("x/file").read_bytes() in (b"old", b"new")
+        assert not list(here.rglob("*.partial")), fail_at
+        replace_folder()
+        assert there(here) == ["x"]
+        remove(Path("x"))
+        assert count >= fail_at
+        count = 0
+
+
+def test_empty_folders_that_a_killed_removal_left_do_not_stay(here):
+    for split in ("train", "test", "val"):
+        Path("a.zarr", split, "codes/c/0").mkdir(parents=True)
+    write_cache(Path("a.zarr"), description())
+    assert there("a.zarr") == ["codebook", "test", "train", "zarr.json"]
 
 
 @pytest.mark.parametrize(("before", "known"), [(None, True), ([], True), (["old"], False)])

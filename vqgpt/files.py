@@ -133,8 +133,8 @@ def folder_atomically(path: Path) -> Iterator[Path]:
         os.replace(old, place)
     for leftover in (temporary, old):
         remove(leftover)
-    make_folder(temporary)
     try:
+        make_folder(temporary)
         yield temporary
         fsync_folder(temporary)
         if place.exists():
@@ -211,9 +211,12 @@ def fsync_folder(folder: Path) -> None:
 
 
 def tidy_after_a_kill(folder: Path) -> None:
-    """Delete the temporary files of a killed process below `folder`, and flush the folders it made there to disk."""
+    """Delete temporary files and empty folders of a killed process below `folder`, and flush its folders to disk."""
     for leftover in folder.rglob(f".*{PARTIAL_SUFFIX}"):
         leftover.unlink(missing_ok=True)
+    for inner in sorted(folder.rglob("*/"), reverse=True):  # the deepest first
+        if inner.is_dir() and not any(inner.iterdir()):
+            inner.rmdir()
     for inner in (folder.parent, folder, *folder.rglob("*/")):
         if inner.is_dir():
             fsync_folder(inner)
