@@ -34,10 +34,10 @@ from vqgpt.config.commands import (
     TrainConfig,
     VQGANInfoConfig,
     VQGANTrainConfig,
-    vqgan_path,
 )
 from vqgpt.config.options import options_of
 from vqgpt.config.output_commands import ModelExportConfig, RenderConfig, ScoreConfig
+from vqgpt.config.places import vqgan_path
 from vqgpt.errors import ExitCode, UsageError
 from vqgpt.files import check_can_be_written
 from vqgpt.progress import Notice, Report
