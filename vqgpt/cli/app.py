@@ -317,4 +317,5 @@ def _run_typer(arguments: list[str]) -> int:
         named = [*(command.words.split() for command in COMMANDS.values()), *NAMES_OF_GROUPS]
         words = max((name for name in named if arguments[: len(name)] == name), key=len)
         remedy = f"`{' '.join(['vqgpt', *words, '--help'])}` lists what there is"
-        raise UsageError(error.format_message().removesuffix("."), remedy) from None
+        message = error.format_message().removesuffix(".").replace(": Value error, ", ": ")
+        raise UsageError(message, remedy) from None
