@@ -26,10 +26,11 @@ help: ## Show this list
 all: $(RUN)/samples.png $(RUN)/reconstructions.png ## Run the whole pipeline (DATASET=digits)
 	@echo "$(DATASET) is up to date. The picture: $(RUN)/samples.png"
 
-# What a stage reads of the recipe, $(1) its table: the lines above all tables and those of its own, without comments.
-settings = awk -v table=$(1) '!/["\047]/ {sub(/\043.*/, "")} {sub(/^[ \t]+/, ""); sub(/[ \t]+$$/, "")} /^(\043.*)?$$/ {next} \
+# What a stage reads of the recipe, $(1) its table: the lines above all tables and those of its own, without comments;
+# a value of several lines is joined, as their order counts.
+settings = awk -v table=$(1) '!/["\047]/ {sub(/\043.*/, "")} {sub(/^[ \t]+/, ""); sub(/[ \t\r]+$$/, "")} /^(\043.*)?$$/ {next} \
   /^\[[ \t"\047]*[A-Za-z_-]+[ \t"\047]*\][ \t]*(\043.*)?$$/ {split($$0, word, /[][ \t"\047]+/); others = word[2] != table; next} \
-  !others' $(RECIPE) | LC_ALL=C sort
+  !others {printf "%s%s", /^[^=[]+=/ ? "\n" : " ", $$0} END {print ""}' $(RECIPE) | LC_ALL=C sort
 
 # A file for each stage has the settings that its result was made with; where there is none, the present ones. It is
 # older than all results, or, if the recipe has other settings now, newer. `+` and shell: with make -n too, which else

@@ -19,9 +19,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
 from vqgpt.code_statistics import code_statistics
-from vqgpt.config.commands import ImageOptions, cache_path, gpt_path, vqgan_path
+from vqgpt.config.commands import ImageOptions
 from vqgpt.config.datasets import find_dataset
 from vqgpt.config.options import resolve
+from vqgpt.config.places import cache_path, gpt_path, vqgan_path
 from vqgpt.config.preprocessing import Preprocessing
 from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import read_dataset

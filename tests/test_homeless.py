@@ -38,6 +38,15 @@ def test_the_pipeline_runs(homeless):
     assert {path.name for path in homeless.iterdir()} == {"runs", "cache"}
 
 
+def test_a_home_that_is_no_folder_keeps_no_images(here, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    Path("file").touch()
+    Path("unmounted").symlink_to("missing/home")
+    for home in ("file", "unmounted"):
+        monkeypatch.setenv("HOME", str(here / home))
+        assert "data root: data\n" in run_here("datasets").err
+
+
 def test_the_weights_of_the_perceptual_loss_have_no_place(homeless, monkeypatch):
     monkeypatch.delenv("TORCH_HOME", raising=False)
     words = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--perceptual-weight", "1", "-q"]

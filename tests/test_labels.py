@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import vqgpt
 from tests.conftest import TINY_GPT, assert_refused, description, run_here
 from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.errors import UsageError
+from vqgpt.errors import UsageError, printable
 from vqgpt.label_occurrence import names_without, occurring
 from vqgpt.progress import silent
 from vqgpt.stages.labels import KnownLabels
@@ -103,6 +103,12 @@ def test_every_class_can_be_asked_for_by_number_and_a_unique_name(names):
         assert meant(names, f"number:{number}") == [number]
         if names.count(name) == 1:
             assert meant(names, f"name:{name}") == [number]
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\nb", "\udcff", "\u202etfel"])
+def test_a_name_that_cannot_be_shown_is_given_as_it_is_or_as_it_is_shown(name):
+    for names in ([name, "cat"], [printable(name), "cat"]):  # a folder's name is kept in a cache as it is shown
+        assert meant(names, name) == meant(names, printable(name)) == meant(names, f"name:{name}") == [0]
 
 
 def test_bits_with_a_plus_in_their_names():

@@ -140,6 +140,22 @@ def test_a_training_is_repeated_only_when_asked(project, old, new, result, anew)
     assert trained()[result] != before[result]
 
 
+def test_values_of_several_lines_and_lines_of_windows_are_read(project):
+    edit("ch_mult = [1, 2]", "ch_mult = [\n  1,\n  2,\n]")
+    recipe = Path("pipelines/digits.toml")
+    recipe.write_text(recipe.read_text(), newline="\r\n")
+    make("all")
+    before = trained()
+    for old, new, result in [("  1,\n  2,", "  2,\n  1,", "vqgan.pt"), ("lr = 4e-2", "lr = 2e-2", "gpt.pt")]:
+        for earlier, later in [(old, new), (new, old)]:
+            recipe.write_text(recipe.read_text().replace(earlier, later), newline="\r\n")
+            if later == new:
+                assert f"{result} was trained with other settings" in make("all", code=2)[1]
+        assert trained() == before
+    edit("num_samples = 100", "num_samples = 50")
+    assert names(make("all")[0]) == ["sample", "render"]
+
+
 def test_keep_takes_what_is_there_as_up_to_date(project):
     make("all")
     before = trained()

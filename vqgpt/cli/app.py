@@ -34,10 +34,10 @@ from vqgpt.config.commands import (
     TrainConfig,
     VQGANInfoConfig,
     VQGANTrainConfig,
-    vqgan_path,
 )
 from vqgpt.config.options import options_of
 from vqgpt.config.output_commands import ModelExportConfig, RenderConfig, ScoreConfig
+from vqgpt.config.places import vqgan_path
 from vqgpt.errors import ExitCode, UsageError
 from vqgpt.files import check_can_be_written
 from vqgpt.progress import Notice, Report
@@ -317,4 +317,5 @@ def _run_typer(arguments: list[str]) -> int:
         named = [*(command.words.split() for command in COMMANDS.values()), *NAMES_OF_GROUPS]
         words = max((name for name in named if arguments[: len(name)] == name), key=len)
         remedy = f"`{' '.join(['vqgpt', *words, '--help'])}` lists what there is"
-        raise UsageError(error.format_message().removesuffix("."), remedy) from None
+        message = error.format_message().removesuffix(".").replace(": Value error, ", ": ")
+        raise UsageError(message, remedy) from None

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from vqgpt.config.cache_path import CachePath, beside
-from vqgpt.config.commands import CACHE_FOLDER, DATA, DEVICE_HELP, RUN
+from vqgpt.config.commands import DATA, DEVICE_HELP, RUN
 from vqgpt.config.options import argument, check, option
+from vqgpt.config.places import CACHE_FOLDER
 from vqgpt.config.vqgan import REMAP_HELP
 
 REPAIR = "Repair"

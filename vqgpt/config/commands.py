@@ -1,4 +1,4 @@
-"""The configuration of each command: which options it has, and where its files lie. Must not import torch."""
+"""The configuration of each command: which options it has. Must not import torch."""
 
 import os
 from dataclasses import dataclass
@@ -9,20 +9,17 @@ from vqgpt.config.cache_path import CachePath
 from vqgpt.config.datasets import DATASETS
 from vqgpt.config.gpt import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.config.options import argument, check, option
+from vqgpt.config.places import RUNS_FOLDER, cache_path, default_data_root, vqgan_path
 from vqgpt.config.preprocessing import IMAGES, PreprocessingOptions, parse_views
 from vqgpt.config.vqgan import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
-from vqgpt.files import user_cache_folder
 
 DATA = "Data and files"
 RUN = "Run"
-CACHE_FOLDER = Path("cache")
-RUNS_FOLDER = Path("runs")
 
 DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
 DATA_ROOT_HELP = (
     "Folder of the downloaded images (default: vqgpt/data in the user's cache folder, or data where there can be none)"
 )
-HOMELESS_DATA_ROOT = Path("data")
 MOST_WORKERS = 16  # unless told otherwise
 DEVICE_HELP = "auto, cpu, cuda, cuda:N or mps."
 SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
@@ -30,39 +27,6 @@ FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of th
 
 SHOW_HELP = "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel)."
 N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell (default: 8)."
-
-
-def default_data_root() -> Path:
-    """Where downloaded images are kept: in the user's cache folder, or beside cache/ and runs/ if there can be none.
-
-    So it is where no home is known, and in containers that say HOME=/ for a user without a name.
-    """
-    try:
-        root = user_cache_folder() / "data"
-    except RuntimeError:
-        return HOMELESS_DATA_ROOT
-    nearest = next(folder for folder in (root, *root.parents) if os.path.exists(folder))
-    return root if nearest == root or os.access(nearest, os.W_OK) else HOMELESS_DATA_ROOT
-
-
-def vqgan_path(dataset: str) -> Path:
-    """The VQ-GAN that this project trained for a dataset."""
-    return RUNS_FOLDER / dataset / "vqgan.pt"
-
-
-def gpt_path(dataset: str) -> Path:
-    """The GPT that this project trained for a dataset."""
-    return RUNS_FOLDER / dataset / "gpt.pt"
-
-
-def cache_path(dataset: str) -> Path:
-    """The token cache of a dataset."""
-    return CACHE_FOLDER / f"{dataset}.zarr"
-
-
-def samples_path(dataset: str) -> Path:
-    """The token cache that `vqgpt sample` writes for a dataset."""
-    return RUNS_FOLDER / dataset / "samples.zarr"
 
 
 @dataclass(frozen=True, kw_only=True)

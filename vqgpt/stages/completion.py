@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.config.cache_path import expand_home, parse_cache_path
-from vqgpt.config.commands import CACHE_FOLDER, SampleConfig, cache_path
+from vqgpt.config.commands import SampleConfig
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import composed
+from vqgpt.config.places import CACHE_FOLDER, cache_path
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.one_line import one_line
 from vqgpt.stages.labels import told_labels, untold

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from vqgpt import compiled
-from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, default_data_root
 from vqgpt.config.datasets import DATASETS
+from vqgpt.config.places import CACHE_FOLDER, RUNS_FOLDER, default_data_root
 from vqgpt.memory import keep_memory_pages
 from vqgpt.versions import LIBRARIES, installed_version
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from vqgpt.config.cache_path import CachePath, CacheURL
-from vqgpt.config.commands import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
 from vqgpt.config.gpt import GPTConfig
+from vqgpt.config.places import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
 from vqgpt.errors import MissingDataError, UsageError
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vqgpt.config.cache_commands import CacheImportConfig
 from vqgpt.config.cache_path import CachePath
-from vqgpt.config.commands import cache_path
 from vqgpt.config.datasets import DATASETS
+from vqgpt.config.places import cache_path
 from vqgpt.data.images import held_out_rows
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.interrupt import stop_on_signals

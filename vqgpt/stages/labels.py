@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import composed, nearest_hint
-from vqgpt.errors import UsageError
+from vqgpt.errors import UsageError, printable
 from vqgpt.label_occurrence import names_without, occurring
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import Description, SplitTokens
@@ -40,6 +40,11 @@ def told_labels(tokens: SplitTokens, description: Description) -> NDArray[np.int
     return tokens.labels.astype(np.int64) * 2 - 1
 
 
+def _as_shown(name: str) -> str:
+    """A name as lists and errors show it, with escapes for control characters: it may be given so, or as it is."""
+    return printable(composed(name))
+
+
 def number_word(number: int) -> str:
     """The word that means this class, whatever classes are called; -1 is none."""
     return f"{NUMBER}{NONE if number < 0 else number}"
@@ -56,7 +61,7 @@ class KnownLabels:
     @classmethod
     def of(cls, gpt: GPTConfig, names: Sequence[str], seen: Iterable[int] | None) -> "KnownLabels":
         """Those of a GPT that was trained on a cache with these names; `seen` is None where that is not known."""
-        known = tuple(map(composed, names)) if gpt.num_classes else ()
+        known = tuple(map(_as_shown, names)) if gpt.num_classes else ()
         by_bits = gpt.options.condition == "bits"
         return cls(names=known, by_bits=by_bits, seen=frozenset(range(len(known)) if seen is None else seen))
 
@@ -72,7 +77,7 @@ class KnownLabels:
                     "this GPT was trained without classes", "leave --class out, or train one with --condition class"
                 )
             return [-1]
-        words = tuple(map(composed, words)) or (NUMBER + ALL,)
+        words = tuple(map(_as_shown, words)) or (NUMBER + ALL,)
         turn = [label for word in words for label in self._meant_by(word)]
         self.check_seen(turn)
         unseen = names_without(self.seen, self.names)

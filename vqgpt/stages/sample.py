@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.cache_path import CachePath
-from vqgpt.config.commands import SampleConfig, samples_path
+from vqgpt.config.commands import SampleConfig
 from vqgpt.config.gpt import GPTConfig
 from vqgpt.config.options import from_json, to_json
+from vqgpt.config.places import samples_path
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.order import scan_order

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from vqgpt.checkpoint import out_of_memory, weights_sha256
-from vqgpt.config.commands import TrainConfig, gpt_path
+from vqgpt.config.commands import TrainConfig
 from vqgpt.config.datasets import held_out_split
 from vqgpt.config.gpt import GPTConfig, SamplingOptions
 from vqgpt.config.options import differences, to_json
+from vqgpt.config.places import gpt_path
 from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.files import place_of, write_atomically
