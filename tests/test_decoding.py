@@ -18,12 +18,12 @@ COMPRESSED = zlib.compress(bytes(2_000_000))
 XMP = b"XML:com.adobe.xmp\0"
 
 
-def with_chunks(*chunks, after_pixels=False):
-    """A red PNG of 8 x 4 pixels with more chunks (kind, content) in it."""
+def with_chunks(*chunks, after_pixels=False, damage=0):
+    """A red PNG of 8 x 4 pixels with more chunks (kind, content) in it; `damage` makes their checksums wrong."""
     data = image_bytes(RED, size=(8, 4))
     place = len(data) - 12 if after_pixels else 33  # before IEND, or after IHDR
     added = [
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content) ^ damage)
         for kind, content in chunks
     ]
     return data[:place] + b"".join(added) + data[place:]
@@ -44,13 +44,17 @@ CHUNKS = {
     "another": (b"tEXt", b"bbox\0yes"),
     "short": (b"gAMA", b"\0"),
     "EXIF": (b"eXIf", LARGE),
+    "number of frames": (b"acTL", b"\0"),
+    "place of a frame": (b"fcTL", b"\0"),
+    "frame": (b"fdAT", bytes(9)),
 }
 
 
+@pytest.mark.parametrize("damage", [0, 1])
 @pytest.mark.parametrize("after_pixels", [False, True])
 @pytest.mark.parametrize("name", CHUNKS)
-def test_what_is_beside_the_pixels_of_a_png_does_no_harm(name, after_pixels):
-    image = decode(with_chunks(CHUNKS[name], after_pixels=after_pixels), WHITE)
+def test_what_is_beside_the_pixels_of_a_png_does_no_harm(name, after_pixels, damage):
+    image = decode(with_chunks(CHUNKS[name], after_pixels=after_pixels, damage=damage), WHITE)
     assert (np.asarray(image) == RED).all()
     assert image.size == (8, 4)
 

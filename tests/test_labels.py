@@ -117,6 +117,8 @@ def test_bits_with_a_plus_in_their_names():
     assert meant(names, "number:0+number:2", "2+0", condition="bits") == [[1, -1, 1]] * 2
     assert meant(names, "none", "all", condition="bits") == [[0, 0, 0], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
     assert_ambiguous(["A+B", "A", "B"], "A+B", "number:0", "number:1+number:2", condition="bits")
+    words = ("name:A+B", "name:A+name:B")
+    assert meant(["A+B", "A", "B"], *words, condition="bits") == [[1, -1, -1], [-1, 1, 1]]
     assert_ambiguous(["x", "none"], "none", "number:1", "number:none", condition="bits")
     assert_ambiguous(["5_o_Clock", *"abcdefg"], "5", "number:0", "number:5", condition="bits")
     with pytest.raises(UsageError, match="no class 'D'"):

@@ -3,6 +3,7 @@
 import io
 import os
 import socket
+import stat
 import tarfile
 import zipfile
 
@@ -58,6 +59,9 @@ def packed(folder, kind, files, folders=()):
         "@eaDir/cat/1.png/SYNOPHOTO_THUMB_M.jpg",
         "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.jpg",
         "cat/deep/@EADIR/1.png",
+        "RECYCLED/1.png",
+        "FOUND.000/1.png",
+        "cat/LOST.DIR/1.png",
         "#recycle/cat/9.png",
         "#snapshot/cat/9.png",
         "@Recycle/9.png",
@@ -130,6 +134,37 @@ def test_links_inside_tar_files_are_followed_or_told(tmp_path):
     assert all(open_tree(tmp_path / "a.tar").read(f"cat/{number}.png") == IMAGE for number in (3, 4, 5))
     assert any(line.startswith("3 files or folders") and "a.tar/cat/6.png" in line for line in told)
     assert any(line.startswith("1 file or folder") and "a.tar/cat/9.png" in line for line in told)
+
+
+def test_links_inside_zip_files_are_followed_or_told(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, data in (PETS | {"dog/.3.png": IMAGE}).items():
+            archive.writestr(name, data)
+        for name, target in (
+            ("cat/3.png", "../dog/1.png"),
+            ("cat/4.png", "3.png"),
+            ("cat/5.png", "../dog/.3.png"),
+            ("cat/6.png", "gone.png"),
+            ("cat/7.png", "/cat/1.png"),
+            ("cat/8.png", "x" * 5000),
+            ("cat/9.png", b"\xff"),
+            ("cow", "dog"),
+        ):
+            link = zipfile.ZipInfo(name)
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(link, target)
+    found, told = told_by(tmp_path / "a.zip")
+    assert sum(map(len, found.splits.values())) == 7
+    assert found.class_names == ("cat", "dog")
+    assert any(line.startswith("5 files or folders are left out, being links that lead to no file") for line in told)
+
+
+def test_an_encrypted_zip_file_is_called_so(tmp_path):
+    data = bytearray(zip_bytes({"cat/1.png": IMAGE}))
+    data[data.index(b"PK\1\2") + 8] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(InputError, match=r"a\.zip is encrypted"):
+        read(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

@@ -49,6 +49,16 @@ def test_options_are_those_of_the_command(pipeline):
         unconditional.sample(classes=["none"])
 
 
+def test_classes_are_names_and_whole_numbers(pipeline):
+    gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
+    expected = gpt.sample(num_samples=2, classes=["name:3", "name:7"])
+    for classes in ([3, 7], (np.int8(3), "7"), np.array([3, 7]), range(3, 8, 4)):
+        np.testing.assert_array_equal(gpt.sample(num_samples=2, classes=classes), expected)
+    for classes in ("37", 3, [True], [np.True_], [3.0], [None], [[3]], [b"3"], [-5], [10]):
+        with pytest.raises(UsageError, match="class"):
+            gpt.sample(num_samples=2, classes=classes)
+
+
 def test_scores_are_those_of_the_command(pipeline):
     gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
     tokens = vqgpt.TokenCache(Path("runs/digits/samples.zarr")).read_split("samples")

@@ -96,6 +96,40 @@ def test_a_class_folder_of_imagenet_without_images_keeps_its_number(tmp_path):
     assert Notice(text="no training image has the label 'n01443537'") in told
 
 
+def test_only_folders_of_its_classes_count_in_imagenet(tmp_path):
+    files = imagenet_folders()
+    expected = facts("imagenet", write_tree(tmp_path / "clean", files))
+    places = ["train/samples/", "val/samples/", "train/n01440764/thumbs/", "train/backup/n02102040/"]
+    assert facts("imagenet", write_tree(tmp_path / "full", files | {f"{place}1.JPEG": IMAGE for place in places})) == (
+        expected
+    )
+
+
+def test_an_empty_folder_beside_an_archive_does_not_count(tmp_path):
+    faces, _ = celeba_files("txt")
+    images = {name: data for name, data in faces.items() if name.startswith("img")}
+    lists = {name: data for name, data in faces.items() if name not in images}
+    names = ("filelist_places365-standard", "train_256_places365standard", "val_256")
+    tiny = {f"tiny-imagenet-200/{name}": data for name, data in tinyimagenet_files().items()}
+    archives = {
+        "celeba": lists | {"img_align_celeba.zip": zip_bytes(images)},
+        "imagenet": imagenet_archives(),
+        "places365": {f"{n}.tar": tar_bytes(f) for n, f in zip(names, places365_files(), strict=True)},
+        "tinyimagenet": {"tiny-imagenet-200.zip": zip_bytes(tiny)},
+    }
+    for name, files in archives.items():
+        root = write_tree(tmp_path / name, files)
+        for folder in ("img_align_celeba", "train", "val", "data_256_standard", "val_256", "tiny-imagenet-200"):
+            (root / folder).mkdir()
+        assert len(read(name, root).splits["train"])
+
+
+def test_lists_of_celeba_that_an_editor_began_with_a_mark(tmp_path):
+    files, _ = celeba_files("txt")
+    marked = {name: b"\xef\xbb\xbf" + data if name.endswith(".txt") else data for name, data in files.items()}
+    assert facts("celeba", write_tree(tmp_path / "b", marked)) == facts("celeba", write_tree(tmp_path / "a", files))
+
+
 FETCHED_WHERE_MISSING = "places365_train_standard.txt"
 
 

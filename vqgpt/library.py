@@ -5,7 +5,7 @@
 A Generator works where the VQ-GAN's code cannot be imported. Errors are those of `vqgpt.errors`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,7 +77,7 @@ class Generator:
         `classes`, as of --class, are generated in turn; a number is one, whatever classes are called. Raises UsageError
         for an unknown class or an impossible value.
         """
-        words = tuple(word if isinstance(word, str) else number_word(int(word)) for word in classes)
+        words = _words(classes)
         sampling = SamplingOptions(num_samples=num_samples, **options)
         config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
         if sampling.cfg_scale != 1:
@@ -179,6 +179,18 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) 
     told = gpt.cache_description
     description = None if told is None else from_json(Description, told, str(path))
     return Generator(path=Path(path), gpt=gpt, description=description, device=chosen)
+
+
+def _words(classes: Any) -> tuple[str, ...]:
+    """Classes as words of --class. Raises UsageError for what is no list of names and whole numbers."""
+    words = []
+    for one in classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [None]:
+        if not isinstance(one, (str, int, np.integer)) or isinstance(one, bool):
+            raise UsageError(
+                f"classes={classes!r} is no list of classes", "give names and whole numbers, as [3, 'cat']"
+            )
+        words.append(one if isinstance(one, str) else number_word(int(one)))
+    return tuple(words)
 
 
 def _check_range(what: str, numbers: NDArray[np.integer[Any]], least: int, most: int) -> None:

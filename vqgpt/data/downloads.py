@@ -18,7 +18,7 @@ from pathlib import Path
 from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset
 from vqgpt.errors import InputError, MissingFilesError
-from vqgpt.files import fsync_folder, partial_path, place_of, remove
+from vqgpt.files import fsync_folder, is_vacant, partial_path, place_of, remove
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.write_lock import WriteLock
 
@@ -66,7 +66,7 @@ def _make_present(dataset: Dataset, missing: list[RemoteFile], root: Path, repor
 def is_present(file: RemoteFile, root: Path) -> bool:
     """True if the file is there, in the form in which it is read."""
     as_it_is = (root / file.path).exists() and (file.in_place or not file.content)
-    return as_it_is or (bool(file.content) and (root / file.content).exists())
+    return as_it_is or (bool(file.content) and not is_vacant(root / file.content))
 
 
 def missing_files(dataset: Dataset, files: list[RemoteFile], root: Path, reason: str) -> MissingFilesError:

@@ -7,17 +7,19 @@ threads.
 
 import os
 import posixpath
+import stat
 import tarfile
 import weakref
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from vqgpt.data.decoding import is_image_name
 from vqgpt.errors import InputError, MissingDataError, printable
 from vqgpt.progress import Notice, Report
 
+ENCRYPTED = 1  # flag of a member of a zip file
 LARGEST_FILE = 2**29  # bytes; a larger one is not an image, or a bomb
 OF_OTHER_PROGRAMS = {  # in lower case; the systems that make them do not tell cases apart
     "#recycle",
@@ -27,22 +29,38 @@ OF_OTHER_PROGRAMS = {  # in lower case; the systems that make them do not tell c
     "@eadir",
     "@recently-snapshot",
     "@recycle",
+    "@sharebin",
+    "@sharesnap",
+    "@synoresource",
+    "@tmp",
     "__macosx",
     "__pycache__",
+    "found.000",
     "lost+found",
+    "lost.dir",
     "network trash folder",
+    "recycled",
     "recycler",
     "system volume information",
     "temporary items",
+    "thevolumesettingsfolder",
     "~snapshot",
 }
 HIDDEN = "hidden, or of another program"
 CIRCLE = "links to a folder that they lie in"
 NOWHERE = "links that lead to nothing that can be read"
+NO_FILE = "links that lead to no file in the archive"
 SPECIAL = "neither files nor folders"
 MOST_LINKS = 40  # from one to the next, as Linux has it
+LONGEST_TARGET = 4096  # bytes of the path that a link is, as Linux has it
 
 MemberT = TypeVar("MemberT")
+
+
+class Link(NamedTuple):
+    """A member of an archive that stands for another: for what `target`, from the top of the archive, names."""
+
+    target: str
 
 
 class FileTree(Protocol):
@@ -137,10 +155,23 @@ class ZipFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.zip = zipfile.ZipFile(path)
-        self.members, self.folders, self.left_out = _members(
-            (info.filename.replace("\\", "/"), info) for info in self.zip.infolist()
-        )
+        if any(info.flag_bits & ENCRYPTED for info in self.zip.infolist()):
+            raise InputError(f"{path} is encrypted", "unpack it, and give the folder")
+        self.members, self.folders, self.left_out = _members(self._index())
         self.sizes = {name: info.file_size for name, info in self.members.items()}
+
+    def _index(self) -> Iterator[tuple[str, zipfile.ZipInfo | Link | str]]:
+        """Name of each member, with what it is; that of a folder ends in /."""
+        for info in self.zip.infolist():
+            name = info.filename.replace("\\", "/")
+            if not stat.S_ISLNK(info.external_attr >> 16):
+                yield name, info
+                continue
+            try:
+                target = self.zip.read(info).decode() if info.file_size <= LONGEST_TARGET else ""
+            except Exception:  # each kind of compression has errors of its own
+                target = ""
+            yield name, _link(name, target)
 
     def read(self, name: str) -> bytes:
         """A member's bytes, as many as the directory of the archive says, at most."""
@@ -162,7 +193,7 @@ class TarFile:
         weakref.finalize(self, os.close, self.descriptor)
         self.sizes = {name: size for name, (_, size) in self.places.items()}
 
-    def _index(self, file: BinaryIO, start: int, prefix: str) -> Iterator[tuple[str, tuple[int, int] | str]]:
+    def _index(self, file: BinaryIO, start: int, prefix: str) -> Iterator[tuple[str, tuple[int, int] | Link | str]]:
         """Name of each member, with place and size, or the reason why it is left out; that of a folder ends in /."""
         file.seek(start)
         try:
@@ -170,9 +201,7 @@ class TarFile:
         except tarfile.ReadError:
             compressed = f"{self.path / prefix} is compressed or damaged"
             raise InputError(compressed, "unpack it, and give the folder") from None
-        by_name = {_plain(member.name): member for member in members}
         for member in members:
-            linked = _linked(member, by_name)
             hidden = any(map(is_hidden, _plain(member.name).split("/")))
             if member.isfile() and member.name.endswith(".tar") and not prefix and not hidden:
                 inner = member.name.removesuffix(".tar") + "/"
@@ -180,10 +209,14 @@ class TarFile:
                 yield from self._index(file, member.offset_data, inner)
             elif member.isdir():
                 yield f"{prefix}{member.name}/", ""
-            elif linked is not None and linked.isfile():
-                yield prefix + member.name, (linked.offset_data, linked.size)
+            elif member.issym():
+                yield prefix + member.name, _link(prefix + member.name, member.linkname)
+            elif member.islnk():
+                yield prefix + member.name, Link(prefix + member.linkname)
+            elif member.isfile():
+                yield prefix + member.name, (member.offset_data, member.size)
             else:
-                yield prefix + member.name, NOWHERE if member.issym() or member.islnk() else SPECIAL
+                yield prefix + member.name, SPECIAL
 
     def read(self, name: str) -> bytes:
         """A member's bytes."""
@@ -201,30 +234,25 @@ def check_size(tree: FileTree, name: str) -> None:
         raise OSError(f"it would take {tree.sizes[name] / 1e9:.1f} GB")
 
 
-def _linked(member: tarfile.TarInfo, by_name: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
-    """The member that a link of a tar file means in the end, another one itself; None if that is not in the file."""
-    found: tarfile.TarInfo | None = member
-    for _ in range(MOST_LINKS):
-        if found is None or not (found.issym() or found.islnk()):
-            return found
-        if found.issym() and found.linkname.startswith("/"):
-            return None
-        folder = posixpath.dirname(found.name) if found.issym() else ""
-        found = by_name.get(_plain(posixpath.normpath(posixpath.join(folder, found.linkname))))
-    return None
+def _link(name: str, target: str) -> Link | str:
+    """A symbolic link in an archive, or why it is left out: it leads out of the archive."""
+    return NO_FILE if not target or target.startswith("/") else Link(posixpath.join(posixpath.dirname(name), target))
 
 
 def _members(
-    found: Iterable[tuple[str, MemberT | str]],
+    found: Iterable[tuple[str, MemberT | Link | str]],
 ) -> tuple[dict[str, MemberT], set[str], dict[str, str]]:
     """Of an archive: its files in the order of their names, its folders, and what is left out, with the reason."""
-    members: dict[str, MemberT] = {}
+    everything: dict[str, MemberT | Link | str] = {}
+    shown: set[str] = set()
     folders: set[str] = set()
     left_out: dict[str, str] = {}
     for stored_name, member in found:
         name, is_folder = _plain(stored_name), stored_name.endswith("/")
         if not name:
             continue
+        if not is_folder:
+            everything[name] = member
         parts = name.split("/")
         hidden = next((place for place, part in enumerate(parts) if is_hidden(part)), None)
         if hidden is not None:
@@ -235,13 +263,26 @@ def _members(
         while folder and folder not in folders:
             folders.add(folder)
             folder = posixpath.dirname(folder)
-        if is_folder:
-            continue
+        if not is_folder:
+            shown.add(name)
+    members: dict[str, MemberT] = {}
+    for name in sorted(shown):
+        member = _linked(name, everything)
         if isinstance(member, str):
             left_out[name] = member
         else:
             members[name] = member
-    return {name: members[name] for name in sorted(members)}, folders, left_out
+    return members, folders, left_out
+
+
+def _linked(name: str, everything: dict[str, MemberT | Link | str]) -> MemberT | str:
+    """The member that a name means in the end, or the reason why there is none."""
+    for _ in range(MOST_LINKS):
+        member = everything.get(name, NO_FILE)
+        if not isinstance(member, Link):
+            return member
+        name = _plain(posixpath.normpath(member.target))
+    return NO_FILE
 
 
 def _plain(name: str) -> str:

@@ -77,7 +77,7 @@ class FileImages:
     def broken(self, index: int, fault: str) -> InputError:
         """The error that names a broken image."""
         path = self.tree.path / self.names[index]
-        return InputError(f"{path} is broken ({fault})", "replace or remove it, or give --on-error skip")
+        return InputError(f"{path} is broken ({fault})", "replace it, or give --on-error skip")
 
     def digest_parts(self) -> Iterator[bytes]:
         """Names and sizes, not contents: those of a published dataset do not change."""

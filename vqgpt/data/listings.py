@@ -19,6 +19,7 @@ from vqgpt.data.downloads import ensure_files, is_present, missing_files, remedy
 from vqgpt.data.file_trees import FileTree, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.files import is_vacant
 from vqgpt.progress import Report
 
 Color = tuple[int, int, int]
@@ -57,7 +58,7 @@ def read_places365(dataset: Dataset, root: Path, background: Color, report: Repo
     splits = {}
     for (split, folder), archive, name in zip(unpacked.items(), archives, ("train_standard", "val"), strict=True):
         pairs = [line.split() for line in _lines(about, f"places365_{name}.txt")]
-        tree = open_tree(folder) if folder else _open(archive, root)
+        tree = _open(archive, folder or _place(archive, root))
         names = [file.lstrip("/") for file, _ in pairs]
         splits[split] = _listed(dataset, root, tree, names, [int(label) for _, label in pairs], background)
     names_in_order = sorted(labels_by_name, key=lambda name: labels_by_name[name])
@@ -73,7 +74,8 @@ def read_tinyimagenet(dataset: Dataset, root: Path, background: Color, report: R
         tree = open_tree(root)
     else:
         ensure_files(dataset, FILES["tinyimagenet"], root, report)
-        tree = _open(FILES["tinyimagenet"][0], root)
+        archive = FILES["tinyimagenet"][0]
+        tree = _open(archive, _place(archive, root))
     prefix = _folder_of(tree, ["wnids.txt"])
     wnids = _lines(tree, prefix + "wnids.txt")
     has_words = prefix + "words.txt" in tree.sizes
@@ -106,7 +108,7 @@ def read_celeba(dataset: Dataset, root: Path, background: Color, report: Report)
     if missing:
         raise missing_files(dataset, missing, root, "it has to be asked for by hand")
     images, attributes, partition = (place for place in places if place)
-    tree = open_tree(images)
+    tree = _open(FILES["celeba"][0], images)
     header, *rows = _table(attributes, lines_above=1)
     split_of = dict(_table(partition, lines_above=0)[1 if partition.suffix == ".csv" else 0 :])
     splits = {}
@@ -124,15 +126,15 @@ def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Repor
     *images, devkit = FILES["imagenet"]
     there = all(is_present(file, base) for file in images)
     ensure_files(dataset, tuple(images if there else (*images, devkit)), base, report)
-    train, val = (_open(file, base) for file in images)
-    names = [name for name in train.sizes if is_image_name(name) and "/" in name]
+    train, val = (_open(file, _place(file, base)) for file in images)
+    names = _in_class_folders(train)
     empty = {folder for folder in train.folders if WNID.fullmatch(folder)}
     wnids = tuple(sorted({name.split("/")[-2] for name in names} | empty))
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     for tree in (train, val):
         tell_left_out(tree, report)
     val_names = [name for name in val.sizes if is_image_name(name)]
-    in_class_folders = [name for name in val_names if "/" in name]
+    in_class_folders = _in_class_folders(val)
     if set(wnids) & {name.split("/")[-2] for name in in_class_folders}:
         val_names, val_wnids = in_class_folders, [name.split("/")[-2] for name in in_class_folders]
     else:
@@ -147,6 +149,16 @@ def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Repor
         "train": _listed(dataset, base, train, names, [label_of[name.split("/")[-2]] for name in names], background),
         "val": _listed(dataset, base, val, val_names, [label_of[wnid] for wnid in val_wnids], background),
     }, wnids
+
+
+def _in_class_folders(tree: FileTree) -> list[str]:
+    """The images in folders of ImageNet's classes, where most of these lie beside each other; nothing else counts."""
+    above: dict[str, list[str]] = {}
+    for name in tree.sizes:
+        *outer, folder, _ = ("", *name.split("/"))
+        if is_image_name(name) and WNID.fullmatch(folder):
+            above.setdefault("/".join(outer), []).append(name)
+    return max(above.values(), key=len, default=[])
 
 
 def _from_devkit(dataset: Dataset, devkit: RemoteFile, root: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -221,18 +233,22 @@ def _check_equal_counts(dataset: Dataset, root: Path, tree: FileTree, *labels_of
             raise _not_whole(dataset, root, tree.path, expected - len(labels), expected, f"one of class {fewest}")
 
 
-def _open(file: RemoteFile, root: Path) -> FileTree:
-    """A file that is read in place: unpacked, else as it came. Raises InputError, with its source, if it is damaged."""
-    if (root / file.content).exists():
-        return open_tree(root / file.content)
+def _place(file: RemoteFile, root: Path) -> Path:
+    """Where a file that is read in place is: unpacked, else as it came."""
+    return root / (file.path if is_vacant(root / file.content) else file.content)
+
+
+def _open(file: RemoteFile, path: Path) -> FileTree:
+    """A file of a dataset, packed or unpacked. Raises InputError, with its source, if it is damaged."""
     try:
-        return open_tree(root / file.path)
+        return open_tree(path)
     except InputError as error:
         raise InputError(error.message, f"get it again from {file.url} (md5 {file.md5})") from None
 
 
 def _first_existing(root: Path, names: list[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).exists()), None)
+    """The first that is there, and no empty folder."""
+    return next((root / name for name in names if not is_vacant(root / name)), None)
 
 
 def _folder_of(tree: FileTree, listed: Sequence[str]) -> str:
@@ -254,5 +270,6 @@ def _lines(tree: FileTree, name: str) -> list[str]:
 
 def _table(path: Path, lines_above: int) -> list[list[str]]:
     """The rows of one of CelebA's lists, in either of its two spellings; a .txt has `lines_above` them."""
-    rows = [re.split(r"[,\s]+", line.strip()) for line in path.read_text().splitlines() if line.strip()]
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    rows = [re.split(r"[,\s]+", line.strip()) for line in lines if line.strip()]
     return rows if path.suffix == ".csv" else rows[lines_above:]

@@ -2,20 +2,23 @@
 
 import io
 import struct
+import zlib
 
 from PIL.PngImagePlugin import PngStream
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FRAME = struct.Struct(">I4s")  # of a chunk: length and kind; then come its content, and four bytes of checksum
-PIXELS = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}  # transparency, rotation, frames
+TRANSPARENCY = b"tRNS"
+EXIF = b"eXIf"  # tells the rotation
 TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 ROTATION = {b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif"}  # keywords of texts in which Pillow looks for it
 
 
 def without_metadata(data: bytes) -> bytes:
-    """A PNG file without colour profile, texts and the like, but for what may tell its rotation; other bytes as is.
+    """A PNG file of the first picture alone, with what may tell its rotation; other bytes as is.
 
-    Pillow unpacks all of these, and refuses an image for one that is larger than 1 MiB, or damaged.
+    Pillow unpacks colour profiles, texts and the like, and refuses an image for one that is larger than 1 MiB. It also
+    does for a damaged one, and for damage in the frames that come after the first picture.
     """
     if not data.startswith(SIGNATURE):
         return data
@@ -26,17 +29,18 @@ def without_metadata(data: bytes) -> bytes:
         end = position + FRAME.size + length + 4
         if end > len(data):
             break
-        if _is_needed(kind, view[position + FRAME.size : end - 4], pillow):
+        if _is_needed(kind, view[position + FRAME.size : end - 4], view[end - 4 : end], pillow):
             kept.append(view[position:end])
         position = end
     return b"".join([*kept, view[position:]])
 
 
-def _is_needed(kind: bytes, content: memoryview, pillow: PngStream) -> bool:
-    if kind in TEXTS:
+def _is_needed(kind: bytes, content: memoryview, checksum: memoryview, pillow: PngStream) -> bool:
+    if kind == EXIF or kind in TEXTS:
+        is_whole = zlib.crc32(content, zlib.crc32(kind)) == int.from_bytes(checksum)
         keyword = bytes(content[:80]).partition(b"\0")[0]
-        return keyword in ROTATION and _takes(pillow, kind, content)
-    return kind[:1].isupper() or not kind.isalpha() or kind in PIXELS
+        return is_whole and (kind == EXIF or (keyword in ROTATION and _takes(pillow, kind, content)))
+    return kind[:1].isupper() or not kind.isalpha() or kind == TRANSPARENCY
 
 
 def _takes(pillow: PngStream, kind: bytes, content: memoryview) -> bool:

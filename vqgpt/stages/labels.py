@@ -47,7 +47,7 @@ def _as_shown(name: str) -> str:
 
 def number_word(number: int) -> str:
     """The word that means this class, whatever classes are called; -1 is none."""
-    return f"{NUMBER}{NONE if number < 0 else number}"
+    return f"{NUMBER}{NONE if number == -1 else number}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +149,8 @@ def _numbers_at_the_ends(name: str) -> set[int]:
 def _sets_meant_by(word: str, names: Sequence[str]) -> set[tuple[int, ...]]:
     """All that attributes with + between them can mean, each as its numbers in order; a name may have a + in it."""
     meanings: set[tuple[int, ...]] = {(number,) for number in _numbers_meant_by(word, names)}
+    if meanings and word.startswith(NAME):
+        return meanings
     for place in (place for place, letter in enumerate(word) if letter == "+"):
         for first in _numbers_meant_by(word[:place], names):
             meanings |= {tuple(sorted({first, *rest})) for rest in _sets_meant_by(word[place + 1 :], names)}
