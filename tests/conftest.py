@@ -135,12 +135,15 @@ def commands():
 
 @pytest.fixture
 def as_any_user():
-    """Permissions of files count, for root too, who owns what tests make: CAP_DAC_OVERRIDE (1) is laid down."""
+    """Permissions of files count, for root too, who owns what tests make.
+
+    CAP_DAC_OVERRIDE (1) and CAP_DAC_READ_SEARCH (2) are laid down.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
     held, fewer = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
     assert libc.capget(header, held) == 0
-    fewer[:] = [held[0] & ~(1 << 1), *held[1:]]
+    fewer[:] = [held[0] & ~(1 << 1 | 1 << 2), *held[1:]]
     assert libc.capset(header, fewer) == 0
     yield
     assert libc.capset(header, held) == 0

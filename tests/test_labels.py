@@ -95,6 +95,9 @@ def test_the_nearest_name_is_never_the_same_to_look_at():
     with pytest.raises(UsageError) as caught:
         meant(["cafe\u0301", "x"], "cafe")
     assert caught.value.hint == "did you mean 'caf\u00e9'?"
+    with pytest.raises(UsageError) as caught:
+        meant([f"n{number:08}" for number in range(1000)], "cat")
+    assert caught.value.hint.endswith("n00000049, and 950 more")
 
 
 @given(st.lists(st.sampled_from(["0", "1", "2", "01", "a1", "all", "none", "a+b", "a", "b", "name:0"]), min_size=1))

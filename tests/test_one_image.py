@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import TINY_GPT, description, files_of, run_here, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from vqgpt.config.vqgan import VQGANConfig, VQGANOptions
 from vqgpt.tokens import TokenCache, read_manifest
 from vqgpt.vqgan.model import VQGAN
@@ -46,6 +46,8 @@ def test_a_grid_of_one_code_goes_through_the_whole_pipeline(here, train):
     assert (description.grid, [split.rows for split in description.splits]) == ((1, 1), [train, 1])
     run("train", "--cache", "cache/by1.zarr", "--condition", "class", "--batch-size", "1", *TINY_GPT)
     run("sample", *FOLDER, "--num-samples", "1")
+    prompt = run_here("sample", *FOLDER, "--prompt", "cache:by1:train/0", "--out", "p.zarr", "-q")
+    assert_refused(prompt, 2, "one code", "leave --prompt out")
     assert Path("runs/folder/samples.png").exists()
     run("render", "cache/by1.zarr", "--limit", "1")
     run("cache", "preview", "cache/by1.zarr", "--num-images", "1", "--data-root", "images")

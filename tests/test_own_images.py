@@ -347,6 +347,14 @@ def test_a_broken_image_stops_with_its_path(here):
     assert_refused(outcome, 3, "photos/dog/bad0.jpg", "--on-error skip")
 
 
+@pytest.mark.parametrize("more", [(), ("--on-error", "skip")])
+def test_an_image_that_may_not_be_read_is_not_called_broken(here, as_any_user, more):
+    folder = folder_of(here, 120, 0)
+    (folder / "cat/003.jpg").chmod(0)
+    outcome = run_here("vqgan", "train", "--dataset", "folder", "--data-root", folder, *TINY_VQGAN, *more)
+    assert_refused(outcome, 3, "photos/cat/003.jpg: Permission denied", "check the path and its permissions")
+
+
 def test_skipping_leaves_broken_images_out_and_lists_them(here):
     folder = folder_of(here, 120, 1)
     common = ["--dataset", "folder", "--data-root", folder, "--on-error", "skip"]

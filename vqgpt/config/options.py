@@ -19,6 +19,8 @@ from typing import Any, Literal, TypeVar, Union
 from vqgpt.config.cache_path import CachePath, expand_home, parse_cache_path
 from vqgpt.errors import InputError, UsageError
 
+MOST_NAMES = 50  # in a hint
+
 ConfigT = TypeVar("ConfigT")
 
 
@@ -219,10 +221,11 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
-    """A hint that names what is nearest to `name` among `known`, or all of them where nothing is near."""
+    """A hint that names what is nearest to `name` among `known`, or the first 50 where nothing is near."""
     known = [composed(word) for word in known]
     near = difflib.get_close_matches(composed(name), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    more = f", and {len(known) - MOST_NAMES:,} more" if len(known) > MOST_NAMES else ""
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:MOST_NAMES])}{more}"
 
 
 def composed(name: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
-from vqgpt.data.decoding import is_image_name
+from vqgpt.data.decoding import BrokenImageError, is_image_name
 from vqgpt.errors import InputError, MissingDataError, printable
 from vqgpt.progress import Notice, Report
 
@@ -72,7 +72,7 @@ class FileTree(Protocol):
     left_out: dict[str, str]  # why, by name: of images, and of folders as a whole
 
     def read(self, name: str) -> bytes:
-        """A file's bytes. Raises OSError, also for an archive's damaged, encrypted or enormous member."""
+        """A file's bytes. Raises BrokenImageError for an archive's damaged or an enormous one, and OSError."""
         ...
 
 
@@ -179,7 +179,7 @@ class ZipFile:
         try:
             return self.zip.read(self.members[name])
         except Exception as error:  # each kind of compression has errors of its own
-            raise OSError(f"it cannot be unpacked: {error}") from None
+            raise BrokenImageError(f"it cannot be unpacked: {error}") from None
 
 
 class TarFile:
@@ -224,14 +224,14 @@ class TarFile:
         start, size = self.places[name]
         data = os.pread(self.descriptor, size, start)
         if len(data) < size:
-            raise OSError("the archive ends in the middle of it")
+            raise BrokenImageError("the archive ends in the middle of it")
         return data
 
 
 def check_size(tree: FileTree, name: str) -> None:
-    """Raise OSError if a file is too large to be an image."""
+    """Raise BrokenImageError if a file is too large to be an image."""
     if tree.sizes[name] > LARGEST_FILE:
-        raise OSError(f"it would take {tree.sizes[name] / 1e9:.1f} GB")
+        raise BrokenImageError(f"it would take {tree.sizes[name] / 1e9:.1f} GB")
 
 
 def _link(name: str, target: str) -> Link | str:

@@ -25,7 +25,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """One image, grey ("L") or "RGB". Raises InputError, naming it, if it is broken."""
+        """One image, grey ("L") or "RGB". Raises InputError, naming it, if it is broken, else OSError."""
         ...
 
     def digest_parts(self) -> Iterator[bytes]:
@@ -67,7 +67,7 @@ class FileImages:
         """One image, read and decoded now."""
         try:
             return self.decoded(self.tree.read(self.names[index]))
-        except (BrokenImageError, OSError) as error:
+        except BrokenImageError as error:
             raise self.broken(index, str(error)) from None
 
     def decoded(self, data: bytes) -> Image.Image:

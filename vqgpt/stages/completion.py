@@ -119,6 +119,8 @@ def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArr
     Raises UsageError if that is none or all, MissingDataError if there is no such mask, InputError for an unfit one.
     """
     height, width = description.grid
+    if height * width == 1:
+        raise UsageError("an image of one code has no part to keep", "leave --prompt out")
     mask = np.zeros((height, width), np.bool_)
     rows = ROWS.fullmatch(keep)
     if keep == "top-half":

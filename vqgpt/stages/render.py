@@ -95,8 +95,8 @@ def tell_of_empty_folders(labels: NDArray[np.integer], description: Description,
     if absent:
         report(
             Notice(
-                text=f"no row rendered here is of {absent}: such a folder is empty, for the numbers of the others, "
-                "and torchvision's ImageFolder takes it with allow_empty=True"
+                text=f"no row rendered here is of {absent}: their folders are empty, so that the other classes keep "
+                "their numbers; torchvision's ImageFolder accepts this with allow_empty=True"
             )
         )
 
