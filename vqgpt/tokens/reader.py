@@ -195,7 +195,7 @@ def read_manifest(path: CachePath) -> Manifest:
     root = read_root(store, path)
     if root is None and store.exists():
         raise InputError(
-            f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache"
+            f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another path"
         )
     if root is None:
         raise MissingDataError(f"there is no token cache {path}", "make one with `vqgpt tokenize` or `vqgpt sample`")
