@@ -56,6 +56,10 @@ def test_betas_take_two_numbers(here):
     assert "betas=0.8 0.99" in outcome.err
 
 
+def test_a_value_that_is_not_one_of_a_choice_is_named(here):
+    assert_refused(run_here("train", "--condition", "foo"), 2, "Invalid value for '--condition': 'foo' is not one of")
+
+
 def test_flag_wins_over_environment_over_recipe_over_default(here, monkeypatch):
     Path("r.toml").write_text('dataset = "digits"\nsize = 16\n[vqgan-train]\nn_embed = 32\nlr = 0.5\nbatch_size = 7\n')
     monkeypatch.setenv("VQGPT_N_EMBED", "64")

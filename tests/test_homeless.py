@@ -58,6 +58,11 @@ def test_a_folder_below_no_home_is_refused_in_a_line(homeless):
     assert_refused(run_here("datasets", "--data-root", "~/images", "-q"), 2, "~", "set HOME")
 
 
+def test_the_completion_of_a_shell_has_no_place(homeless, monkeypatch):
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    assert_refused(run_here("--install-completion", "bash"), 2, "no home", "set HOME")
+
+
 def test_weights_and_biases_has_no_login(homeless, monkeypatch):
     for name in ("NETRC", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)

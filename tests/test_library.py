@@ -61,7 +61,7 @@ def test_classes_are_names_and_whole_numbers(pipeline):
 
 def test_scores_are_those_of_the_command(pipeline):
     gpt = vqgpt.load_gpt("runs/digits/gpt.pt")
-    tokens = vqgpt.TokenCache(Path("runs/digits/samples.zarr")).read_split("samples")
+    tokens = vqgpt.TokenCache("runs/digits/samples.zarr").read_split("samples")
     assert run_here("score", "runs/digits/samples.zarr", "--out", "s.npz").code == 0
     with np.load("s.npz", allow_pickle=False) as scores:
         np.testing.assert_allclose(gpt.score(tokens.codes[:, 0], tokens.labels), scores["bits_per_token"], atol=1e-6)

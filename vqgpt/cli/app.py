@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags, add_command
+from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags, add_command, explain
 from vqgpt.cli.console import Screen
 from vqgpt.cli.options import expand_lists
 from vqgpt.cli.refused import check_not_refused
@@ -38,7 +38,7 @@ from vqgpt.config.commands import (
 from vqgpt.config.options import options_of
 from vqgpt.config.output_commands import ModelExportConfig, RenderConfig, ScoreConfig
 from vqgpt.config.places import vqgan_path
-from vqgpt.errors import ExitCode, UsageError
+from vqgpt.errors import ExitCode, UsageError, VQGPTError
 from vqgpt.files import check_can_be_written
 from vqgpt.progress import Notice, Report
 from vqgpt.versions import installed_version
@@ -301,19 +301,25 @@ def main(arguments: list[str] | None = None) -> None:
             code = int(ExitCode.USAGE)
         else:
             code = _run_typer(expand_lists(arguments, list_flags))
-    except UsageError as error:
+    except VQGPTError as error:
         Screen(quiet=False, as_json=False).show_error(error)
         code = int(error.exit_code)
     raise SystemExit(code)
 
 
 def _run_typer(arguments: list[str]) -> int:
-    """Run a command. Raises UsageError for what typer finds wrong with the arguments, in its words."""
+    """Run a command. Raises UsageError for what typer finds wrong with the arguments, in its words.
+
+    Also raises what `explain` makes of the errors of options that are typer's own: --install-completion needs a home.
+    """
     try:
         return cast(Any, app)(args=arguments, prog_name="vqgpt", standalone_mode=False) or 0
     except Exception as error:  # typer carries its own click, whose exceptions have no public name
         if not hasattr(error, "format_message"):
-            raise
+            failure = explain(error)
+            if failure.exit_code is ExitCode.UNEXPECTED:
+                raise
+            raise failure from error
         named = [*(command.words.split() for command in COMMANDS.values()), *NAMES_OF_GROUPS]
         words = max((name for name in named if arguments[: len(name)] == name), key=len)
         remedy = f"`{' '.join(['vqgpt', *words, '--help'])}` lists what there is"

@@ -16,12 +16,12 @@ that has this option, a key in the table of a command to that command. A path ma
 """
 
 EXIT_CODES = {
-    ExitCode.OK: "done; also if nobody reads what is shown any more",
+    ExitCode.OK: "done, even if the reader of the output went away",
     ExitCode.UNEXPECTED: "a fault of vqgpt's, to be reported",
-    ExitCode.USAGE: "the command line, the environment or the recipe asks for what cannot be",
+    ExitCode.USAGE: "the command line, the environment or the recipe asks for something impossible",
     ExitCode.BAD_INPUT: "a file is bad, or does not match another",
     ExitCode.MISSING_DATA: "a dataset, checkpoint, cache or package is not there",
-    ExitCode.OUT_OF_RESOURCES: "memory or disk space ran out; also for the result on stdout, if nothing else tells it",
+    ExitCode.OUT_OF_RESOURCES: "memory or disk space ran out, also for stdout where it alone has the result",
     ExitCode.NON_FINITE: "a loss or gradient is not finite",
     ExitCode.SIGHUP: "SIGHUP: the terminal hung up",
     ExitCode.SIGINT: "SIGINT: Ctrl-C",
@@ -41,7 +41,7 @@ def reference_page() -> str:
 
 def _exit_codes() -> str:
     rows = "".join(f"| {int(code)} | {EXIT_CODES[code]} |\n" for code in ExitCode)
-    after_signals = "After a signal, what was done is saved or taken back, and the same command may be run again."
+    after_signals = "After a signal, what was done is saved or undone, and the same command can be run again."
     return f"## Exit codes\n\n| code | |\n|---|---|\n{rows}\n{after_signals}\n"
 
 

@@ -143,7 +143,7 @@ class EncoderOptions:
 
     checkpoint_vae: Path | None = option(
         None,
-        "VQ-GAN checkpoint, ours or of taming-transformers, LlamaGen or GenerativeZoo "
+        "VQ-GAN checkpoint, ours or of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo "
         "(default: runs/DATASET/vqgan.pt).",
         group=DATA,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.config.cache_path import CachePath
+from vqgpt.config.cache_path import CachePath, parse_cache_path
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.one_line import one_line
 from vqgpt.tokens.document import from_document
@@ -47,9 +47,12 @@ class SplitTokens:
 class TokenCache:
     """A finished cache, opened for reading."""
 
-    def __init__(self, path: CachePath) -> None:
-        """Raises MissingDataError if there is nothing at `path`, InputError if it is no finished, intact cache."""
-        self.path = path
+    def __init__(self, path: CachePath | str) -> None:
+        """Open the folder or address at `path`; text is read as --cache is, but for `~`.
+
+        Raises MissingDataError if there is nothing at `path`, InputError if it is no finished, intact cache.
+        """
+        self.path = path = parse_cache_path(path) if isinstance(path, str) else path
         self.store = store_at(path)
         self.manifest = read_manifest(path)
         if not self.manifest.complete:
@@ -192,7 +195,7 @@ def read_manifest(path: CachePath) -> Manifest:
     root = read_root(store, path)
     if root is None and store.exists():
         raise InputError(
-            f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another --cache"
+            f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another path"
         )
     if root is None:
         raise MissingDataError(f"there is no token cache {path}", "make one with `vqgpt tokenize` or `vqgpt sample`")
