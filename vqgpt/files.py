@@ -141,9 +141,9 @@ def folder_atomically(path: Path) -> Iterator[Path]:
             os.replace(place, old)
         os.replace(temporary, place)
     except BaseException:
+        remove(temporary)
         if old.exists() and not place.exists():
             os.replace(old, place)
-        remove(temporary)
         raise
     fsync_folder(place.parent)
     remove(old)
