@@ -1,6 +1,6 @@
 """The lease on an object store excludes, whoever is frozen, wakes or dies, at whichever of its requests.
 
-FREEZES=4 goes deeper with three runs: eight million states, a quarter of an hour.
+FREEZES=4 goes deeper with three runs: millions of states, minutes, gigabytes.
 """
 
 import os

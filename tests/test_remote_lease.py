@@ -1,4 +1,4 @@
-"""The lease on a real server: frozen holders, dead ones, odd clocks, old and hostile leases, stores with fewer means."""
+"""The lease on a real server: frozen holders, dead ones, odd clocks, odd leases, stores with fewer means."""
 
 import json
 import os
