@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -28,11 +29,12 @@ def fill(place: str) -> None:
     shards.fill_cache(parse_cache_path(place), SMALL, codebook, False, "test", codes_of, labels_of, silent)
 
 
-def fill_and_leave(place: str, environment: dict[str, str], seconds_to_leave: float) -> None:
-    """The same as a process of its own, which leaves with the exit code of an error."""
+def fill_and_leave(place: str, environment: dict[str, str], seconds_to_leave: float, err: str) -> None:
+    """The same as a process of its own, which writes an error to a file and leaves with its exit code."""
     os.environ.update(environment)
     shards.SECONDS_TO_LEAVE = seconds_to_leave
     try:
         fill(place)
     except VQGPTError as error:
+        Path(err).write_text(str(error))
         sys.exit(int(error.exit_code))

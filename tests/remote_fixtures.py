@@ -1,6 +1,8 @@
 """What the tests of object stores share: a server, an empty bucket for each test, processes that fill a small cache."""
 
 import itertools
+import json
+import os
 
 import pytest
 
@@ -36,13 +38,25 @@ def objects(server, url):
     return server.folder / url.removeprefix("s3://")
 
 
+@pytest.fixture
+def is_free(objects):
+    """Tells whether all that lies beside the cache is one object that says that its lease is free."""
+
+    def holds():
+        folder = objects.parent / ".c.zarr.lock"
+        beside = [path for path in objects.parent.rglob("*") if path.is_file() and objects not in path.parents]
+        return [path.parent for path in beside] == [folder] and json.loads(beside[0].read_bytes())["holder"] == ""
+
+    return holds
+
+
 @pytest.fixture(scope="module")
 def start():
     """Starts a process that fills a small cache; it is forked from one that has imported everything."""
     begun = []
 
-    def start_filling(url, server, seconds_to_leave=4.0):
-        arguments = (str(url), server.environment, seconds_to_leave)
+    def start_filling(url, server, seconds_to_leave=4.0, err=os.devnull):
+        arguments = (str(url), server.environment, seconds_to_leave, str(err))
         process = CONTEXT.Process(target=remote_child.fill_and_leave, args=arguments)
         process.start()
         begun.append(process)

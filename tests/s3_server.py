@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-from localbucket import S3Handler
+from localbucket import S3Error, S3Handler, etag_matches, object_etag
 
 BODIES = {
     403: b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>",
@@ -68,7 +68,7 @@ class Handler(S3Handler):
         if callable(fault):
             fault = fault()
         if fault == "deaf":
-            del self.headers["If-None-Match"]
+            del self.headers["If-None-Match"], self.headers["If-Match"]
         elif fault == "cut":
             self.close_connection, self.wfile = True, HalfOfTheBody(self.wfile)
         elif fault == "lose":
@@ -83,6 +83,22 @@ class Handler(S3Handler):
             return False
         return True
 
+    def _write_object(self, bucket, key, write):
+        """localbucket's own, and If-Match, of which it knows nothing."""
+        expected, target = self.headers.get("If-Match"), self._object_path(bucket, key)
+        if expected and not self.server.has_if_match:
+            raise self._not_implemented_error()
+        with self.server.writing:
+            if expected and not target.exists():
+                raise S3Error(404, "NoSuchKey", "The specified key does not exist.")
+            if expected and not etag_matches(expected, object_etag(target)):
+                raise self._precondition_failed_error()
+            return super()._write_object(bucket, key, write)
+
+    def _delete_object(self, bucket, key):
+        with self.server.writing:
+            super()._delete_object(bucket, key)
+
 
 class Server(ThreadingHTTPServer):
     """A server of the buckets in a folder; `requests` are the methods and paths that it was asked for."""
@@ -92,9 +108,10 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), type("OfFolder", (Handler,), {"data_root": folder}))
         self.folder = folder
+        self.has_if_match = True
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
-        self.mutex = threading.Lock()
+        self.mutex, self.writing = threading.Lock(), threading.Lock()
 
     def handle_error(self, request, client_address):
         """A client that hangs up is no news here."""

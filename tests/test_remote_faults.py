@@ -1,27 +1,24 @@
-"""Token caches on an object store whatever fails on the way and whoever is killed, and the lease of who writes one."""
+"""Token caches on an object store whatever fails on the way and whoever is killed."""
 
 import json
 import os
 import signal
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import remote_child
 from tests.conftest import assert_refused, files_of, run_here
-from tests.s3_server import Fault, wait_until
-from vqgpt.errors import InputError
-from vqgpt.tokens import TokenCache, lease, object_store
-from vqgpt.tokens.lease import Lease
+from tests.s3_server import Fault
+from vqgpt.tokens import TokenCache, object_store
 
 pytest_plugins = ["tests.remote_fixtures"]
 
 
 @pytest.mark.parametrize("first", range(4))
 def test_a_killed_process_loses_nothing_and_the_next_one_ends_in_the_same_bytes(
-    start, server, url, objects, whole, first
+    start, server, url, objects, whole, is_free, first
 ):
     """Each process gets four changes further than the one before; the four starts meet every change there is."""
     runs = []
@@ -43,67 +40,7 @@ def test_a_killed_process_loses_nothing_and_the_next_one_ends_in_the_same_bytes(
                     assert size == shard[name]["bytes"]
     assert len(runs) > 3
     assert files_of(objects) == whole
-    assert files_of(objects.parent) == {f"c.zarr/{key}": data for key, data in whole.items()}
-
-
-def test_a_lease_is_renewed_and_its_objects_do_not_pile_up(url, objects, monkeypatch):
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
-    with Lease(url) as held:
-        held.take()
-        wait_until(lambda: held.number > 3)
-        held.check()
-        assert len(files_of(objects.parent)) <= 2
-    assert files_of(objects.parent) == {}
-
-
-def end_its_lease(objects: Path) -> None:
-    """As if its holder had been on another machine, and silent for an hour."""
-    for file in (objects.parent / ".c.zarr.lock").iterdir():
-        claim = lease.Claim(**json.loads(file.read_bytes()))
-        claim.local_file.unlink()
-        os.utime(file, (0, file.stat().st_mtime - 3600))
-
-
-def test_a_run_that_died_elsewhere_blocks_until_its_lease_has_ended(start, server, url, objects, whole, monkeypatch):
-    process = None
-    server.faults.append(Fault(lambda: process.kill(), "PUT", "train/codes/c/1", times=1))
-    process = start(url, server)
-    process.join()
-    (file,) = (objects.parent / ".c.zarr.lock").iterdir()
-    lease.Claim(**json.loads(file.read_bytes())).local_file.rename(objects.parent / "elsewhere")
-    with pytest.raises(InputError, match="is being written"):
-        remote_child.fill(url)
-    (objects.parent / "elsewhere").rename(lease.Claim(**json.loads(file.read_bytes())).local_file)
-    end_its_lease(objects)
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
-    remote_child.fill(url)
-    assert files_of(objects) == whole
-
-
-def test_a_run_that_slept_through_its_lease_commits_nothing_more(start, server, url, objects, whole, monkeypatch):
-    asleep, goes_on = threading.Event(), threading.Event()
-
-    def stop_it():
-        os.kill(process.pid, signal.SIGSTOP)
-        asleep.set()
-        goes_on.wait()
-
-    process = None
-    server.faults.append(Fault(stop_it, "PUT", "train/labels/c/1", times=1))
-    process = start(url, server)
-    asleep.wait()
-    end_its_lease(objects)
-    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
-    remote_child.fill(url)
-    assert files_of(objects) == whole
-    times = {key: (objects / key).stat().st_mtime_ns for key in whole}
-    os.kill(process.pid, signal.SIGCONT)
-    goes_on.set()
-    process.join()
-    assert process.exitcode in (3, 4)  # the lease is another's, or the store gave the connection up meanwhile
-    changed = {key for key, time in times.items() if (objects / key).stat().st_mtime_ns != time}
-    assert changed <= {"train/labels/c/1", "train/source_index/c/1"}  # the shard in hand, and no manifest
-    assert files_of(objects) == whole
+    assert is_free()
 
 
 @pytest.mark.parametrize(
@@ -184,19 +121,3 @@ def test_a_signal_ends_a_run_whose_server_is_silent(start, server, url, objects,
     server.faults.clear()
     remote_child.fill(url)
     assert files_of(objects) == whole
-
-
-def test_a_store_that_ignores_conditions_is_refused(server, url):
-    server.faults.append(Fault("deaf", "PUT"))
-    with Lease(url) as lock, pytest.raises(InputError, match="does not heed If-None-Match"):
-        lock.take()
-
-
-def test_a_lease_that_is_no_claim_of_ours_is_left_alone(url, objects):
-    folder = objects.parent / ".c.zarr.lock"
-    folder.mkdir(parents=True)
-    hostile = json.dumps({"holder": "me", "run": "", "nonce": "../../thesis"})
-    for content in ("", "[]", hostile):
-        (folder / "000000000001").write_text(content)
-        with Lease(url) as lock, pytest.raises(InputError, match="written by another process"):
-            lock.take()

@@ -67,9 +67,15 @@ class WriteLock:
         self._lock(fcntl.LOCK_EX, patient=True)
 
     def share(self) -> None:
-        """Let other processes of this run `join`."""
-        assert self.descriptor is not None
-        fcntl.flock(self.descriptor, fcntl.LOCK_SH)
+        """Let other processes of this run `join`.
+
+        Raises InputError if another run got in: some network file systems drop the one lock before they set the other.
+        """
+        descriptor, self.descriptor = self.descriptor, None
+        assert descriptor is not None
+        self._lock_open(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if self.descriptor is None:
+            raise InputError(f"{self.path}: another run removed the lock of this one", "run the same command again")
 
     def join(self) -> None:
         """Hold the lock together with the main process of this run. Raises InputError if that does not hold it."""
@@ -106,25 +112,28 @@ class WriteLock:
 
     def _lock(self, kind: int, patient: bool = False) -> None:
         while self.descriptor is None:
-            descriptor = self._open()
-            try:
-                fcntl.flock(descriptor, kind if patient else kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _read(descriptor)[0] or "another process"
-                os.close(descriptor)
-                raise InputError(
-                    f"{self.path} is being written by {holder}",
-                    f"wait until it is done, or stop it; or {self.elsewhere}",
-                ) from None
-            except OSError as error:
-                os.close(descriptor)
-                raise InputError(
-                    f"the file system of {self.path} has no locks ({error.strerror})", "write it on a local disk"
-                ) from None
-            if self._is_current(descriptor):
-                self.descriptor = descriptor
-            else:  # its holder removed it between our open and our lock
-                os.close(descriptor)
+            self._lock_open(self._open(), kind if patient else kind | fcntl.LOCK_NB)
+
+    def _lock_open(self, descriptor: int, kind: int) -> None:
+        """Lock the open file, and keep it; it is closed if not, or if its holder removed it since it was opened."""
+        try:
+            fcntl.flock(descriptor, kind)
+        except BlockingIOError:
+            holder = _read(descriptor)[0] or "another process"
+            os.close(descriptor)
+            raise InputError(
+                f"{self.path} is being written by {holder}",
+                f"wait until it is done, or stop it; or {self.elsewhere}",
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise InputError(
+                f"the file system of {self.path} has no locks ({error.strerror})", "write it on a local disk"
+            ) from None
+        if self._is_current(descriptor):
+            self.descriptor = descriptor
+        else:
+            os.close(descriptor)
 
     def _open(self) -> int:
         try:

@@ -250,7 +250,7 @@ def _cache_rm(config: RemoveConfig, flags: Flags, report: Report) -> Mapping[str
     """Delete a cache, if --yes is given."""
     from vqgpt.stages import remove_cache
 
-    return remove_cache.run(config)
+    return remove_cache.run(config, report)
 
 
 def _datasets(config: DatasetsConfig, flags: Flags, report: Report) -> Mapping[str, Any]:

@@ -179,9 +179,10 @@ def write(
 ) -> None:
     """Write the cache, or continue it. Raises what the lock and `CacheWriter` raise, and InterruptedRun."""
     saved = f"the shards that are done are saved in {path}"
-    with lock_of(path) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
+    with lock_of(path, report=report) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved) as stop:
         lock.take()
-        writer = CacheWriter.create_or_resume(path, description, codebook, library_versions(), overwrite)
+        versions = library_versions()
+        writer = CacheWriter.create_or_resume(path, description, codebook, versions, overwrite, lock.check)
         missing = list(writer.missing())
         for done, shard in enumerate(missing, start=1):
             numbers = rows[shard.split][shard.start : shard.stop]

@@ -5,11 +5,12 @@ from typing import Any
 
 from vqgpt.config.cache_commands import RemoveConfig
 from vqgpt.errors import InputError, UsageError
+from vqgpt.progress import Report
 from vqgpt.tokens import lock_of, remove_cache
 from vqgpt.tokens.writer import files_to_remove
 
 
-def run(config: RemoveConfig) -> dict[str, Any]:
+def run(config: RemoveConfig, report: Report) -> dict[str, Any]:
     """Delete the cache, finished, unfinished, damaged or half deleted; the result names it, and its files and bytes.
 
     Raises MissingDataError if there is nothing, InputError if it is no token cache of ours, holds other files, or is
@@ -19,7 +20,7 @@ def run(config: RemoveConfig) -> dict[str, Any]:
     if isinstance(path, Path) and path.is_symlink():
         raise InputError(f"{path} is a link", "give the folder that it leads to")
     files_to_remove(path)  # before a lock is left beside what is none
-    with lock_of(path) as lock:
+    with lock_of(path, report=report) as lock:
         lock.take()
         files = files_to_remove(path)
         size = sum(files.values())
@@ -28,5 +29,5 @@ def run(config: RemoveConfig) -> dict[str, Any]:
                 f"{path} ({len(files):,} files, {size:,} bytes) is deleted only if you say so",
                 "give --yes to delete it",
             )
-        remove_cache(path)
+        remove_cache(path, lock.check)
     return {"deleted": path, "files": len(files), "bytes": size}

@@ -38,15 +38,19 @@ def fill_cache(
     signal asks to stop; the shard in hand is dropped then.
     """
     saved = f"the shards that are done are saved in {path}"
-    with lock_of(path, name_of_run()) as lock, stop_on_signals(SECONDS_TO_LEAVE, saved, world_size() > 1) as stop:
+    with (
+        lock_of(path, name_of_run(), report) as lock,
+        stop_on_signals(SECONDS_TO_LEAVE, saved, world_size() > 1) as stop,
+    ):
         with main_first():
             if rank() == 0:
                 lock.take()
-                writer = CacheWriter.create_or_resume(path, description, codebook, library_versions(), overwrite)
+                versions = library_versions()
+                writer = CacheWriter.create_or_resume(path, description, codebook, versions, overwrite, lock.check)
                 lock.share()
             else:
                 lock.join()
-                writer = CacheWriter.join(path, description)
+                writer = CacheWriter.join(path, description, lock.check)
         _write_missing(writer, lock.check, task, rows_of, labels_of, report, stop, saved)
         _warn_of_unused_codes(writer.manifest, report)
         return writer.manifest

@@ -1,104 +1,66 @@
 """One run at a time writes a cache on an object store, which has no `flock`: a lease, that its holder keeps renewing.
 
-The lease is the object of the highest number in the folder `.NAME.lock` beside the cache, and says who holds it. To
-take it, and to renew it, is one and the same step: create the object of the next number, which the store does for one
-of all who try (`If-None-Match: *`), and delete those before. So whoever was overtaken learns it at the next renewal,
-and two never hold it together. A run that died is overtaken at once on its own machine, where the kernel tells that
-nobody holds the file of its lock any more; elsewhere when its lease has run out. Must not import torch.
+`vqgpt.tokens.lease_objects` is the protocol; here are the thread that renews, the words for users, and a shorter way
+on the holder's own machine, where the kernel tells that nobody holds the file of its lock any more: a run that died is
+overtaken at once there, elsewhere when its lease has ended. Must not import torch.
 """
 
 import contextlib
 import fcntl
-import json
 import os
-import re
 import socket
 import tempfile
 import threading
-import time
 import uuid
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from vqgpt.config.cache_path import CacheURL
 from vqgpt.errors import InputError, VQGPTError
-from vqgpt.tokens.folder_store import TooLargeError
+from vqgpt.progress import Notice, Report, silent
+from vqgpt.tokens import lease_objects
+from vqgpt.tokens.lease_objects import Claim, HeldError
 from vqgpt.tokens.object_store import IMPATIENT_RETRY_SECONDS, ObjectStore
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
-MOST_BYTES = 2**16  # of a claim
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """What a run writes into its lease. `run` is the same for the processes of one torchrun; `nonce` names the run."""
-
-    holder: str
-    run: str
-    nonce: str
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch("[0-9a-f]{32}", self.nonce):  # it becomes part of a path
-            raise ValueError(self.nonce)
-
-    @property
-    def local_file(self) -> Path:
-        """The file that the holder locks on its own machine; elsewhere there is none of this name."""
-        return Path(tempfile.gettempdir()) / f"vqgpt-{self.nonce}.lock"
-
-    @property
-    def is_dead(self) -> bool:
-        """True if its holder ran on this machine and has ended."""
-        try:
-            descriptor = os.open(self.local_file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
 
 
 class Lease:
     """The right to write the cache at `path`; used as `WriteLock` is."""
 
-    def __init__(self, path: CacheURL, run: str = "") -> None:
+    def __init__(self, path: CacheURL, run: str = "", report: Report = silent) -> None:
+        """`report` is told if it must be watched whether another run still lives."""
         self.path = path
-        self.run = run
+        self.report = report
         self.store = ObjectStore(path.with_name(f".{path.name}.lock"), patient=False)
-        self.claim: Claim | None = None  # ours, or that of our main process
-        self.number = 0  # of the object that we hold; 0 for none
-        self.descriptor: int | None = None
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        self.claim = Claim(holder=holder, run=run, nonce=uuid.uuid4().hex)  # ours, or that of our main process
+        self.is_main = False
+        self.descriptor: int | None = None  # of the file that tells this machine that we live
         self.ended = threading.Event()
-        self.renewer = threading.Thread(target=self._keep, daemon=True)
+        self.renewer = threading.Thread(target=self._keep_renewing, daemon=True)
 
     def take(self) -> None:
-        """Take the lease. Raises InputError at once, with host and process, if another run has it."""
-        holder = f"process {os.getpid()} on {socket.gethostname()}"
-        claim = Claim(holder=holder, run=self.run, nonce=uuid.uuid4().hex)
-        self.claim = claim
-        self.descriptor = os.open(claim.local_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(OSError):  # a file system without locks: the lease alone tells that we are dead
+        """Take the lease. Raises InputError, with host and process, if another run has it and lives.
+
+        That takes until the other renews it: up to `RENEW_SECONDS`; if it does not, its lease is over.
+        """
+        self.is_main = True
+        with contextlib.suppress(OSError):  # no room for it, or no locks: the lease alone tells that we are dead
+            self.descriptor = os.open(local_file(self.claim), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-        while not self.number:
-            number, current = self._current()
-            is_free = number == 0 or (current is not None and current.is_dead)
-            seconds_left = 0.0 if is_free else self._seconds_left(number)
-            if seconds_left > 0:
-                raise InputError(
-                    f"{self.path} is being written by {current.holder if current else 'another process'}",
-                    "wait until it is done, or stop it; or give another path; "
-                    f"if it was killed, its lease ends in {seconds_left:.0f} s",
-                )
-            if self._advance(number) and current is not None:
-                current.local_file.unlink(missing_ok=True)
-        if self.store.create(key_of(self.number), b"") or self._read(self.number) != claim:
+        try:
+            before = lease_objects.take(self.store, self.claim, LEASE_SECONDS, died_here, self._tell_of_the_wait)
+        except HeldError as error:
+            raise InputError(
+                f"{self.path} is being written by {name_of(error.claim)}",
+                "wait until it is done, or stop it; or give another path; if it is killed, "
+                f"its lease ends in {LEASE_SECONDS:.0f} s, and the same command waits for that",
+            ) from None
+        if before is not None:
+            _remove_local_file(before)
+        if not lease_objects.heeds_conditions(self.store, self.claim):
             raise InputError(
                 f"{self.path}: this object store does not heed If-None-Match, so runs could not exclude each other",
                 "write to another store, or to a folder",
@@ -110,14 +72,14 @@ class Lease:
 
     def join(self) -> None:
         """Write together with the main process of this run. Raises InputError if that does not hold it."""
-        claim = self._current()[1]
-        if claim is None or claim.run != self.run:
+        claim = lease_objects.current(self.store)[1]
+        if claim is None or not claim.holder or claim.run != self.claim.run:
             raise InputError(f"the main process that writes {self.path} has ended", "see its message")
         self.claim = claim
 
     def check(self) -> None:
         """Raise InputError if the lease is no longer that of this run; to be called before anything is written."""
-        if self._current()[1] != self.claim:
+        if not lease_objects.is_held_by(self.store, self.claim):
             raise InputError(
                 f"this run did not renew its lease on {self.path} in time, and another one writes it now, or did",
                 "run the same command again: it continues",
@@ -128,13 +90,12 @@ class Lease:
         self.ended.set()
         if self.renewer.is_alive():
             self.renewer.join(2 * IMPATIENT_RETRY_SECONDS)
-        if self.number:
-            with contextlib.suppress(VQGPTError):  # it runs out by itself
-                self.store.delete([key_of(self.number)])
-            self.number = 0
+        if self.is_main:
+            with contextlib.suppress(VQGPTError):  # it ends by itself
+                lease_objects.release(self.store, self.claim)
+            self.is_main = False
         if self.descriptor is not None:
-            assert self.claim is not None
-            self.claim.local_file.unlink(missing_ok=True)
+            _remove_local_file(self.claim)
             os.close(self.descriptor)
             self.descriptor = None
 
@@ -146,56 +107,45 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _keep(self) -> None:
+    def _tell_of_the_wait(self, claim: Claim | None) -> None:
+        words = (
+            f"{name_of(claim)} has the lease of {self.path}; if it has died, its lease ends in {LEASE_SECONDS:.0f} s"
+        )
+        self.report(Notice(text=f"{words}: waiting"))
+
+    def _keep_renewing(self) -> None:
         """Renew the lease until it is released, or another run has it. Runs in a thread of its own."""
         is_ours = True
         while is_ours and not self.ended.wait(RENEW_SECONDS):
             with contextlib.suppress(VQGPTError):  # the next renewal may succeed
-                is_ours = self._highest() == self.number and self._advance(self.number)
-
-    def _advance(self, number: int) -> bool:
-        """Create the object after `number`, and delete all before it; False if another run was faster."""
-        assert self.claim is not None
-        body = json.dumps(vars(self.claim)).encode()
-        created = self.store.create(key_of(number + 1), body)
-        if not created and self._read(number + 1) != self.claim:  # it is ours if the answer to a first try was lost
-            return False
-        self.number = number + 1
-        self.store.delete([key for key in self.store.files() if key < key_of(self.number)])
-        return True
-
-    def _current(self) -> tuple[int, Claim | None]:
-        """The highest number, 0 for none, and what its object says: None if that cannot be read."""
-        while True:
-            number = self._highest()
-            claim = self._read(number) if number else None
-            if claim is not None or self._highest() == number:  # else it was renewed or released just now
-                return number, claim
-
-    def _highest(self) -> int:
-        return max((int(key) for key in self.store.files() if key.isdecimal()), default=0)
-
-    def _read(self, number: int) -> Claim | None:
-        try:
-            return Claim(**json.loads(self.store.read(key_of(number), MOST_BYTES)))
-        except (FileNotFoundError, TooLargeError, ValueError, TypeError):
-            return None
-
-    def _seconds_left(self, number: int) -> float:
-        """How long the lease of this number lasts; 0 if it ended.
-
-        The clocks of two machines do not suffice for that: it must also stand still while we look on.
-        """
-        found = self.store.objects().get(key_of(number))
-        if found is None:  # it was renewed just now
-            return LEASE_SECONDS
-        age_seconds = (datetime.now(UTC) - found.last_modified).total_seconds()
-        if age_seconds < LEASE_SECONDS:
-            return LEASE_SECONDS - max(age_seconds, 0.0)
-        time.sleep(2 * RENEW_SECONDS)
-        return 0.0 if self._highest() in (0, number) else LEASE_SECONDS
+                is_ours = lease_objects.renew(self.store, self.claim)
 
 
-def key_of(number: int) -> str:
-    """The key of the object of this number; keys sort as numbers do."""
-    return f"{number:012d}"
+def name_of(claim: Claim | None) -> str:
+    """Who wrote a claim, for users."""
+    return claim.holder if claim else "another process"
+
+
+def local_file(claim: Claim) -> Path:
+    """The file that the holder locks on its own machine; elsewhere there is none of this name."""
+    return Path(tempfile.gettempdir()) / f"vqgpt-{claim.nonce}.lock"
+
+
+def _remove_local_file(claim: Claim) -> None:
+    with contextlib.suppress(OSError):  # it is another user's
+        local_file(claim).unlink()
+
+
+def died_here(claim: Claim) -> bool:
+    """True if the holder ran on this machine and has ended."""
+    try:
+        descriptor = os.open(local_file(claim), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

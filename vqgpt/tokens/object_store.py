@@ -3,19 +3,22 @@
 A put is atomic there, so there are no temporary names. obstore repeats what fails on the way (no connection, a cut one,
 HTTP 5xx); what fails for good becomes one of our errors. Each request runs in an event loop of its own: a signal ends
 it at once, which it would not inside obstore's blocking calls. obstore is an extra and is imported here alone.
+
+A put says what it replaces (`If-None-Match`, `If-Match`): so a run that slept while another wrote, and wakes in the
+middle of a put, does not undo what that one did.
 """
 
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from vqgpt.config.cache_path import CacheURL
 from vqgpt.errors import MissingDataError, ResourceError, UsageError, VQGPTError
 from vqgpt.tokens.folder_store import TooLargeError
+from vqgpt.tokens.store import may_always_write
 
 RETRY_SECONDS = 60.0
 IMPATIENT_RETRY_SECONDS = 5.0
@@ -24,17 +27,11 @@ CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0  # of a server in the middle of an answer
 REQUEST_SECONDS = 600.0  # for the slowest shard
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+DELETED_AT_ONCE = 100
 FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "InsufficientCapacity", "507"}
 
 ResultT = TypeVar("ResultT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredObject:
-    """What a listing tells of an object."""
-
-    bytes: int
-    last_modified: datetime
+Version = Mapping[str, str]
 
 
 class ObjectStore:
@@ -47,8 +44,13 @@ class ObjectStore:
 
     threads = 8
 
-    def __init__(self, url: CacheURL, patient: bool = True) -> None:
-        """Raises MissingDataError if obstore is not installed, UsageError if the environment makes no sense to it."""
+    def __init__(
+        self, url: CacheURL, patient: bool = True, check_may_write: Callable[[], None] = may_always_write
+    ) -> None:
+        """Raises MissingDataError if obstore is not installed, UsageError if the environment makes no sense to it.
+
+        `check_may_write` raises an error if this run may not write any more, because another one does.
+        """
         try:
             import obstore
             from obstore.exceptions import BaseError
@@ -56,6 +58,9 @@ class ObjectStore:
         except ImportError:
             raise MissingDataError(f"{url} needs the package obstore", "pip install 'vqgpt[remote]'") from None
         self.url = url
+        self.check_may_write = check_may_write
+        self.versions: dict[str, Version] = {}  # of what we put
+        self.has_conditional_updates = True
         self.obstore: Any = obstore
         self.errors = (BaseError, FileNotFoundError)
         retry_seconds = RETRY_SECONDS if patient else IMPATIENT_RETRY_SECONDS
@@ -97,18 +102,10 @@ class ObjectStore:
 
     def files(self) -> dict[str, int]:
         """See `Store`."""
-        return {key: found.bytes for key, found in self.objects().items()}
 
-    def objects(self) -> dict[str, StoredObject]:
-        """All objects, by key."""
-
-        async def request() -> dict[str, StoredObject]:
+        async def request() -> dict[str, int]:
             parts = [part async for part in self.obstore.list(self.store)]
-            return {
-                item["path"]: StoredObject(bytes=item["size"], last_modified=item["last_modified"])
-                for part in parts
-                for item in part
-            }
+            return {item["path"]: item["size"] for part in parts for item in part}
 
         return self._run(request)
 
@@ -128,37 +125,76 @@ class ObjectStore:
         """See `Store`: there are none."""
 
     def write(self, key: str, data: bytes) -> None:
-        """See `Store`."""
-        self._run(lambda: self.obstore.put_async(self.store, key, data, use_multipart=False))
+        """See `Store`. Raises what `check_may_write` raises if another run wrote the object since we did."""
+        version = self.versions.get(key)
+        while (written := self._put(key, data, version)) is None:
+            version, there = self._get(key, len(data))
+            if there == data:  # the answer to a first try was lost
+                written = version
+                break
+            self.check_may_write()  # after the version was read: if we are overtaken from here on, it is no more
+        assert written is not None
+        self.versions[key] = written
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object only if there is none of this key; False if there is."""
-        from obstore.exceptions import AlreadyExistsError
+        return self._put(key, data, None) is not None
 
-        async def request() -> bool:
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Store`; what is gone already does not matter. Raises what `check_may_write` raises."""
+        names = list(keys)
+        for first in range(0, len(names), DELETED_AT_ONCE):
+            self.check_may_write()
+            self._delete(names[first : first + DELETED_AT_ONCE])
+
+    def clear(self) -> None:
+        """See `Store`; as `delete`."""
+        self.delete(self.files())
+
+    def _put(self, key: str, data: bytes, version: Version | None) -> Version | None:
+        """Put an object in place of this version of it, None for nothing; None if that is not what is there."""
+        from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
+        is_update = bool(version) and self.has_conditional_updates
+        mode = "create" if version is None else version if is_update else "overwrite"
+
+        async def request() -> Version | None:
             try:
-                await self.obstore.put_async(self.store, key, data, mode="create", use_multipart=False)
-            except AlreadyExistsError:
-                return False
-            return True
+                put = await self.obstore.put_async(self.store, key, data, mode=mode, use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            except BaseError as error:
+                if not is_update or "status code: 501" not in str(error):
+                    raise
+                self.has_conditional_updates = False
+                put = await self.obstore.put_async(self.store, key, data, mode="overwrite", use_multipart=False)
+            return version_of(put)
 
         return self._run(request)
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """See `Store`; what is gone already does not matter."""
+    def _get(self, key: str, size: int) -> tuple[Version | None, bytes]:
+        """The version of an object, None if there is none, and what it holds, nothing if that is not of this size."""
 
+        async def request() -> tuple[Version | None, bytes]:
+            try:
+                answer = await self.obstore.get_async(self.store, key)
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                return None, b""
+            return version_of(answer.meta), bytes(await answer.bytes_async()) if answer.meta["size"] == size else b""
+
+        return self._run(request)
+
+    def _delete(self, keys: list[str]) -> None:
         async def request() -> None:
             try:
-                await self.obstore.delete_async(self.store, list(keys))
+                await self.obstore.delete_async(self.store, keys)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in str(error):
                     raise
 
         self._run(request)
-
-    def clear(self) -> None:
-        """See `Store`."""
-        self.delete(self.files())
 
     def tidy(self) -> None:
         """See `Store`: a put is all or nothing, and durable."""
@@ -177,6 +213,11 @@ class ObjectStore:
                     raise
                 raise explained(self.url, error) from None
         raise AssertionError("the last attempt returns or raises")
+
+
+def version_of(told: Mapping[str, Any]) -> Version:
+    """What names this version of an object, out of what the store tells of it; empty if nothing does."""
+    return {name: told[name] for name in ("e_tag", "version") if told.get(name)}
 
 
 def explained(url: CacheURL, error: Exception) -> VQGPTError:

@@ -3,12 +3,13 @@
 A key is the path of a file below the cache. Must not import torch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vqgpt.config.cache_path import CachePath
 from vqgpt.files import check_can_be_written
+from vqgpt.progress import Report, silent
 from vqgpt.tokens.folder_store import FolderStore
 from vqgpt.write_lock import WriteLock
 
@@ -54,13 +55,20 @@ class Store(Protocol):
         """Clear away what a killed process left half-done, and make durable what it wrote."""
 
 
-def store_at(path: CachePath) -> Store:
-    """The files of the cache at `path`. Raises what `ObjectStore` raises if that is an address."""
+def may_always_write() -> None:
+    """The check of a run whose place no other takes."""
+
+
+def store_at(path: CachePath, check_may_write: Callable[[], None] = may_always_write) -> Store:
+    """The files of the cache at `path`. Raises what `ObjectStore` raises if that is an address.
+
+    `check_may_write` raises an error if another run writes the cache now; a change may raise it on an object store.
+    """
     if isinstance(path, Path):
         return FolderStore(path)
     from vqgpt.tokens.object_store import ObjectStore
 
-    return ObjectStore(path)
+    return ObjectStore(path, check_may_write=check_may_write)
 
 
 def check_can_lie_at(path: CachePath) -> None:
@@ -69,13 +77,13 @@ def check_can_lie_at(path: CachePath) -> None:
         check_can_be_written(path)
 
 
-def lock_of(path: CachePath, run: str = "") -> "WriteLock | Lease":
+def lock_of(path: CachePath, run: str = "", report: Report = silent) -> "WriteLock | Lease":
     """The right to write the cache at `path`: `WriteLock` in a folder, `Lease` on an object store.
 
-    `run` is a name that the processes of one run have in common, and no other run has.
+    `run` is a name that the processes of one run have in common, and no other run has. `report` is told of a wait.
     """
     if isinstance(path, Path):
         return WriteLock(path, run)
     from vqgpt.tokens.lease import Lease
 
-    return Lease(path, run)
+    return Lease(path, run, report)

@@ -2,13 +2,14 @@
 
 For each shard: its files, whole and durable; then the manifest the same way. The manifest is the commit.
 Opening a cache that exists continues it: listed shards whose files hold their digests are kept, all others are
-missing. Several processes may store shards of one cache; one of them commits. The caller holds the cache's lock.
+missing. Several processes may store shards of one cache; one of them commits. The caller holds the cache's lock; where
+that is a lease, which can be lost, `check_may_write` is its `check`.
 Imports numpy and zarr only.
 """
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics,
 from vqgpt.tokens.reader import read_manifest, read_root
 from vqgpt.tokens.shard_file import decode_shard
 from vqgpt.tokens.statistics import count_codes, split_statistics
-from vqgpt.tokens.store import Store, store_at
+from vqgpt.tokens.store import Store, may_always_write, store_at
 from vqgpt.tokens.stored_files import ROOT, all_files, find_bad, read_checked, shard_files
 
 USUAL_SPLITS = ("train", "val", "test", "samples")
@@ -48,9 +49,11 @@ class CacheWriter:
     Further processes of the same run make theirs with `join`, and hand what they `store` to the first to `commit`.
     """
 
-    def __init__(self, path: CachePath, manifest: Manifest) -> None:
+    def __init__(
+        self, path: CachePath, manifest: Manifest, check_may_write: Callable[[], None] = may_always_write
+    ) -> None:
         self.path = path
-        self.place = store_at(path)
+        self.place = store_at(path, check_may_write)
         self.manifest = manifest
 
     @classmethod
@@ -61,17 +64,18 @@ class CacheWriter:
         codebook: NDArray[np.float32],
         versions: dict[str, str],
         overwrite: bool = False,
+        check_may_write: Callable[[], None] = may_always_write,
     ) -> "CacheWriter":
         """Start the cache at `path`, or continue the one that is there; `codebook` is (K, D) float32.
 
         With `overwrite`, a finished or different cache is removed first. Raises InputError if something else is there:
         without `overwrite` a cache of another description (both sides are shown), and in any case other files.
         """
-        store = store_at(path)
+        store = store_at(path, check_may_write)
         store.check_no_links()
         root = read_root(store, path)
         if overwrite and root is not None and not _is_unfinished(root, description):
-            remove_cache(path)
+            remove_cache(path, check_may_write)
             root = None
         if root is not None:
             manifest = from_document(root, str(path))
@@ -89,18 +93,20 @@ class CacheWriter:
             if not bad.keys().isdisjoint(shard_files(description, split, index, shard))
         }
         intact = {key: file for key, file in manifest.files.items() if key not in bad}
-        writer = cls(path, manifest.without_shards(lost))
+        writer = cls(path, manifest.without_shards(lost), check_may_write)
         writer._write_fixed_files(codebook, intact)
         if not writer.manifest.has_all_shards:
             store.check_can_write()
         return writer
 
     @classmethod
-    def join(cls, path: CachePath, description: Description) -> "CacheWriter":
+    def join(
+        cls, path: CachePath, description: Description, check_may_write: Callable[[], None] = may_always_write
+    ) -> "CacheWriter":
         """A second writer of a cache that another process of this run has just set up. Raises InputError."""
         manifest = read_manifest(path)
         _check_same_work(path, description, manifest.description)
-        return cls(path, manifest)
+        return cls(path, manifest, check_may_write)
 
     def _write_fixed_files(self, codebook: NDArray[np.float32], intact: Mapping[str, StoredFile]) -> None:
         """All that does not depend on the images, but for what is there: metadata of groups and arrays, codebook."""
@@ -195,12 +201,12 @@ class CacheWriter:
         return statistics
 
 
-def remove_cache(path: CachePath) -> None:
+def remove_cache(path: CachePath, check_may_write: Callable[[], None] = may_always_write) -> None:
     """Delete the cache at `path`; its root goes first, so that no half of a cache can be opened.
 
     Raises what `files_to_remove` raises, before anything is deleted.
     """
-    store = store_at(path)
+    store = store_at(path, check_may_write)
     if ROOT in files_to_remove(path):
         store.delete([ROOT])
     store.clear()
