@@ -212,18 +212,26 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
     of another kind, or not ours.
     """
     check_is_file(path, how_to_make_one)
-    content = read_checkpoint_file(path)
-    check_kind(content, kind, path, how_to_make_one)
-    kinds = {"step": int, "ended": bool, "losses": list, "best": float, "worse": int, "training": dict}
-    state = content.get("state")
-    wrong = [] if isinstance(content.get("identity"), dict) else ["identity"]
-    if not isinstance(state, dict) or type(state.get("step")) is not int:
-        wrong += ["state"]
-    else:
-        wrong += [name for name, expected in kinds.items() if not isinstance(state.get(name, expected()), expected)]
-    if wrong:
-        raise InputError(f"{path} lacks parts of a {kind} ({', '.join(wrong)})", how_to_make_one)
-    return read_tensors(content, path)
+    try:
+        content = read_checkpoint_file(path)
+        check_kind(content, kind, path, how_to_make_one)
+        wrong = [name for name in ("identity", "state") if not isinstance(content.get(name), dict)]
+        if not wrong:
+            wrong = _wrong_in_state(content["state"])
+        if wrong:
+            raise InputError(f"{path} lacks parts of a {kind} ({', '.join(wrong)})", how_to_make_one)
+        return read_tensors(content, path)
+    except InputError as error:
+        raise InputError(error.message, how_to_make_one) from None
+
+
+def _wrong_in_state(state: dict[str, Any]) -> list[str]:
+    """Names of what a training needs to continue, after its first step, and does not find."""
+    step = state.get("step")
+    if type(step) is not int or step < 0:
+        return ["step"]
+    kinds = {"ended": bool, "losses": list, "best": float, "worse": int, "training": dict} if step else {}
+    return [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:

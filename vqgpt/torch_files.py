@@ -33,18 +33,18 @@ def read_torch_file(path: Path) -> Any:
     Raises MissingDataError if there is no such file, InputError if it is not one of torch, truncated or damaged.
     """
     check_is_file(path, "check the path")
-    try:
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
             if zipfile.is_zipfile(file):
                 return _read_archive(path, file)
             file.seek(0)
             return _read_old_layout(path, file)
-    except (OSError, InputError):
-        raise
-    except Exception as error:  # a damaged pickle can raise anything, MemoryError too
-        raise InputError(
-            f"{path} is not a checkpoint, or is truncated ({type(error).__name__}: {error})", "get the file again"
-        ) from None
+        except InputError:
+            raise
+        except Exception as error:  # a damaged file can raise anything, MemoryError too
+            raise InputError(
+                f"{path} is not a checkpoint, or is truncated ({type(error).__name__}: {error})", "get the file again"
+            ) from None
 
 
 def _read_archive(path: Path, file: BinaryIO) -> Any:
@@ -53,7 +53,10 @@ def _read_archive(path: Path, file: BinaryIO) -> Any:
     names = [name for name in items if name.endswith("/data.pkl")]
     if len(names) != 1 or any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
         raise InputError(f"{path} is a zip archive, but not one of torch.save", "give a checkpoint")
-    if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
+    size = path.stat().st_size
+    if sum(item.file_size for item in archive.infolist()) > size:
+        raise _claims_too_much(path)
+    if not all(0 <= item.header_offset < size for item in archive.infolist()):
         raise _claims_too_much(path)
     folder = names[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in items and archive.read(f"{folder}byteorder") != b"little":
