@@ -1,7 +1,7 @@
 """Changed checkpoints of both networks, of every layout: read as what they were, or refused with a line.
 
 FUZZ_SECONDS=600 pytest tests/test_fuzzed_checkpoints.py changes each kind of file for ten minutes; FUZZ_SEED names what
-it begins with. A file that fails is kept, and its path told.
+it begins with. The path of a file that fails is told.
 """
 
 import io
@@ -23,10 +23,11 @@ import torch
 
 from tests.peer_checkpoints import taming_state
 from tests.test_export_model import save_gpt
-from vqgpt.checkpoint import save_checkpoint
+from vqgpt.checkpoint import METADATA, save_checkpoint
 from vqgpt.config.options import to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.safetensors_files import read_safetensors
 from vqgpt.stages.trained_gpt import load_gpt
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan
 from vqgpt.vqgan.model import VQGAN
@@ -233,6 +234,11 @@ def files(tmp_path_factory):
     return found
 
 
+def says_it_is_ours(path: Path) -> bool:
+    """False for a safetensors file whose header lost the mark of ours: it is then somebody's, who has no digest."""
+    return path.suffix != ".safetensors" or METADATA in read_safetensors(path)[0]
+
+
 class TooSlow(BaseException):
     """A file took too long: no reader takes this for a fault of the file."""
 
@@ -271,7 +277,7 @@ def test_a_changed_file_is_read_as_it_was_or_refused(files, name, tmp_path):
             outcomes[outcome] += 1
             assert outcome != "refused" or str(bad) in said, said
             by_chance = change is changes[0]
-            assert outcome != "other" or not (by_chance and is_protected), bad
+            assert outcome != "other" or not (by_chance and is_protected and says_it_is_ours(bad)), bad
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             assert used * 1024 < MOST_MEMORY, (bad, used)
     except BaseException:

@@ -256,7 +256,6 @@ def test_a_vqgan_that_cannot_be_is_refused_by_name(pipeline, field, value):
         lambda content: content["state"].update(step=-1),
         lambda content: content["state"].update(training=3),
         lambda content: content["state"].update(losses=3),
-        lambda content: content["state"].pop("training"),
     ],
 )
 def test_an_unfinished_state_that_lacks_parts_is_refused_by_name(here, kind, change):

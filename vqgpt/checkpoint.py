@@ -226,12 +226,10 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
 
 
 def _wrong_in_state(state: dict[str, Any]) -> list[str]:
-    """Names of what a training needs to continue, after its first step, and does not find."""
-    step = state.get("step")
-    if type(step) is not int or step < 0:
-        return ["step"]
-    kinds = {"ended": bool, "losses": list, "best": float, "worse": int, "training": dict} if step else {}
-    return [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    """Names of what cannot be in the state of a training."""
+    kinds = {"step": int, "ended": bool, "losses": list, "best": float, "worse": int, "training": dict}
+    wrong = [name for name, kind in kinds.items() if name in state and not isinstance(state[name], kind)]
+    return wrong if wrong or state.get("step", -1) >= 0 else ["step"]
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:

@@ -41,7 +41,9 @@ def description_fault(description: Description) -> str:
         return "impossible sizes"
     if not description.views or len(set(names)) < len(names):
         return "no views, or two splits of one name"
-    if not all(name.isascii() and name.isidentifier() and name != "codebook" for name in names):
+    if not all(
+        can_be_a_dataset(name) and name.isascii() and name.isidentifier() and name != "codebook" for name in names
+    ):
         return "names of splits that cannot be"
     for layout in description.all_layouts().values():
         rows = max(layout.shape[0], layout.shard_rows)
