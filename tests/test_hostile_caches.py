@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
 
-from tests.conftest import assert_refused, description, run_here, write_cache
+from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
+from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
 from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, sha256
+from vqgpt.stages.repair import sample_config
 from vqgpt.tokens import CacheWriter, TokenCache, find_faults, reader
 from vqgpt.tokens.layout import encode_shard
 
@@ -69,6 +71,8 @@ def cache(tmp_path):
         ("splits", [{"name": "train", "rows": 40}, {"name": "train", "rows": 5}]),
         ("splits", [{"name": "../../etc", "rows": 1}]),
         ("splits", [{"name": "codebook", "rows": 1}]),
+        ("splits", [{"name": "x" * 300, "rows": 1}]),
+        *(("dataset", name) for name in ("", "..", "../x", "/tmp/x", "a/b", "a\\b", "-rf", ".x", "x\n", "x" * 300)),
         ("grid", [10**9, 10**9]),
         ("grid", [0, 3]),
         ("codebook_size", 10**12),
@@ -114,6 +118,44 @@ def test_impossible_manifests(cache, change):
     change(manifest)
     sign(cache, manifest)
     assert_refused_cheaply(cache)
+
+
+def test_a_name_that_leads_elsewhere_writes_nothing_there(cache, monkeypatch):
+    folder = cache.parent / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    manifest = load(cache)
+    for name in ("../../x", str(cache.parent / "x")):
+        manifest["description"]["dataset"] = name
+        sign(cache, manifest)
+        before = files_of(cache.parent)
+        for command in (
+            ["train", "--cache", str(cache), *TINY_GPT, "-q"],
+            ["score", str(cache)],
+            ["render", str(cache)],
+            ["cache", "info", str(cache)],
+            ["cache", "preview", str(cache)],
+            ["cache", "verify", str(cache), "--repair"],
+        ):
+            assert_refused(run_here(*command), 3, "c.zarr", "a name of a dataset that cannot be")
+        assert files_of(cache.parent) == before
+
+
+def test_a_repair_reads_no_path_that_a_manifest_names(cache):
+    sampling = {
+        "temperature": 0.5,
+        "seed": 3,
+        "classes": [-1],
+        "cache": "s3://a/b.zarr",
+        "n_head": 2,
+        "keep": "/etc/passwd",
+    }
+    what = description(
+        (40, 5), origin="sampled", sampling={**sampling, "prompt": ["~/x"], "out": "/tmp/x", "show": True}
+    )
+    again = sample_config(VerifyConfig(cache=cache, sources=SourceOptions()), what)
+    assert (again.sampling.temperature, again.run.seed, again.out) == (0.5, 3, cache)
+    assert (again.cache, again.n_head, again.keep, again.prompt, again.show) == (None, None, None, (), False)
 
 
 def test_numbers_that_json_does_not_have(cache):

@@ -11,7 +11,8 @@ import torch
 from tests.conftest import assert_refused, run_here
 from tests.peer_checkpoints import taming_state
 from vqgpt.errors import InputError
-from vqgpt.torch_files import StoredTensor, read_torch_file
+from vqgpt.stored_tensor import StoredTensor
+from vqgpt.torch_files import read_torch_file
 
 
 class RunsOnLoading:
@@ -149,7 +150,7 @@ def test_a_pickle_that_would_exhaust_the_machine_is_refused(here, pickled):
 
 
 @pytest.mark.timeout(60)
-def test_a_dict_that_is_met_many_times_is_looked_at_once(here):
+def test_dicts_that_are_met_in_many_places_count_in_each(here):
     inner = {f"k{index}": torch.zeros(1) for index in range(300)}
     for _ in range(3):
         inner = dict.fromkeys((f"k{index}" for index in range(300)), inner)

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from vqgpt.config.commands import RunOptions, SampleConfig
 from vqgpt.config.gpt import SamplingOptions
-from vqgpt.config.options import from_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT
-from vqgpt.gpt.checkpoint import load_gpt as load_checkpoint
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.one_line import num_parameters
 from vqgpt.progress import silent
 from vqgpt.runtime import resolve_precision, select_device
+from vqgpt.stages import trained_gpt
 from vqgpt.stages.labels import KnownLabels, number_word, untold
 from vqgpt.stages.sample import check_can_guide, check_knows_untold
 from vqgpt.tokens import Description
@@ -175,9 +174,7 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) 
     Raises MissingDataError if there is none, InputError if it is not one.
     """
     chosen = select_device(device)
-    gpt = load_checkpoint(Path(path), "train one with: vqgpt train", chosen, n_head)
-    told = gpt.cache_description
-    description = None if told is None else from_json(Description, told, str(path))
+    gpt, description = trained_gpt.load_gpt(Path(path), chosen, n_head)
     return Generator(path=Path(path), gpt=gpt, description=description, device=chosen)
 
 

@@ -1,12 +1,12 @@
 """The configuration of each `vqgpt cache` command, as `commands` has that of the others. Must not import torch."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vqgpt.config.cache_path import CachePath, beside
 from vqgpt.config.commands import DATA, DEVICE_HELP, RUN
+from vqgpt.config.datasets import can_be_a_dataset
 from vqgpt.config.options import argument, check, option
 from vqgpt.config.places import CACHE_FOLDER
 from vqgpt.config.vqgan import REMAP_HELP
@@ -124,8 +124,8 @@ class CacheImportConfig:
             check(value is None or 0 < value <= 2**16, name, value, "between 1 and 65536")
         check(self.grid is None or min(self.grid) > 0, "grid", self.grid, "two positive numbers")
         check(self.views_per_image in (1, 10), "views_per_image", self.views_per_image, "1 or 10")
-        named = self.dataset is None or re.fullmatch(r"\w[\w-]*", self.dataset)
-        check(bool(named), "dataset", self.dataset, "a name of letters, digits, - and _")
+        named = self.dataset is None or can_be_a_dataset(self.dataset)
+        check(named, "dataset", self.dataset, "a name of letters, digits, - and _")
 
 
 @dataclass(frozen=True, kw_only=True)

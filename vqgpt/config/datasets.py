@@ -3,6 +3,7 @@
 A row tells what there is; its files are in `dataset_files.py`, how they are parsed is in `vqgpt.data`.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,6 +19,7 @@ LabelKind = Literal["class", "bits"]
 Source = Literal["embedded", "download", "by hand", "yours"]
 
 DIGIT_NAMES = tuple("0123456789")
+LONGEST_NAME = 200  # bytes: with what is added to it, a file system takes 255
 MEDMNIST_SIZES = (28, 64, 128, 224)
 IMAGENET_TERMS = "research only, not commercial (ImageNet terms)"
 
@@ -252,6 +254,11 @@ def find_dataset(name: str) -> Dataset:
     if name not in DATASETS:
         raise UsageError(f"there is no dataset {name!r}", nearest_hint(name, DATASETS))
     return DATASETS[name]
+
+
+def can_be_a_dataset(name: str) -> bool:
+    """True for a name that results can be called by: it becomes a part of paths, and of commands that we advise."""
+    return re.fullmatch(r"\w[\w-]*", name) is not None and len(name.encode()) <= LONGEST_NAME
 
 
 def held_out_split(splits: Iterable[str], source: str) -> str:

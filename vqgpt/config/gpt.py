@@ -10,6 +10,7 @@ MODEL = "GPT"
 TRAINING = "Training"
 SAMPLING = "Sampling"
 
+MOST_TOKENS = 2**16  # per image
 MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
 
 Order = Literal["s-pattern", "raster", "hilbert"]
@@ -65,6 +66,12 @@ class GPTConfig:
     codebook_size: int
     grid: tuple[int, int]
     num_classes: int
+
+    def __post_init__(self) -> None:
+        check(0 < self.codebook_size <= 2**16, "codebook_size", self.codebook_size, "between 1 and 65536")
+        check(min(self.grid) > 0, "grid", self.grid, "rows and columns")
+        check(self.block_size <= MOST_TOKENS, "grid", self.grid, f"of {MOST_TOKENS} tokens at most")
+        check(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
 
     @property
     def block_size(self) -> int:

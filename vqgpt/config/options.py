@@ -23,6 +23,8 @@ MOST_NAMES = 50  # in a hint
 
 ConfigT = TypeVar("ConfigT")
 
+LONGEST_VALUE = 200  # characters of a value in a message
+
 
 def option(default: Any, help: str, *, group: str, flag: str = "", short: str = "") -> Any:
     """A dataclass field that is also a command-line option; `flag` is its spelling where it is not the field's name."""
@@ -128,7 +130,7 @@ def convert(value: Any, annotation: Any, name: str, typed: bool = False) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise UsageError(f"{name} = {value!r} is not one of {', '.join(args)}", nearest_hint(str(value), args))
+        raise UsageError(f"{name} = {_shown(value)} is not one of {', '.join(args)}", nearest_hint(str(value), args))
     if is_dataclass(annotation) and isinstance(value, Mapping):
         return from_json(typing.cast(type, annotation), value, name)
     if origin is dict and isinstance(value, Mapping):
@@ -151,7 +153,12 @@ def convert(value: Any, annotation: Any, name: str, typed: bool = False) -> Any:
         and isinstance(value, bool) == (annotation is bool)
     ):
         return value
-    raise UsageError(f"{name} = {value!r} has the wrong type", f"{name} takes {_describe(annotation)}")
+    raise UsageError(f"{name} = {_shown(value)} has the wrong type", f"{name} takes {_describe(annotation)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _without_none(annotation: Any) -> Any:

@@ -18,6 +18,7 @@ Lookup = Literal["nearest", "cosine", "logits"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
 REVIVE_BELOW = 0.05  # of an equal share
+MOST_PIXELS = 2**16  # of the side of an image
 GROUPS = 32  # of the group normalisation
 
 
@@ -107,6 +108,9 @@ class VQGANConfig:
         for name in ("image_channels", "num_res_blocks", "z_channels", "embed_dim"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
         check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
+        check(0 < (self.used_codes or 1) <= 2**16, "used_codes", self.used_codes, "between 1 and 65536")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check(0 < (1 if self.size is None else self.size) <= MOST_PIXELS, "size", self.size, f"1 to {MOST_PIXELS}")
         if self.size is not None:
             self.check_size(self.size)
 
@@ -165,7 +169,7 @@ class VQGANConfig:
             return
         levels = attention_levels(size, self.attn_resolutions, len(self.ch_mult))
         if self.size is None:
-            moves = any(size // 2**level > max(self.attn_resolutions) for level in self.attn_levels)
+            moves = any(size // 2**level > max(self.attn_resolutions, default=0) for level in self.attn_levels)
         else:
             moves = levels != self.attn_levels
         if moves:

@@ -13,16 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgpt.checkpoint import load_checkpoint, load_weights, read_checkpoint_file
+from vqgpt.checkpoint import (
+    check_fits,
+    check_parts,
+    is_ours,
+    load_weights,
+    read_checkpoint_file,
+    read_tensor,
+    read_tensors,
+    shape_text,
+)
 from vqgpt.config.gpt import GPTConfig, GPTOptions
 from vqgpt.config.options import from_json, to_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.model import GPT
 from vqgpt.one_line import one_line
-from vqgpt.torch_files import StoredTensor, check_is_file
+from vqgpt.stored_tensor import StoredTensor, check_is_file, check_stored
 
 KIND = "gpt"
-LARGEST_WEIGHTS = 2**40  # bytes
+PARTS = {
+    "architecture": dict,
+    "cache_description": dict,
+    "cache_digest": str,
+    "codebook": StoredTensor,
+    "configuration": dict,
+}
+WEIGHTS_OF_A_LAYER = 6  # two norms, and four matrices
 HEADS = 8  # of a GPT of GenerativeZoo, unless told otherwise
 
 
@@ -83,38 +99,84 @@ def load_gpt(
     """
     check_is_file(path, how_to_make_one)
     stored = read_checkpoint_file(path)
-    if isinstance(stored, Mapping) and "transformer.wte.weight" in stored and "format" not in stored:
+    if isinstance(stored, Mapping) and "transformer.wte.weight" in stored and not is_ours(stored):
         model = _load_generativezoo(path, stored, n_head or HEADS, grid)
         return LoadedGPT(model=model.to(device).eval(), cache_description=None, codebook=None)
-    content = load_checkpoint(path, KIND, how_to_make_one)
-    model = GPT(from_json(GPTConfig, content["architecture"], str(path)))
-    load_weights(model, content["model"], path)
-    training, seen = content["configuration"].get("training", {}), content.get("labels_seen")
+    model, content = _load_ours(path, stored, how_to_make_one)
+    seen = content.get("labels_seen")
     return LoadedGPT(
         model=model.to(device).eval(),
         cache_description=content["cache_description"],
         codebook=content["codebook"],
-        label_dropout=training.get("label_dropout"),
+        label_dropout=content["configuration"].get("training", {}).get("label_dropout"),
         labels_seen=None if seen is None else tuple(seen),
     )
 
 
-def _load_generativezoo(path: Path, stored: Mapping[str, Any], n_head: int, grid: tuple[int, int] | None) -> GPT:
+def read_gpt(path: Path, how_to_make_one: str) -> tuple[GPT, dict[str, Any]]:
+    """A GPT of ours, on the CPU, and all that its file holds. Raises MissingDataError or InputError as `load_gpt`."""
+    check_is_file(path, how_to_make_one)
+    return _load_ours(path, read_checkpoint_file(path), how_to_make_one)
+
+
+def _load_ours(path: Path, stored: Any, how_to_make_one: str) -> tuple[GPT, dict[str, Any]]:
+    content = check_parts(stored, KIND, PARTS, path, how_to_make_one)
+    config = from_json(GPTConfig, content["architecture"], str(path))
+    fault = _fault(content, config)
+    if fault:
+        raise InputError(f"{path}: {fault}", how_to_make_one)
+    _check_fits(content["model"], config, path, how_to_make_one)
+    content = read_tensors(content, path)
+    if not content["codebook"].isfinite().all():
+        raise InputError(f"{path}: the codebook is not all finite", how_to_make_one)
+    return _with_weights(config, content["model"], path), content
+
+
+def _fault(content: Mapping[str, Any], config: GPTConfig) -> str:
+    """What of a checkpoint, beside the weights, cannot be, or ""."""
+    codebook: StoredTensor = content["codebook"]
+    if len(codebook.shape) != 2 or codebook.shape[0] != config.codebook_size or codebook.dtype != torch.float32:
+        return f"its codebook is {shape_text(codebook.shape)} {codebook.dtype}, not {config.codebook_size} codes"
+    training = content["configuration"].get("training", {})
+    share = training.get("label_dropout", 0.0) if isinstance(training, dict) else None
+    if not isinstance(share, int | float) or not 0 <= share <= 1:
+        return "its configuration has no share of images without label (training.label_dropout)"
+    seen = content.get("labels_seen")
+    if seen is not None and not (isinstance(seen, list) and all(type(label) is int for label in seen)):
+        return "labels_seen is no list of numbers"
+    if seen and not 0 <= min(seen) <= max(seen) < config.num_classes:
+        return f"labels_seen has others than those of {config.num_classes} classes"
+    return ""
+
+
+def _check_fits(stored: Mapping[str, StoredTensor], config: GPTConfig, path: Path, remedy: str) -> None:
+    shapes = {name: value.shape for name, value in stored.items()}
+    check_fits(shapes, lambda: GPT(config), WEIGHTS_OF_A_LAYER * config.options.n_layer, str(path), remedy)
+
+
+def _with_weights(config: GPTConfig, weights: dict[str, Tensor], path: Path) -> GPT:
+    model = GPT(config)
+    load_weights(model, weights, path)
+    return model
+
+
+def _load_generativezoo(path: Path, stored: Mapping[Any, Any], n_head: int, grid: tuple[int, int] | None) -> GPT:
     """A bare state dict of GenerativeZoo's GPT: all but the number of heads follows from names and shapes."""
-    stored = {name.replace("module.", ""): value for name, value in stored.items()}
+    stored = {str(name).replace("module.", ""): value for name, value in stored.items()}
     stored = {
         name: value for name, value in stored.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")
     }
     strange = [name for name, value in stored.items() if not isinstance(value, StoredTensor)]
     missing = [name for name in ("transformer.wpe.weight", "transformer.ln_f.weight") if name not in stored]
-    if strange or missing or any(not value.complete or value.num_bytes > LARGEST_WEIGHTS for value in stored.values()):
-        raise InputError(f"{path} is not a GPT ({', '.join(strange + missing) or 'its tensors'})", "give another file")
+    if strange or missing:
+        raise InputError(f"{path} is not a GPT ({', '.join((strange + missing)[:3])})", "give another file")
+    check_stored(stored, path)
     shapes = {name: value.shape for name, value in stored.items()}
     blocks = [int(found[1]) for name in shapes if (found := re.match(r"transformer\.h\.(\d{1,4})\.", name))]
-    if len(shapes["transformer.wte.weight"]) != 2 or len(shapes["transformer.wpe.weight"]) != 2 or not blocks:
+    tables = (shapes["transformer.wte.weight"], shapes["transformer.wpe.weight"])
+    if any(len(shape) != 2 or 0 in shape for shape in tables) or not blocks:
         raise InputError(f"{path} is not a GPT (its shapes)", "give another file")
-    vocabulary, width = shapes["transformer.wte.weight"]
-    positions = shapes["transformer.wpe.weight"][0]
+    (vocabulary, width), (positions, _) = tables
     side = math.isqrt(positions)
     grid = grid or ((side, side) if side**2 == positions else (1, positions))
     if grid[0] * grid[1] != positions:
@@ -124,12 +186,9 @@ def _load_generativezoo(path: Path, stored: Mapping[str, Any], n_head: int, grid
     options = GPTOptions(
         n_layer=max(blocks) + 1, n_head=n_head, embed_dim_t=width, bias="transformer.ln_f.bias" in shapes
     )
-    config = GPTConfig(options=options, codebook_size=vocabulary - 1, grid=grid, num_classes=0)
-    with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in GPT(config).state_dict().items()}
-    wrong = sorted(name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name))
-    if wrong:
-        raise InputError(f"{path} is not GenerativeZoo's GPT (wrong: {', '.join(wrong[:3])})", "give another file")
-    model = GPT(config)
-    load_weights(model, {name: value.read() for name, value in stored.items()}, path)
-    return model
+    try:
+        config = GPTConfig(options=options, codebook_size=vocabulary - 1, grid=grid, num_classes=0)
+    except UsageError as error:
+        raise InputError(f"{path} is not a GPT: {error.message}", "give another file") from None
+    _check_fits(stored, config, path, "give a GPT of GenerativeZoo, or another file")
+    return _with_weights(config, {name: read_tensor(value, name, path) for name, value in stored.items()}, path)

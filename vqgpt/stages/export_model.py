@@ -5,17 +5,16 @@ from typing import Any
 
 import torch
 
-from vqgpt.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_sha256
-from vqgpt.config.gpt import GPTConfig
-from vqgpt.config.options import from_json, to_json
+from vqgpt.checkpoint import save_checkpoint, weights_sha256
+from vqgpt.config.options import to_json
 from vqgpt.config.output_commands import ModelExportConfig
 from vqgpt.errors import UsageError
 from vqgpt.files import check_can_be_written, folder_atomically, write_atomically
-from vqgpt.gpt import checkpoint as gpt_checkpoint
-from vqgpt.gpt.model import GPT
+from vqgpt.gpt.checkpoint import KIND
 from vqgpt.gpt.transformers_format import transformers_files
 from vqgpt.stages.find import find_gpt
 from vqgpt.stages.results import check_place, sole_writer
+from vqgpt.stages.trained_gpt import read_gpt
 
 FLAG = "OUT"  # what the help calls the place
 
@@ -33,7 +32,7 @@ def run(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, 
     if config.checkpoint_vae:
         kind, content = _vqgan(config.checkpoint_vae)
     else:
-        kind, (_, content) = gpt_checkpoint.KIND, _gpt(_gpt_path(config))
+        kind, (_, content) = KIND, read_gpt(_gpt_path(config))
     if not dry_run:
         with sole_writer(config.out, config, overwrite, flag=FLAG):
             save_checkpoint(config.out, kind, content)
@@ -42,14 +41,6 @@ def run(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, 
 
 def _gpt_path(config: ModelExportConfig) -> Path:
     return find_gpt(config.checkpoint_gpt, config.dataset)
-
-
-def _gpt(path: Path) -> tuple[GPT, dict[str, Any]]:
-    """The GPT of our checkpoint, and what else that holds."""
-    content = load_checkpoint(path, gpt_checkpoint.KIND, "give a GPT that `vqgpt train` made")
-    model = GPT(from_json(GPTConfig, content["architecture"], str(path)))
-    load_weights(model, content["model"], path)
-    return model, content
 
 
 def _vqgan(path: Path) -> tuple[str, dict[str, Any]]:
@@ -65,7 +56,7 @@ def _vqgan(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _export_to_transformers(config: ModelExportConfig, overwrite: bool, dry_run: bool) -> dict[str, Any]:
     path = _gpt_path(config)
-    model, content = _gpt(path)
+    model, content = read_gpt(path)
     architecture = model.config
     if architecture.options.arch != "gpt2":
         raise UsageError(

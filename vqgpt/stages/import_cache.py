@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from vqgpt.config.cache_commands import CacheImportConfig
 from vqgpt.config.cache_path import CachePath
-from vqgpt.config.datasets import DATASETS
+from vqgpt.config.datasets import DATASETS, can_be_a_dataset
+from vqgpt.config.options import check
 from vqgpt.config.places import cache_path
 from vqgpt.data.images import held_out_rows
 from vqgpt.errors import InputError, MissingDataError, UsageError
@@ -102,6 +103,7 @@ def describe(
 ) -> tuple[Description, dict[str, NDArray[np.intp]]]:
     """What the cache will hold, and the rows found that are in each split. Raises InputError if flags do not fit."""
     dataset = config.dataset or found.dataset or DEFAULT_DATASET
+    check(can_be_a_dataset(dataset), "dataset", dataset, "a shorter name: give --dataset")
     grid = grid_of(found.codes.shape[2], config.grid)
     side = config.size or found.image_size or PIXELS_PER_TOKEN * grid[0]
     held_out = np.zeros(len(found.labels), bool)

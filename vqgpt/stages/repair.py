@@ -5,12 +5,14 @@ they are the right ones is checked before anything is written.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 
 from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
 from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, TokenizeConfig
+from vqgpt.config.gpt import SamplingOptions
 from vqgpt.config.options import resolve
 from vqgpt.errors import InputError
 from vqgpt.progress import Report
@@ -76,11 +78,15 @@ def tokenize_config(
 
 
 def sample_config(config: VerifyConfig, description: Description) -> SampleConfig:
-    """The `vqgpt sample` that makes the cache which `description` describes."""
+    """The `vqgpt sample` that makes the cache which `description` describes.
+
+    Of what is recorded, only how codes are drawn: no path that a manifest names is read or written.
+    """
+    drawn = {"seed", *(item.name for item in fields(SamplingOptions))}
     return resolve(
         SampleConfig,
         {
-            **description.sampling,
+            **{name: value for name, value in description.sampling.items() if name in drawn},
             "dataset": description.dataset,
             "checkpoint_gpt": config.checkpoint_gpt,
             "out": config.cache,

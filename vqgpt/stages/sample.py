@@ -16,10 +16,10 @@ from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig
 from vqgpt.config.gpt import GPTConfig
-from vqgpt.config.options import from_json, to_json
+from vqgpt.config.options import to_json
 from vqgpt.config.places import samples_path
 from vqgpt.errors import InputError, UsageError
-from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
+from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sampling import Sampler
 from vqgpt.one_line import one_line
@@ -29,6 +29,7 @@ from vqgpt.stages.completion import Prompts, check_same_tokens, is_prefix
 from vqgpt.stages.find import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
 from vqgpt.stages.labels import KnownLabels, untold
 from vqgpt.stages.shards import fill_cache
+from vqgpt.stages.trained_gpt import load_gpt
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 
@@ -76,13 +77,12 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     """
     device = select_device(config.run.device)
     checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
-    gpt = load_gpt(checkpoint, "train one with: vqgpt train", device, config.n_head)
-    if gpt.cache_description is None or gpt.codebook is None:
+    gpt, described = load_gpt(checkpoint, device, config.n_head)
+    if described is None or gpt.codebook is None:
         trained_on, codebook = what_it_was_trained_on(config, gpt.model.config, checkpoint)
-        gpt = load_gpt(checkpoint, "train one with: vqgpt train", device, config.n_head, trained_on.grid)
+        gpt, _ = load_gpt(checkpoint, device, config.n_head, trained_on.grid)
     else:
-        trained_on = from_json(Description, gpt.cache_description, str(checkpoint))
-        codebook = gpt.codebook.numpy()
+        trained_on, codebook = described, gpt.codebook.numpy()
         if config.cache:
             check_same_tokens(TokenCache(config.cache), trained_on)
     check_dataset(config.dataset, trained_on.dataset, checkpoint)

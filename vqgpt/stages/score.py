@@ -20,13 +20,14 @@ from vqgpt.config.options import composed
 from vqgpt.config.output_commands import ScoreConfig
 from vqgpt.errors import InputError
 from vqgpt.files import write_atomically
-from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
+from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime import resolve_precision, select_device
 from vqgpt.stages.find import check_heads, find_gpt, tell_if_unknown
 from vqgpt.stages.labels import told_labels, untold
 from vqgpt.stages.results import check_place, sole_writer
+from vqgpt.stages.trained_gpt import load_gpt
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
 ROWS_PER_SEARCH = 1024
@@ -45,9 +46,9 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     rows = sum(cache.rows(split) for split in splits)
     check_place(config.result, config, overwrite)
     path = find_gpt(config.checkpoint_gpt, cache.description.dataset)
-    gpt = load_gpt(path, "train one with: vqgpt train", device, config.n_head, cache.description.grid)
+    gpt, trained_on = load_gpt(path, device, config.n_head, cache.description.grid)
     check_heads(config.n_head, gpt.model.config, path)
-    check_goes_with(gpt, path, cache, report)
+    check_goes_with(gpt.model.config, trained_on, path, cache, report)
     tell_if_unknown(cache.description.tokenizer_sha256, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
@@ -92,22 +93,23 @@ def score(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def check_goes_with(gpt: LoadedGPT, path: Path, cache: TokenCache, report: Report) -> None:
+def check_goes_with(
+    config: GPTConfig, trained_on: Description | None, path: Path, cache: TokenCache, report: Report
+) -> None:
     """Raise InputError, with both sides, if the GPT was trained on tokens of another kind than the cache has."""
-    config, description = gpt.model.config, cache.description
+    description = cache.description
     pairs: list[tuple[str, Any, Any]] = [
         ("codes", config.codebook_size, description.codebook_size),
         ("a grid of", config.grid, description.grid),
     ]
-    if gpt.cache_description is None:
+    if trained_on is None:
         report(
             Notice(text=f"{path} does not tell which VQ-GAN it was trained with; the scores assume that of the cache")
         )
     else:
-        trained_with = gpt.cache_description["tokenizer_sha256"][:12]
-        pairs.append(("the VQ-GAN", trained_with, description.tokenizer_sha256[:12]))
+        pairs.append(("the VQ-GAN", trained_on.tokenizer_sha256[:12], description.tokenizer_sha256[:12]))
         if description.label_kind == config.options.condition != "none":
-            ours, theirs = gpt.cache_description["class_names"], description.class_names
+            ours, theirs = trained_on.class_names, description.class_names
             pairs.append(("the classes", [*map(composed, ours)], [*map(composed, theirs)]))
     for what, ours, theirs in pairs:
         if ours != theirs:

@@ -21,7 +21,7 @@ from vqgpt.config.places import gpt_path
 from vqgpt.distributed import process_group, rank, world_size
 from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.files import place_of, write_atomically
-from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
+from vqgpt.gpt.checkpoint import KIND, gpt_content
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.streaming import StreamedSequences
@@ -32,6 +32,7 @@ from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, deterministic, resolve_precision, select_device
 from vqgpt.schedule import Schedule
 from vqgpt.stages.find import check_dataset, find_cache
+from vqgpt.stages.trained_gpt import load_gpt
 from vqgpt.stream_order import StreamOrder
 from vqgpt.tensorboard_log import tensorboard_log
 from vqgpt.tokens import Description, TokenCache
@@ -214,7 +215,7 @@ def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> f
 def load_start(path: Path, architecture: GPTConfig) -> GPT:
     """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
     hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
-    start = load_gpt(path, hint, cpu, architecture.options.n_head, architecture.grid).model
+    start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint)[0].model
     same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
     different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
     if different:

@@ -3,6 +3,7 @@
 The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torch.
 """
 
+from vqgpt.tokens.document import read_description
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
 from vqgpt.tokens.reader import SplitTokens, TokenCache, read_manifest
 from vqgpt.tokens.store import lock_of
@@ -20,6 +21,7 @@ __all__ = [
     "TokenCache",
     "find_faults",
     "lock_of",
+    "read_description",
     "read_manifest",
     "remove_cache",
 ]

@@ -6,11 +6,13 @@ Imports numpy and zarr only.
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from vqgpt.config.options import from_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import canonical_json, sha256
-from vqgpt.tokens.manifest import FORMAT_VERSION, Manifest
+from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest
 from vqgpt.tokens.soundness import description_fault, manifest_fault
 
 ATTRIBUTE = "vqgpt"
@@ -24,6 +26,21 @@ def to_document(manifest: Manifest) -> bytes:
     """The root `zarr.json`."""
     attributes = {ATTRIBUTE: {**manifest.body, "digest": manifest.digest}}
     return canonical_json({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def read_description(data: Mapping[str, Any], source: str) -> Description:
+    """The description in JSON form of a cache that is not at hand; `source` names the file that tells it.
+
+    Raises InputError if it is none, or claims what cannot be.
+    """
+    try:
+        description = from_json(Description, data, source)
+    except (UsageError, ValueError, TypeError, OverflowError):
+        raise InputError(f"{source}: its cache_description is damaged", "get the file again") from None
+    fault = description_fault(description)
+    if fault:
+        raise InputError(f"{source}: it describes a token cache with {fault}", "do not use it; get the file again")
+    return description
 
 
 def from_document(data: bytes, source: str) -> Manifest:

@@ -6,6 +6,7 @@ A manifest is untrusted even if its digest holds: whoever made the cache made th
 import math
 import re
 
+from vqgpt.config.datasets import can_be_a_dataset
 from vqgpt.tokens.layout import ArrayLayout
 from vqgpt.tokens.manifest import Description, Manifest, StoredFile
 
@@ -27,11 +28,22 @@ def description_fault(description: Description) -> str:
         1 if description.limit is None else description.limit,
     )
     names = [split.name for split in description.splits]
-    if min(sizes) <= 0 or description.codebook_size > 2**16 or any(split.rows < 0 for split in description.splits):
+    if not can_be_a_dataset(description.dataset):
+        return "a name of a dataset that cannot be"
+    if description.label_kind == "bits" and not description.class_names:
+        return "bits without names"
+    if (
+        min(sizes) <= 0
+        or max(sizes) > LARGEST_ARRAY
+        or description.codebook_size > 2**16
+        or any(split.rows < 0 for split in description.splits)
+    ):
         return "impossible sizes"
     if not description.views or len(set(names)) < len(names):
         return "no views, or two splits of one name"
-    if not all(name.isascii() and name.isidentifier() and name != "codebook" for name in names):
+    if not all(
+        can_be_a_dataset(name) and name.isascii() and name.isidentifier() and name != "codebook" for name in names
+    ):
         return "names of splits that cannot be"
     for layout in description.all_layouts().values():
         rows = max(layout.shape[0], layout.shard_rows)

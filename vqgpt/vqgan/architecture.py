@@ -7,16 +7,13 @@ Knows nothing of files. Must not import GPT and token caches.
 """
 
 import re
-from collections.abc import Mapping
 
-import torch
-
+from vqgpt import checkpoint
+from vqgpt.checkpoint import Shapes, shape_text
 from vqgpt.config.vqgan import Lookup, VQGANConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.vqgan.model import VQGAN
 
-Shapes = Mapping[str, tuple[int, ...]]
-SHOWN_NAMES = 3
 LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
 MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")
 
@@ -78,25 +75,9 @@ def _check_computable(shapes: Shapes, num_levels: int, source: str) -> None:
 
 def check_fits(shapes: Shapes, config: VQGANConfig, source: str) -> None:
     """Raise InputError if the weights are not just those of this architecture; names the first that differ."""
-    if len(config.ch_mult) * config.num_res_blocks > len(shapes):
-        raise InputError(
-            f"{source}: {len(config.ch_mult)} levels need more weights than there are", "get the file again"
-        )
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in VQGAN(config).state_dict().items()}
-    faults = [f"{name} is missing" for name in expected if name not in shapes]
-    faults += [f"{name} has no place in a VQ-GAN" for name in shapes if name not in expected]
-    faults += [
-        f"{name} is {_text(shapes[name])} where {_text(shape)} is due"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    if faults:
-        more = f", and {len(faults) - SHOWN_NAMES} more" if len(faults) > SHOWN_NAMES else ""
-        raise InputError(
-            f"{source}: the weights do not fit together: {'; '.join(faults[:SHOWN_NAMES])}{more}",
-            "get the file again, or give a VQ-GAN of taming-transformers, LlamaGen or GenerativeZoo",
-        )
+    remedy = "get the file again, or give a VQ-GAN of taming-transformers, LlamaGen or GenerativeZoo"
+    blocks = len(config.ch_mult) * config.num_res_blocks
+    checkpoint.check_fits(shapes, lambda: VQGAN(config), blocks, source, remedy)
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
@@ -110,9 +91,7 @@ def _dimensions(shapes: Shapes, name: str, source: str) -> tuple[int, ...]:
         raise InputError(f"{source}: {name} is missing", "get the file again, or give a checkpoint of a VQ-GAN")
     rank = 1 if name == "quantize.used" else 2 if name.startswith("quantize.") else 4
     if len(shapes[name]) != rank or not all(shapes[name]):
-        raise InputError(f"{source}: {name} is {_text(shapes[name])}, not of {rank} dimensions", "get the file again")
+        raise InputError(
+            f"{source}: {name} is {shape_text(shapes[name])}, not of {rank} dimensions", "get the file again"
+        )
     return shapes[name]
-
-
-def _text(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a single number"

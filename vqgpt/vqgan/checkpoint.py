@@ -10,24 +10,25 @@ import torch
 from torch import Tensor
 
 from vqgpt.checkpoint import (
-    FORMAT,
-    check_kind,
-    load_checkpoint,
+    check_parts,
+    is_ours,
     load_weights,
     read_checkpoint_file,
+    read_tensors,
     weights_sha256,
 )
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.one_line import one_line
-from vqgpt.torch_files import StoredTensor, check_is_file
+from vqgpt.stored_tensor import check_is_file
 from vqgpt.vqgan.architecture import check_fits
 from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign
 from vqgpt.vqgan.foreign_yaml import with_yaml
 from vqgpt.vqgan.model import VQGAN
 
 KIND = "vqgan"
+PARTS = {"architecture": dict, "dataset": str}
 OUR_FAMILY = "vqgpt"
 
 
@@ -64,17 +65,11 @@ def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml
     """
     check_is_file(path, how_to_make(path, dataset))
     content = read_checkpoint_file(path)
-    if isinstance(content, Mapping) and content.get("format") == FORMAT:
-        check_kind(content, KIND, path, how_to_make(path, dataset))
+    if is_ours(content):
+        content = check_parts(content, KIND, PARTS, path, how_to_make(path, dataset))
         if yaml or which:
             raise InputError(
                 f"{path} is a checkpoint of vqgpt", "leave --config and --weights out: it tells all itself"
-            )
-        kinds = {"architecture": dict, "model": dict, "dataset": str, "figures": dict}
-        wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
-        if wrong or not all(isinstance(stored, StoredTensor) for stored in content["model"].values()):
-            raise InputError(
-                f"{path} lacks parts of a VQ-GAN ({', '.join(wrong) or 'model'})", how_to_make(path, dataset)
             )
         config = from_json(VQGANConfig, content["architecture"], str(path))
         check_fits({name: stored.shape for name, stored in content["model"].items()}, config, str(path))
@@ -94,12 +89,13 @@ def build_vqgan(file: CheckpointFile, device: torch.device, remap: Path | None =
 
     Raises InputError if the weights are damaged or do not fit, or if the list does not fit the codebook.
     """
+    foreign = file.foreign
+    weights = foreign.read(file.path) if foreign else read_tensors(dict(file.content), file.path)["model"]
     model = VQGAN(file.config)
-    if file.foreign:
-        weights = file.foreign.read(file.path)
-    else:
-        weights = load_checkpoint(file.path, KIND, "make it again")["model"]
     load_weights(model, weights, file.path)
+    used = model.quantize.used
+    if used is not None and not 0 <= int(used.min()) <= int(used.max()) < file.config.n_embed:
+        raise InputError(f"{file.path}: quantize.used has ids beyond the codebook", "get the file again")
     if remap is not None:
         weights = model.state_dict() | {"quantize.used": read_remap(remap, file.config.n_embed)}
         model = VQGAN(replace(file.config, used_codes=len(weights["quantize.used"])))

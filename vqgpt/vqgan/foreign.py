@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from vqgpt.checkpoint import read_tensor
 from vqgpt.config.vqgan import Lookup, VQGANConfig
 from vqgpt.errors import InputError
 from vqgpt.one_line import one_line
-from vqgpt.torch_files import StoredTensor
+from vqgpt.stored_tensor import StoredTensor, check_stored
 from vqgpt.vqgan.architecture import infer_config
 
 WhichWeights = Literal["model", "ema"]
@@ -40,22 +41,8 @@ class ForeignVQGAN:
     __repr__ = one_line
 
     def read(self, source: Path) -> dict[str, Tensor]:
-        """All weights, in float32. Raises InputError if one is damaged or not finite."""
-        weights = {}
-        for name, stored in self.tensors.items():
-            try:
-                tensor = stored.read()
-            except InputError as error:
-                raise InputError(f"{source}: {name}: {error.message}", error.hint) from None
-            if tensor.is_floating_point() == (name == "quantize.used"):
-                raise InputError(f"{source}: {name} has numbers of type {tensor.dtype}", "get the file again")
-            weights[name] = tensor.float() if tensor.is_floating_point() else tensor.long()
-            if not weights[name].isfinite().all():
-                raise InputError(f"{source}: {name} has values that are not finite", "get the file again")
-        used = weights.get("quantize.used")
-        if used is not None and not 0 <= int(used.min()) <= int(used.max()) < self.config.n_embed:
-            raise InputError(f"{source}: quantize.used has ids beyond the codebook", "get the file again")
-        return weights
+        """All weights. Raises InputError if one is damaged."""
+        return {name: read_tensor(stored, name, source) for name, stored in self.tensors.items()}
 
 
 def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> ForeignVQGAN:
@@ -81,7 +68,7 @@ def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> Foreig
             f"{path} has an autoencoder without a codebook, which is no VQ-GAN ({_guess(content)})",
             "give the checkpoint of a VQ-GAN",
         )
-    _check_stored(parts, path)
+    check_stored(parts, path)
     family, lookup, parts = _in_our_names(parts, _family(place, prefix, tensors))
     config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
     if family == "GenerativeZoo":
@@ -89,17 +76,10 @@ def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> Foreig
     return ForeignVQGAN(family=family, tensors=parts, config=config, extra=len(tensors) - len(parts))
 
 
-def _state_dicts(
-    content: Any, place: str = "", depth: int = 3, seen: set[int] | None = None
-) -> Iterator[tuple[str, StateDict]]:
-    """All dicts of tensors in a file, with their places, `.module.` and `_orig_mod` taken out of the names.
-
-    A dict that the file refers to many times is looked at once: `seen` are those already met.
-    """
-    seen = set() if seen is None else seen
-    if not isinstance(content, Mapping) or not depth or id(content) in seen:
+def _state_dicts(content: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, StateDict]]:
+    """All dicts of tensors in a file, with their places, `.module.` and `_orig_mod` taken out of the names."""
+    if not isinstance(content, Mapping) or not depth:
         return
-    seen.add(id(content))
     tensors = {str(key): value for key, value in content.items() if isinstance(value, StoredTensor)}
     if tensors:
         yield (
@@ -108,7 +88,7 @@ def _state_dicts(
         )
     for key, value in content.items():
         if isinstance(key, str):
-            yield from _state_dicts(value, f"{place}.{key}" if place else key, depth - 1, seen)
+            yield from _state_dicts(value, f"{place}.{key}" if place else key, depth - 1)
 
 
 def _prefixes(tensors: StateDict) -> list[str]:
@@ -155,18 +135,6 @@ def _moving_average(tensors: StateDict, prefix: str, path: Path) -> StateDict:
 def _family(place: str, prefix: str, tensors: StateDict) -> str:
     bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
     return "GenerativeZoo" if bare else "taming-transformers"
-
-
-def _check_stored(parts: StateDict, path: Path) -> None:
-    """Raise InputError if the weights claim to be more than the file can hold: nothing is allocated before."""
-    for name, tensor in parts.items():
-        if not tensor.complete:
-            raise InputError(
-                f"{path}: {name} claims more numbers ({' x '.join(map(str, tensor.shape))}) than are stored",
-                "get the file again, from its author",
-            )
-    if sum(tensor.num_bytes for tensor in parts.values()) > path.stat().st_size:
-        raise InputError(f"{path}: the weights claim to be larger than the file", "get the file again")
 
 
 def _in_our_names(parts: StateDict, family: str) -> tuple[str, Lookup, StateDict]:
