@@ -20,6 +20,7 @@ from vqgpt.tokens import CacheWriter, Description, Split
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: test processes share the cores, and equal bytes need equal threads
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)  # for what is forked or started; before the first
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in what a shell starts in the background
 os.environ["WANDB_MODE"] = "disabled"  # where it is set up, trainings log by themselves
 
 TINY_VQGAN = ["--size", "16", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]

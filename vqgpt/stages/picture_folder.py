@@ -134,9 +134,9 @@ class PictureFolder:
                 self._remove_old()
             if not self.continues:
                 write_atomically(self.path / UNFINISHED, self.identity)
+            tidy_after_a_kill(self.path)
             for name in self.folders or ():  # also of a class without pictures: its number is its place among all
                 make_folder(self.path / name)
-            tidy_after_a_kill(self.path)
             self._write_missing(parts, total, decode, about, report)
             os.replace(self.path / UNFINISHED, self.path / FINISHED)
             fsync_folder(self.path)
