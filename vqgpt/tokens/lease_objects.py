@@ -21,7 +21,7 @@ from typing import Protocol
 from vqgpt.tokens.folder_store import TooLargeError
 
 LOOK_SECONDS = 1.0
-MOST_BYTES = 2**16  # of a claim
+MOST_BYTES = 2**12  # of a claim
 
 
 class LeaseStore(Protocol):
