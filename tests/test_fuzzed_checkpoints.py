@@ -13,6 +13,7 @@ import pickletools
 import random
 import resource
 import signal
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -34,6 +35,7 @@ from vqgpt.vqgan.model import VQGAN
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0.4"))  # for each kind of file
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
+FEWEST = 20  # files of each kind
 SLOWEST = 20  # seconds for a file, on a busy machine
 MOST_MEMORY = 2**29  # bytes beyond what was in use
 CPU = torch.device("cpu")
@@ -262,7 +264,7 @@ def test_a_changed_file_is_read_as_it_was_or_refused(files, name, tmp_path):
     bad = tmp_path / f"bad{path.suffix}"
     end = time.monotonic() + SECONDS
     try:
-        while time.monotonic() < end:
+        while sum(outcomes.values()) < FEWEST or time.monotonic() < end:
             change = chance.choice(changes)
             altered = change(data, chance, bad)
             bad.write_bytes(altered)
@@ -279,7 +281,7 @@ def test_a_changed_file_is_read_as_it_was_or_refused(files, name, tmp_path):
             by_chance = change is changes[0]
             assert outcome != "other" or not (by_chance and is_protected and says_it_is_ours(bad)), bad
             used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            assert used * 1024 < MOST_MEMORY, (bad, used)
+            assert used * (1024 if sys.platform == "linux" else 1) < MOST_MEMORY, (bad, used)
     except BaseException:
         print(f"the file is {bad}, of FUZZ_SEED={SEED}")
         raise
