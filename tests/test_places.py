@@ -232,6 +232,13 @@ def test_a_folder_where_a_disk_is_mounted_is_not_replaced():
         stop_while_filling(Path("/proc"))
 
 
+def test_the_current_folder_is_not_replaced_by_another_of_its_name(pipeline, monkeypatch):
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    outcome = run_here("cache", "export", f"../{DIGITS}", "--out", ".", "-q")
+    assert_refused(outcome, 3, ". is the current folder", "a folder in it")
+
+
 def test_what_is_unpacked_below_a_linked_data_root_lies_where_the_link_leads(here):
     Path("disk/archives").mkdir(parents=True)
     Path("data").symlink_to("disk")

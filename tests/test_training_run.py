@@ -88,3 +88,39 @@ def test_what_a_finished_training_left_is_not_replaced_unasked(here):
         Path("s", gone).unlink()
     assert json.loads(Path("s/metrics.jsonl").read_text().splitlines()[0])["step"] == 1
     assert run_here(*command).code == 0
+
+
+def damage(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def test_where_no_state_can_be_continued_overwrite_starts_anew_and_nothing_is_to_be_deleted_by_hand(here):
+    write_cache(Path("a.zarr"), description())
+    command = [*TRAININGS["gpt"], "--out", "s/x.pt", "-q"]
+    with open_run("x.pt") as run:
+        run.keep_best({"model": {}})
+        run.save({"step": 1, "ended": False})
+    assert_refused(run_here(*TRAININGS["vqgan"], "--out", "s/x.pt", "-q"), 3, "of a gpt training", "another --out")
+    for state in ("unfinished", "unfinished.previous"):
+        damage(Path(f"s/x.{state}.pt"))
+    assert_refused(run_here(*command), 3, "x.unfinished.pt is not a checkpoint", "give --overwrite to start anew")
+    assert run_here(*command, "--overwrite").code == 0
+    assert not list(Path("s").glob("*unfinished*"))
+
+
+@pytest.mark.parametrize("name", ["x.best.pt", "x.samples.npy", "x.samples.png"])
+def test_a_folder_where_a_file_is_to_be_is_told_before_the_first_step(here, name):
+    write_cache(Path("a.zarr"), description())
+    Path("s", name).mkdir(parents=True)
+    outcome = run_here(*TRAININGS["gpt"], "--out", "s/x.pt", "--overwrite", "-q")
+    assert_refused(outcome, 2, f"s/{name} is a folder")
+    assert [path.name for path in Path("s").iterdir()] == [name]
+
+
+def test_a_link_to_what_can_be_no_checkpoint_is_named_as_it_was_given(here):
+    write_cache(Path("a.zarr"), description())
+    Path("s").mkdir()
+    Path("x.pt").symlink_to("s")
+    for command in TRAININGS.values():
+        outcome = run_here(*command, "--out", "x.pt", "-q")
+        assert_refused(outcome, 2, f"x.pt cannot be a checkpoint, it leads to {here / 's'}")

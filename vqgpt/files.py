@@ -127,6 +127,8 @@ def folder_atomically(path: Path) -> Iterator[Path]:
     place = place_of(path)
     if place.is_mount():
         raise InputError(f"{path} is where a disk is mounted, and cannot be replaced", "give a folder in it")
+    if place.exists() and place.samefile(os.curdir):  # whoever works there would be left in one that is gone
+        raise InputError(f"{path} is the current folder, and cannot be replaced", "give a folder in it")
     make_folder(place.parent)
     temporary, old = partial_path(place), place.with_name(f".{place.name}.old")
     if old.exists() and not place.exists():  # a run was killed between the two renames

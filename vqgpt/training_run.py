@@ -20,10 +20,11 @@ from vqgpt.checkpoint import load_checkpoint, save_checkpoint
 from vqgpt.config.options import differences
 from vqgpt.distributed import main_first, of_main, rank
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import append_line, check_writable, write_atomically
+from vqgpt.files import append_line, check_writable, place_of, write_atomically
 from vqgpt.progress import Notice, Report
 from vqgpt.write_lock import WriteLock
 
+START_ANEW = "give --overwrite to start anew, or another --out"
 BEGUN = {"step": 0, "ended": False}  # the state before the first step, which needs none
 
 
@@ -32,9 +33,11 @@ def check_result(result: Path, overwrite: bool) -> None:
 
     One that was only just written, beside its last state, is the business of `TrainingRun`.
     """
-    if result.suffix != ".pt" or result.is_dir():
-        raise UsageError(f"{result} cannot be a checkpoint", "give --out a file name that ends in .pt")
-    if not _newest_state(result).exists():
+    place = place_of(result)
+    if place.suffix != ".pt" or place.is_dir():
+        leads = f", it leads to {place}" if place != result else ""
+        raise UsageError(f"{result} cannot be a checkpoint{leads}", "give --out a file name that ends in .pt")
+    if not _newest_state(place).exists():
         _check_absent(result, overwrite)
 
 
@@ -43,6 +46,8 @@ def _newest_state(result: Path) -> Path:
 
 
 def _check_absent(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", "move it elsewhere, or give another --out")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists", "give --overwrite to replace it, or another --out")
 
@@ -148,8 +153,7 @@ class TrainingRun:
             if not path.exists():
                 continue
             try:
-                remedy = f"delete {path} to start from the beginning"
-                content = load_checkpoint(path, self._unfinished_kind, remedy)
+                content = load_checkpoint(path, self._unfinished_kind, START_ANEW)
             except InputError as error:
                 damage = damage or error
                 continue
@@ -157,10 +161,7 @@ class TrainingRun:
                 if self.overwrite or not content["state"]["step"]:
                     return None
                 different = differences(self.identity, content["identity"])
-                raise InputError(
-                    f"{path} belongs to a training with other settings ({different})",
-                    "give --overwrite to start anew, or another --out",
-                )
+                raise InputError(f"{path} belongs to a training with other settings ({different})", START_ANEW)
             if damage and not content["state"]["step"]:
                 break  # to start from the beginning is for the user to decide
             if damage:

@@ -73,8 +73,9 @@ def _run(
     elif cache.description.unverified:
         report(Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` tells whether they are right"))
     architecture = gpt_config(config, cache)
-    result = place_of(config.out or gpt_path(cache.description.dataset))
-    check_result(result, overwrite)
+    out = config.out or gpt_path(cache.description.dataset)
+    check_result(out, overwrite)
+    result = place_of(out)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
     plan = {

@@ -55,7 +55,7 @@ def _run(
         "perceptual_weight": config.training.perceptual_weight_at(size),
         "checkpoint": result,
     }
-    check_result(result, overwrite)
+    check_result(config.result, overwrite)
     check_colors(config.model.colorize_nlabels, channels, dataset.name)
     if plan["perceptual_weight"] and size < SMALLEST_SIZE:
         raise InputError(
