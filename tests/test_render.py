@@ -222,6 +222,10 @@ def test_only_what_was_rendered_is_replaced(pipeline):
     assert sorted(os.listdir("f")) == [*(f"{row:06d}.png" for row in range(5)), "about.json"]
     Path("f/mine.txt").write_text("mine")
     assert_refused(run_here("render", DIGITS, "--out", "f", "--overwrite", "-q"), 3, "mine.txt")
+    Path("f/mine.txt").unlink()
+    Path("f/mine/empty").mkdir(parents=True)
+    assert_refused(run_here("render", DIGITS, "--out", "f", "--overwrite", "-q"), 3, "f/mine/empty")
+    assert len(list(Path("f").glob("*.png"))) == 5
     Path("other").mkdir()
     Path("other/000000.png").write_text("mine")
     assert_refused(run_here("render", DIGITS, "--out", "other", "--overwrite", "-q"), 3, "other/000000.png")

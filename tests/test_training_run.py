@@ -1,6 +1,7 @@
 """The files of a training: one run at a time writes them, and no line of the metrics is lost."""
 
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_a_torn_last_line_does_not_swallow_the_next_record(here, torn):
     assert [record["step"] for record in lines_of(metrics)] == [1, 2]
 
 
+def test_lines_that_are_written_again_are_dropped_and_those_of_others_stay_byte_for_byte(here):
+    metrics = Path("s/metrics.jsonl")
+    with open_run("a.pt") as run:
+        run.log({"step": 1})
+    others = b'[1]\n"\xff\xe2\x80\xa8"\n\n'
+    metrics.write_bytes(others + metrics.read_bytes() + b'{"torn')
+    with open_run("a.pt", seed=2):
+        pass
+    assert metrics.read_bytes() == others
+
+
 def test_what_a_finished_training_left_is_not_replaced_unasked(here):
     write_cache(Path("a.zarr"), description())
     command = [*TRAININGS["gpt"], "--out", "s/x.pt"]
@@ -113,14 +125,16 @@ def test_a_folder_where_a_file_is_to_be_is_told_before_the_first_step(here, name
     write_cache(Path("a.zarr"), description())
     Path("s", name).mkdir(parents=True)
     outcome = run_here(*TRAININGS["gpt"], "--out", "s/x.pt", "--overwrite", "-q")
-    assert_refused(outcome, 2, f"s/{name} is a folder")
+    assert_refused(outcome, 2, f"s/{name} is no file")
     assert [path.name for path in Path("s").iterdir()] == [name]
 
 
-def test_a_link_to_what_can_be_no_checkpoint_is_named_as_it_was_given(here):
+def test_what_can_be_no_checkpoint_is_named_as_it_was_given(here):
     write_cache(Path("a.zarr"), description())
     Path("s").mkdir()
     Path("x.pt").symlink_to("s")
+    os.mkfifo("pipe.pt")
     for command in TRAININGS.values():
         outcome = run_here(*command, "--out", "x.pt", "-q")
         assert_refused(outcome, 2, f"x.pt cannot be a checkpoint, it leads to {here / 's'}")
+        assert_refused(run_here(*command, "--out", "pipe.pt", "--overwrite", "-q"), 2, "pipe.pt cannot be a checkpoint")

@@ -34,7 +34,7 @@ def check_result(result: Path, overwrite: bool) -> None:
     One that was only just written, beside its last state, is the business of `TrainingRun`.
     """
     place = place_of(result)
-    if place.suffix != ".pt" or place.is_dir():
+    if place.suffix != ".pt" or (place.exists() and not place.is_file()):
         leads = f", it leads to {place}" if place != result else ""
         raise UsageError(f"{result} cannot be a checkpoint{leads}", "give --out a file name that ends in .pt")
     if not _newest_state(place).exists():
@@ -46,8 +46,8 @@ def _newest_state(result: Path) -> Path:
 
 
 def _check_absent(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder", "move it elsewhere, or give another --out")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file", "move it elsewhere, or give another --out")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists", "give --overwrite to replace it, or another --out")
 
@@ -214,12 +214,12 @@ class TrainingRun:
             lock.wait()  # other trainings may write their lines meanwhile
             if not self.metrics.exists():
                 return
-            lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+            *lines, _ = self.metrics.read_bytes().split(b"\n")  # after the last one, what a crash tore
             kept = [line for line in lines if not self._will_be_written_again(line, step)]
             if kept != lines:
-                write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+                write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))
 
-    def _will_be_written_again(self, line: str, step: int) -> bool:
+    def _will_be_written_again(self, line: bytes, step: int) -> bool:
         try:
             record = json.loads(line)
             return bool(self._line_key.items() <= record.items() and record["step"] > step)

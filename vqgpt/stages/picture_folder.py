@@ -86,10 +86,11 @@ class PictureFolder:
         return file.is_file() and file.read_bytes() == self.identity
 
     def _check_ours(self) -> None:
-        """Raise InputError if there is a file that no rendering wrote."""
+        """Raise InputError if there is a file that no rendering wrote, or a folder below one of a class."""
         known = any((self.path / name).is_file() for name in (UNFINISHED, FINISHED))
         names = {UNFINISHED, FINISHED, f".{UNFINISHED}.partial"}
-        files = (file for file in self.path.rglob("*") if not file.is_dir() and file.name not in names)
+        inner = (path for path in self.path.rglob("*") if not path.is_dir() or path.parent != self.path)
+        files = (file for file in inner if file.name not in names)
         others = sorted(str(file) for file in files if not (known and PICTURE.fullmatch(file.name)))
         if others:
             raise InputError(f"{others[0]} was not rendered by vqgpt", "move it elsewhere, or give another --out")
