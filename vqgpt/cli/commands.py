@@ -3,7 +3,6 @@
 Must not import torch before a command's body runs.
 """
 
-import os
 import shlex
 import signal
 import traceback
@@ -26,14 +25,14 @@ from vqgpt.errors import (
     InterruptedRun,
     MissingDataError,
     MissingFilesError,
-    ResourceError,
     UsageError,
     VQGPTError,
 )
-from vqgpt.files import DISK_FULL
 from vqgpt.interrupt import Terminated, terminated_as_interrupted
+from vqgpt.launch import process_rank, processes
 from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import Report
+from vqgpt.shortage import shortage
 
 COMMON = "Common"
 
@@ -121,13 +120,14 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
     """Do the work of one command and return its exit code."""
     given = {name: value for name, value in values.items() if value not in (None, [])}
     output = resolve(OutputFlags, given)
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    ended_by_signals = terminated_as_interrupted() if processes == 1 else nullcontext()
-    with Screen(quiet=output.quiet or rank > 0, as_json=output.json and rank == 0) as screen:
+    with Screen(quiet=output.quiet, as_json=output.json) as screen:
         try:
-            if processes > 1 and not command.several_processes:
+            alone = processes() == 1
+            if process_rank() > 0:
+                screen.quiet, screen.as_json = True, False
+            if not alone and not command.several_processes:
                 raise UsageError(
-                    f"vqgpt {command.words} was started as {processes} processes and runs as one",
+                    f"vqgpt {command.words} was started as {processes()} processes and runs as one",
                     "start it without torchrun",
                 )
             flags = resolve(Flags, given)
@@ -137,7 +137,7 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
                 everything = output.verbose or flags.dry_run
                 screen.show_configuration(command.words, shown_values(config, everything))
             keep_memory_pages()
-            with ended_by_signals:
+            with terminated_as_interrupted() if alone else nullcontext():
                 screen.show_result(work(config, flags, screen.report))
             if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
                 check_written()
@@ -222,19 +222,15 @@ def _flat_values(config: Any) -> dict[str, Any]:
 
 def explain(error: Exception) -> VQGPTError:
     """The error that an exception of Python, torch or the system means to the user."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return ResourceError(
-            f"no space left to write {error.filename or 'the file'}",
-            "make room, then run the same command again",
-        )
+    lacking = shortage(error)
+    if lacking is not None:
+        return lacking
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
     if isinstance(error, ImportError):
         return MissingDataError(str(error), "install it; `vqgpt doctor` tells what is missing")
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib has no class of its own for it
         return UsageError("~ stands for no folder here: HOME is not set, and this user has no home", "set HOME")
-    from vqgpt.checkpoint import out_of_memory
-
-    return out_of_memory(error) or VQGPTError(
+    return VQGPTError(
         f"{type(error).__name__}: {error}", "run again with --debug for the traceback, and report it as a bug"
     )
