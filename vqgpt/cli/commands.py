@@ -3,11 +3,12 @@
 Must not import torch before a command's body runs.
 """
 
+import logging
 import shlex
 import signal
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from vqgpt.errors import (
 from vqgpt.interrupt import Terminated, terminated_as_interrupted
 from vqgpt.launch import process_rank, processes
 from vqgpt.memory import keep_memory_pages
-from vqgpt.progress import Report
+from vqgpt.progress import Notice, Report
 from vqgpt.shortage import shortage
 
 COMMON = "Common"
@@ -137,7 +138,7 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
                 everything = output.verbose or flags.dry_run
                 screen.show_configuration(command.words, shown_values(config, everything))
             keep_memory_pages()
-            with terminated_as_interrupted() if alone else nullcontext():
+            with terminated_as_interrupted() if alone else nullcontext(), _warnings_told(screen.report):
                 screen.show_result(work(config, flags, screen.report))
             if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
                 check_written()
@@ -158,6 +159,33 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
         if output.debug:
             traceback.print_exception(failure)
         return int(failure.exit_code)
+
+
+class _Notices(logging.Handler):
+    """Reports what is logged, each text once."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self.report = report
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called from one thread at a time."""
+        text = record.getMessage()
+        if text not in self.told:
+            self.told.add(text)
+            self.report(Notice(text=text))
+
+
+@contextmanager
+def _warnings_told(report: Report) -> Iterator[None]:
+    """What our modules log as a warning in the block is told to the user, each once."""
+    logger, handler = logging.getLogger("vqgpt"), _Notices(report)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def command_line(command: Command, given: Mapping[str, Any]) -> str:
