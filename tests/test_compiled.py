@@ -138,6 +138,21 @@ def test_a_folder_where_nothing_may_be_run(source, monkeypatch, where):
         subprocess.run(["umount", folder], check=True)
 
 
+@OF_ROOT
+def test_a_full_temporary_folder_is_named(source, monkeypatch):
+    folder = source.parent / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", folder], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        (folder / "file").write_bytes(bytes(4096))
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        assert combined(source) is None
+        assert f"as {folder} is full" in run_here("doctor", "--json").json["c_compiler"]
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 def test_code_that_cannot_be_compiled_is_done_without(source):
     write(source, "}")
     assert combined(source) is None

@@ -31,6 +31,7 @@ HEADERS = Path(__file__).parent
 OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC"]
 LOAD = [sys.executable, "-I", "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])"]
 FUNCTION = re.compile(r"^(?:void|long) (\w+)\(", re.MULTILINE)  # how those begin in a C file that are called from here
+ROOM = 2**20  # bytes, which a compiler's files need
 LONGEST_RUN = 60  # seconds; a compiler takes one or two
 
 
@@ -109,7 +110,8 @@ def _run(command: list[str], result: Path | None = None) -> None:
             raise OSError(f"{command[0]} did not end in {LONGEST_RUN} seconds") from None
         raise
     if status:
-        raise OSError(f"{command[0]} failed")
+        full = result is not None and shutil.disk_usage(result.parent).free < ROOM
+        raise OSError(f"{command[0]} failed" + (f", as {tempfile.gettempdir()} is full" if full else ""))
     if result is not None and not result.is_file():
         raise OSError(f"{command[0]} made nothing")
 
