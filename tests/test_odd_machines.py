@@ -1,6 +1,7 @@
 """Machines that lack something, or tell us nonsense: a line that names it, a line that says what to do."""
 
 import errno
+import socket
 import subprocess
 import sys
 
@@ -88,3 +89,11 @@ def test_an_error_that_only_sounds_like_it_is_another():
 
 def test_a_name_between_colons_is_no_emoji(here):
     assert_refused(run_here("vqgan", "info", "a:cat:.pt"), 4, "a:cat:.pt")
+
+
+def test_a_port_that_another_program_has_is_named(here, monkeypatch):
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = str(other.getsockname()[1])
+        for name, text in {**TOGETHER, "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, text)
+        assert_refused(run_here(*TRAIN), 2, "cannot meet", f"MASTER_PORT={port}", "torchrun")
