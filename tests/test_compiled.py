@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_here
+from tests.conftest import OTHER_VQGAN, run_here
 from vqgpt import compiled
 from vqgpt.compiled import call, compiled_library
 
@@ -138,6 +138,21 @@ def test_a_folder_where_nothing_may_be_run(source, monkeypatch, where):
         subprocess.run(["umount", folder], check=True)
 
 
+@OF_ROOT
+def test_a_full_temporary_folder_is_named(source, monkeypatch):
+    folder = source.parent / "full"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", folder], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        (folder / "file").write_bytes(bytes(4096))
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        assert combined(source) is None
+        assert f"as {folder} is full" in run_here("doctor", "--json").json["c_compiler"]
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 def test_code_that_cannot_be_compiled_is_done_without(source):
     write(source, "}")
     assert combined(source) is None
@@ -170,6 +185,28 @@ def test_a_compiler_that_is_of_no_use_is_done_without(source, monkeypatch, compi
     assert outcome.code == 0, outcome.err
     assert outcome.json["c_compiler"].startswith(f"{source.parent}/bin/cc, which is of no use (")
     assert reason in outcome.json["c_compiler"]
+
+
+def test_a_library_without_our_functions_is_done_without(source):
+    """As a compiler makes that hides what it was not told to show."""
+    real = shutil.which("cc", path=os.defpath)
+    write_compiler(source.parent / "bin", f'#!/bin/sh\nexec {real} -fvisibility=hidden "$@"\n')
+    assert combined(source) is None
+    assert not list(source.parent.glob("cache/**/*.so"))
+    assert "what it makes lacks our functions" in run_here("doctor", "--json").json["c_compiler"]
+
+
+@pytest.mark.parametrize(("compiler", "times"), [("#!/bin/sh\nexit 1\n", 1), (None, 0)])
+def test_a_command_tells_once_that_the_compiler_is_of_no_use(source, here, begin_anew, compiler, times):
+    folder = source.parent / "only"
+    folder.mkdir()
+    if compiler:
+        write_compiler(folder, compiler)
+    for quiet in ([], ["--quiet"]):
+        begin_anew(folder)
+        outcome = run_here("vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--out", f"{len(quiet)}.pt", *quiet)
+        assert outcome.code == 0, outcome.err
+        assert outcome.err.count("torch computes") == (0 if quiet else times), outcome.err
 
 
 def test_a_compiler_that_says_much_is_used(source):

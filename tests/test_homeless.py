@@ -54,6 +54,13 @@ def test_the_weights_of_the_perceptual_loss_have_no_place(homeless, monkeypatch)
     assert not Path("~").exists()
 
 
+def test_a_home_that_cannot_be_written_to_is_told_with_what_to_set(here, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(here / "file" / "torch"))
+    Path("file").touch()
+    words = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--perceptual-weight", "1", "-q"]
+    assert_refused(run_here(*words), 4, f"cannot be written to {here}/file/torch", "set TORCH_HOME")
+
+
 def test_a_folder_below_no_home_is_refused_in_a_line(homeless):
     assert_refused(run_here("datasets", "--data-root", "~/images", "-q"), 2, "~", "set HOME")
 

@@ -113,8 +113,9 @@ def test_a_file_system_without_locks_is_an_error_that_says_so(tmp_path, monkeypa
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(InputError, match="has no locks"):
-        WriteLock(tmp_path / "c.zarr").take()
+    with pytest.raises(InputError, match=r"c\.zarr has no locks \(No locks available\)") as refused:
+        WriteLock(tmp_path / "c.zarr", elsewhere="give another --out").take()
+    assert refused.value.hint == "write it on a local disk: give another --out"
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):

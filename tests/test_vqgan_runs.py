@@ -189,7 +189,8 @@ def test_two_processes_have_the_same_networks_and_codebook_after_every_kind_of_s
 
 @pytest.mark.parametrize("command", [["sample"], ["vqgan", "reconstruct"]])
 def test_commands_of_one_process_refuse_several(here, monkeypatch, command):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, text in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, text)
     assert_refused(run_here(*command), 2, "2 processes", "torchrun")
 
 

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from vqgpt.errors import InputError, ResourceError
+from vqgpt.errors import InputError
 from vqgpt.files import canonical_json, write_atomically
 from vqgpt.plain_values import check_plain
 from vqgpt.safetensors_files import parse_json, read_safetensors
@@ -263,11 +263,3 @@ def tensors_sha256(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def out_of_memory(error: BaseException) -> ResourceError | None:
-    """The error that a failed allocation means to the user, or None if `error` is something else."""
-    refused = any(words in str(error).lower() for words in ("not enough memory", "allocate memory"))
-    if refused or isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return ResourceError("out of memory", "use smaller settings (--batch-size, --size), or a larger machine")
-    return None

@@ -7,7 +7,9 @@ What is kept is loaded only if nobody else can have written it, and if it is who
 import ctypes
 import functools
 import hashlib
+import logging
 import os
+import re
 import shutil
 import signal
 import stat
@@ -23,9 +25,13 @@ from torch import Tensor
 
 from vqgpt.files import user_cache_folder
 
+logger = logging.getLogger(__name__)
+
 HEADERS = Path(__file__).parent
 OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC"]
 LOAD = [sys.executable, "-I", "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])"]
+FUNCTION = re.compile(r"^(?:void|long) (\w+)\(", re.MULTILINE)  # how those begin in a C file that are called from here
+ROOM = 2**20  # bytes, which a compiler's files need
 LONGEST_RUN = 60  # seconds; a compiler takes one or two
 
 
@@ -47,10 +53,16 @@ def _once_per_source(make: Callable[[Path], ctypes.CDLL | None]) -> Callable[[Pa
 
 @_once_per_source
 def compiled_library(source: Path) -> ctypes.CDLL | None:
-    """The functions of a C file, or None where it cannot be compiled."""
+    """The functions of a C file, or None where it cannot be compiled; a warning says why, if there is a compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
     try:
         return load_or_compile(source)
-    except OSError:
+    except OSError as error:
+        logger.warning(
+            "%s is of no use (%s): torch computes instead of our C code, which takes longer", compiler, error
+        )
         return None
 
 
@@ -66,7 +78,7 @@ def load_or_compile(source: Path) -> ctypes.CDLL:
         _run([compiler, *OPTIONS, "-I", str(HEADERS), "-o", str(made), str(source), "-lm"], made)
         with suppress(OSError, RuntimeError):  # where nothing can be kept, or nothing that is kept may be run
             return _keep(made, source, key)
-        return _tried(made)
+        return _tried(made, source)
 
 
 def _key(compiler: str, source: Path, folder: Path) -> str:
@@ -98,18 +110,22 @@ def _run(command: list[str], result: Path | None = None) -> None:
             raise OSError(f"{command[0]} did not end in {LONGEST_RUN} seconds") from None
         raise
     if status:
-        raise OSError(f"{command[0]} failed")
+        full = result is not None and shutil.disk_usage(result.parent).free < ROOM
+        raise OSError(f"{command[0]} failed" + (f", as {tempfile.gettempdir()} is full" if full else ""))
     if result is not None and not result.is_file():
         raise OSError(f"{command[0]} made nothing")
 
 
-def _tried(library: Path) -> ctypes.CDLL:
+def _tried(path: Path, source: Path) -> ctypes.CDLL:
     """Load a library that is new, once another process could: a broken one may end the process.
 
-    Raises OSError if it cannot be loaded.
+    Raises OSError if it cannot be loaded, or lacks a function.
     """
-    _run([*LOAD, str(library)])
-    return ctypes.CDLL(str(library))
+    _run([*LOAD, str(path)])
+    library = ctypes.CDLL(str(path))
+    if not all(hasattr(library, name) for name in FUNCTION.findall(source.read_text())):
+        raise OSError("what it makes lacks our functions")
+    return library
 
 
 def _kept(source: Path, key: str) -> ctypes.CDLL:
@@ -137,7 +153,7 @@ def _keep(made: Path, source: Path, key: str) -> ctypes.CDLL:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        library = _tried(new)
+        library = _tried(new, source)
         os.replace(new, kept)
     for other in folder.glob(f"{source.stem}-{key}-*.so"):
         if other != kept:  # it is damaged, or it would have been loaded

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from vqgpt.errors import VQGPTError
+from vqgpt.errors import UsageError, VQGPTError
 from vqgpt.interrupt import StopRequest, cut_short_on_signals
+from vqgpt.launch import device_number, process_rank, processes
 
 WAIT = timedelta(minutes=30)  # for the slowest rank, before the others give up
 CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe")  # in what gloo says of a process that has ended
@@ -38,15 +39,21 @@ def world_size() -> int:
 def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; gives the device of this one.
 
-    Raises VQGPTError where another one ends while this one waits for it.
+    Raises VQGPTError where another one ends while this one waits for it, and UsageError where they cannot meet.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield device
         return
+    process_rank()  # which checks what the processes need to meet
     if str(device) == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", device_number(torch.cuda.device_count()))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    except (RuntimeError, ValueError) as error:
+        place = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"the processes cannot meet at {place} ({reason})", "check both, or use torchrun") from error
     try:
         yield device
     except RuntimeError as error:

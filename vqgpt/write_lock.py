@@ -128,7 +128,8 @@ class WriteLock:
         except OSError as error:
             os.close(descriptor)
             raise InputError(
-                f"the file system of {self.path} has no locks ({error.strerror})", "write it on a local disk"
+                f"the file system of {self.path} has no locks ({error.strerror})",
+                f"write it on a local disk: {self.elsewhere}",
             ) from None
         if self._is_current(descriptor):
             self.descriptor = descriptor

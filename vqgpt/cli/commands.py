@@ -3,12 +3,12 @@
 Must not import torch before a command's body runs.
 """
 
-import os
+import logging
 import shlex
 import signal
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from vqgpt.errors import (
     InterruptedRun,
     MissingDataError,
     MissingFilesError,
-    ResourceError,
     UsageError,
     VQGPTError,
 )
-from vqgpt.files import DISK_FULL
 from vqgpt.interrupt import Terminated, terminated_as_interrupted
+from vqgpt.launch import process_rank, processes
 from vqgpt.memory import keep_memory_pages
-from vqgpt.progress import Report
+from vqgpt.progress import Notice, Report
+from vqgpt.shortage import shortage
 
 COMMON = "Common"
 
@@ -121,13 +121,14 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
     """Do the work of one command and return its exit code."""
     given = {name: value for name, value in values.items() if value not in (None, [])}
     output = resolve(OutputFlags, given)
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    ended_by_signals = terminated_as_interrupted() if processes == 1 else nullcontext()
-    with Screen(quiet=output.quiet or rank > 0, as_json=output.json and rank == 0) as screen:
+    with Screen(quiet=output.quiet, as_json=output.json) as screen:
         try:
-            if processes > 1 and not command.several_processes:
+            alone = processes() == 1
+            if process_rank() > 0:
+                screen.quiet, screen.as_json = True, False
+            if not alone and not command.several_processes:
                 raise UsageError(
-                    f"vqgpt {command.words} was started as {processes} processes and runs as one",
+                    f"vqgpt {command.words} was started as {processes()} processes and runs as one",
                     "start it without torchrun",
                 )
             flags = resolve(Flags, given)
@@ -137,7 +138,7 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
                 everything = output.verbose or flags.dry_run
                 screen.show_configuration(command.words, shown_values(config, everything))
             keep_memory_pages()
-            with ended_by_signals:
+            with terminated_as_interrupted() if alone else nullcontext(), _warnings_told(screen.report):
                 screen.show_result(work(config, flags, screen.report))
             if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
                 check_written()
@@ -158,6 +159,33 @@ def run_command(command: Command, values: Mapping[str, Any], work: Work) -> int:
         if output.debug:
             traceback.print_exception(failure)
         return int(failure.exit_code)
+
+
+class _Notices(logging.Handler):
+    """Reports what is logged, each text once."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self.report = report
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called from one thread at a time."""
+        text = record.getMessage()
+        if text not in self.told:
+            self.told.add(text)
+            self.report(Notice(text=text))
+
+
+@contextmanager
+def _warnings_told(report: Report) -> Iterator[None]:
+    """What our modules log as a warning in the block is told to the user, each once."""
+    logger, handler = logging.getLogger("vqgpt"), _Notices(report)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def command_line(command: Command, given: Mapping[str, Any]) -> str:
@@ -222,19 +250,15 @@ def _flat_values(config: Any) -> dict[str, Any]:
 
 def explain(error: Exception) -> VQGPTError:
     """The error that an exception of Python, torch or the system means to the user."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return ResourceError(
-            f"no space left to write {error.filename or 'the file'}",
-            "make room, then run the same command again",
-        )
+    lacking = shortage(error)
+    if lacking is not None:
+        return lacking
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
     if isinstance(error, ImportError):
         return MissingDataError(str(error), "install it; `vqgpt doctor` tells what is missing")
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib has no class of its own for it
         return UsageError("~ stands for no folder here: HOME is not set, and this user has no home", "set HOME")
-    from vqgpt.checkpoint import out_of_memory
-
-    return out_of_memory(error) or VQGPTError(
+    return VQGPTError(
         f"{type(error).__name__}: {error}", "run again with --debug for the traceback, and report it as a bug"
     )

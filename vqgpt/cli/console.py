@@ -45,7 +45,7 @@ class Screen:
     def __init__(self, quiet: bool, as_json: bool) -> None:
         self.quiet = quiet
         self.as_json = as_json
-        self.stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

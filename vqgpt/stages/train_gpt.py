@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqgpt.checkpoint import out_of_memory, weights_sha256
+from vqgpt.checkpoint import weights_sha256
 from vqgpt.config.commands import TrainConfig
 from vqgpt.config.datasets import held_out_split
 from vqgpt.config.gpt import GPTConfig, SamplingOptions
@@ -31,6 +31,7 @@ from vqgpt.label_occurrence import names_without, occurring
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime import derived_seed, deterministic, resolve_precision, select_device
 from vqgpt.schedule import Schedule
+from vqgpt.shortage import out_of_memory
 from vqgpt.stages.find import check_dataset, find_cache
 from vqgpt.stages.trained_gpt import load_gpt
 from vqgpt.stream_order import StreamOrder
@@ -159,7 +160,7 @@ def _run(
                 training, schedule, every_epochs, training_run, content, score, report, stop, patience, show
             )
         except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error) is not None:
+            if out_of_memory(error):
                 raise ResourceError(
                     f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
                     f"--precision {precision}",

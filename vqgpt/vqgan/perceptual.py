@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.files import DISK_FULL
 from vqgpt.progress import Notice, Report
 from vqgpt.torchvision_import import import_torchvision
 
@@ -114,6 +115,11 @@ def _vgg16_weights(report: Report) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, HTTPException) as error:
         if place.exists():
             raise InputError(f"{place} is damaged", f"delete it and run the command again, or {WITHOUT}") from None
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_FULL):
+            raise MissingDataError(
+                f"the weights of VGG16 cannot be written to {place} ({error.strerror})",
+                f"set TORCH_HOME to a folder with room for 530 MB, or {WITHOUT}",
+            ) from None
         raise MissingDataError(
             f"the weights of VGG16 are not at {place} and could not be downloaded ({error})",
             f"download {published.url} to {place} on a machine with a network, or {WITHOUT}",
