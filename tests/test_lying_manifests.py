@@ -1,6 +1,5 @@
 """Manifests with digests that hold and one value that cannot be: each command reads the cache or refuses it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -164,15 +163,15 @@ def places_in(node, path=()):
 
 COMMANDS = [
     ["cache", "info", "CACHE"],
-    ["cache", "list", "cache"],
+    ["cache", "list"],
     ["cache", "verify", "CACHE"],
     ["cache", "verify", "CACHE", "--repair"],
     ["cache", "preview", "CACHE", "--out", "p.png", "--overwrite"],
-    ["cache", "export", "CACHE", "--out", "e.npz", "--overwrite"],
+    ["cache", "export", "CACHE", "--format", "npz", "--out", "e.npz", "--overwrite"],
     ["render", "CACHE", "--out", "r.png", "--overwrite"],
     ["score", "CACHE", "--out", "s.npz", "--overwrite"],
     ["sample", "--cache", "CACHE", "--prompt", "cache:train/0", "--num-samples", "1", "--out", "n.zarr", "--overwrite"],
-    ["train", "--cache", "CACHE", "--dry-run", "-q"],
+    ["train", "--cache", "CACHE", "--out", "t.pt", "--dry-run", "-q"],
 ]
 
 
@@ -188,6 +187,6 @@ def test_no_odd_value_ends_a_command_with_an_unexpected_error(pipeline, data):
         for command in data.draw(st.permutations(COMMANDS))[:3]:
             words = [str(path) if word == "CACHE" else word for word in command]
             outcome = run_here(*words)
-            assert outcome.code in (0, 2, 3, 4), (place, value, words, outcome.err)
+            assert outcome.code in (0, 3, 4), (place, value, words, outcome.err)
     finally:
         sign(path, original)
