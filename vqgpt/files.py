@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,38 @@ from vqgpt.errors import InputError, MissingDataError
 PARTIAL_SUFFIX = ".partial"
 BLOCK = 2**16  # bytes
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class SpecialFileError(InputError):
+    """In place of a file there is a FIFO, a device or a socket: reading it could wait, or never end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is a pipe, a device or a socket, and was not read", "put a plain file there, or give another path"
+        )
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file of a stranger to read. A link is followed, and nothing is ever waited for.
+
+    Raises OSError as `open` does, and SpecialFileError for what is neither a file nor a folder, which is not opened.
+    """
+    if not _is_regular(os.stat(path), path):
+        raise SpecialFileError(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        if not _is_regular(os.fstat(descriptor), path):  # it was replaced in between
+            raise SpecialFileError(path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _is_regular(status: os.stat_result, path: Path) -> bool:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return stat.S_ISREG(status.st_mode)
 
 
 def user_cache_folder() -> Path:

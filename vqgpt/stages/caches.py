@@ -6,7 +6,7 @@ import numpy as np
 
 from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.config.cache_path import CachePath
-from vqgpt.errors import InputError
+from vqgpt.errors import InputError, VQGPTError
 from vqgpt.progress import Notice, Report
 from vqgpt.stages.find import list_caches
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
@@ -15,7 +15,7 @@ from vqgpt.tokens.verify import STRANGER, UNFINISHED
 
 
 def list_all(folder: CachePath, report: Report) -> dict[str, Any]:
-    """What each cache in a folder holds, by name."""
+    """What each cache in a folder holds, by name; of one that cannot be read, why."""
     caches = list_caches(folder)
     if not caches:
         report(Notice(text=f"there is no token cache in {folder}/; `vqgpt tokenize` makes one"))
@@ -25,8 +25,10 @@ def list_all(folder: CachePath, report: Report) -> dict[str, Any]:
 def _summary(path: CachePath) -> dict[str, Any]:
     try:
         manifest = read_manifest(path)
-    except InputError as error:
+    except VQGPTError as error:
         return {"status": error.message}
+    except OSError as error:
+        return {"status": f"{path}: {error.strerror or error}"}
     description = manifest.description
     return {
         "status": "complete" if manifest.complete else "not finished",

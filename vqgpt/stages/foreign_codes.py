@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.files import open_regular
 from vqgpt.one_line import one_line
 from vqgpt.progress import Progress, Report
 
@@ -113,7 +114,7 @@ def read_rar(file: Path, codebook_size: int, views_per_image: int, report: Repor
     tokens_of_all, length = bytearray(), 0
     labels: list[int] = []
     total = file.stat().st_size
-    with open(file, "rb") as lines:
+    with open_regular(file) as lines:
         while line := lines.readline(LARGEST_FILE + 1):
             where = f"line {len(labels) + 1} of {file}"
             if len(line) > LARGEST_FILE:
@@ -164,7 +165,7 @@ def _count_numbered(folder: Path) -> int:
 def _read_npy(path: Path) -> NDArray[np.integer[Any]]:
     """A small array of whole numbers. Raises InputError if the file is anything else; nothing in it is trusted."""
     fault = InputError(f"{path} is no .npy file of whole numbers", "extract it again")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         data = file.read(LARGEST_FILE + 1)
     stream = io.BytesIO(data)
     try:

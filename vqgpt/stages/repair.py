@@ -6,6 +6,7 @@ they are the right ones is checked before anything is written.
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,12 +15,14 @@ from vqgpt.config.cache_path import CachePath
 from vqgpt.config.commands import SampleConfig, TokenizeConfig
 from vqgpt.config.gpt import SamplingOptions
 from vqgpt.config.options import resolve
-from vqgpt.errors import InputError
+from vqgpt.errors import InputError, UsageError
 from vqgpt.progress import Report
 from vqgpt.stages.completion import Prompts
 from vqgpt.stages.labels import number_word
 from vqgpt.tokens import Description, read_manifest
 from vqgpt.tokens.reader import continue_hint
+
+ConfigT = TypeVar("ConfigT")
 
 
 def run(config: VerifyConfig, report: Report) -> None:
@@ -54,7 +57,7 @@ def tokenize_config(
     cache: CachePath | None, description: Description, sources: SourceOptions, batch_size: int | None = None
 ) -> TokenizeConfig:
     """The `vqgpt tokenize` that makes the cache which `description` describes; None for what does not matter."""
-    return resolve(
+    return _as_recorded(
         TokenizeConfig,
         {
             "dataset": description.dataset,
@@ -65,8 +68,8 @@ def tokenize_config(
             "val_split": description.val_split,
             "views": description.views,
             "image_channels": description.image_channels,
-            "fit": description.preprocessing["fit"],
-            "background": description.preprocessing["background"],
+            "fit": description.preprocessing.get("fit"),
+            "background": description.preprocessing.get("background"),
             "on_error": "skip" if description.skipped else "stop",
             "checkpoint_vae": sources.checkpoint_vae,
             "remap": sources.remap,
@@ -82,8 +85,10 @@ def sample_config(config: VerifyConfig, description: Description) -> SampleConfi
 
     Of what is recorded, only how codes are drawn: no path that a manifest names is read or written.
     """
+    if "classes" not in description.sampling:
+        raise InputError(f"{config.cache} does not record for which classes it was sampled", "sample it again")
     drawn = {"seed", *(item.name for item in fields(SamplingOptions))}
-    return resolve(
+    return _as_recorded(
         SampleConfig,
         {
             **{name: value for name, value in description.sampling.items() if name in drawn},
@@ -97,6 +102,14 @@ def sample_config(config: VerifyConfig, description: Description) -> SampleConfi
             "precision": description.precision,
         },
     )
+
+
+def _as_recorded(config_class: type[ConfigT], recorded: dict[str, Any]) -> ConfigT:
+    """The configuration of the command that made a cache. Raises InputError if no command can have had it."""
+    try:
+        return resolve(config_class, recorded)
+    except (UsageError, OverflowError) as error:
+        raise InputError(f"no vqgpt made the cache with what it records: {error}", "make it again") from None
 
 
 def recorded_prompts(description: Description) -> Prompts | None:

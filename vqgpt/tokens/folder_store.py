@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vqgpt.errors import InputError
-from vqgpt.files import check_writable, links_below, place_of, tidy_after_a_kill, write_atomically
+from vqgpt.files import check_writable, links_below, open_regular, place_of, tidy_after_a_kill, write_atomically
 
 
 class TooLargeError(Exception):
@@ -35,14 +35,15 @@ class FolderStore:
 
     def read(self, key: str, most_bytes: int) -> bytes:
         """See `Store`."""
-        file = self.path / key
         try:
-            size = file.stat().st_size
-            if size > most_bytes:
-                raise TooLargeError(size)
-            return file.read_bytes()
+            with open_regular(self.path / key) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = b"" if size > most_bytes else file.read(size + 1) or b""
         except NotADirectoryError as error:
             raise FileNotFoundError(*error.args) from None
+        if size > most_bytes or len(data) > most_bytes:
+            raise TooLargeError(max(size, len(data)))
+        return data
 
     def sizes(self, keys: Iterable[str]) -> dict[str, int]:
         """See `Store`."""
@@ -56,8 +57,8 @@ class FolderStore:
 
     def files(self) -> dict[str, int]:
         """See `Store`; links are not followed."""
-        if self.path.is_file():
-            raise InputError(f"{self.path} is a file", "give another path")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is no folder", "give another path")
         files = [file for file in self.path.rglob("*") if file.is_symlink() or not file.is_dir()]
         return {file.relative_to(self.path).as_posix(): file.lstat().st_size for file in files}
 

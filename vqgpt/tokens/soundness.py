@@ -5,6 +5,7 @@ A manifest is untrusted even if its digest holds: whoever made the cache made th
 
 import math
 import re
+from typing import Any
 
 from vqgpt.config.datasets import can_be_a_dataset
 from vqgpt.tokens.layout import ArrayLayout
@@ -13,6 +14,9 @@ from vqgpt.tokens.manifest import Description, Manifest, StoredFile
 LARGEST_ARRAY = 2**40  # elements
 LARGEST_SHARD = 2**30  # bytes, decoded
 LARGEST_METADATA = 2**20  # bytes
+LARGEST_SIDE = 2**16  # pixels, channels
+LONGEST_TEXT = 2**12  # characters of a name
+MOST_NAMES = 2**20
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -28,6 +32,7 @@ def description_fault(description: Description) -> str:
         1 if description.limit is None else description.limit,
     )
     names = [split.name for split in description.splits]
+    texts = (*description.class_names, *description.views, description.precision, description.tokenizer_sha256)
     if not can_be_a_dataset(description.dataset):
         return "a name of a dataset that cannot be"
     if description.label_kind == "bits" and not description.class_names:
@@ -35,12 +40,20 @@ def description_fault(description: Description) -> str:
     if (
         min(sizes) <= 0
         or max(sizes) > LARGEST_ARRAY
+        or max(*description.image_size, description.image_channels) > LARGEST_SIDE
         or description.codebook_size > 2**16
         or any(split.rows < 0 for split in description.splits)
     ):
         return "impossible sizes"
     if not description.views or len(set(names)) < len(names):
         return "no views, or two splits of one name"
+    if max(map(len, texts)) > LONGEST_TEXT or len(description.class_names) > MOST_NAMES:
+        return "names that are too long, or too many"
+    if description.val_split is not None and not 0 < description.val_split < 1:
+        return "an impossible share of held-out images"
+    fault = _preprocessing_fault(description) or _sampling_fault(description)
+    if fault:
+        return fault
     if not all(
         can_be_a_dataset(name) and name.isascii() and name.isidentifier() and name != "codebook" for name in names
     ):
@@ -52,6 +65,50 @@ def description_fault(description: Description) -> str:
         if layout.shard_rows * layout.row_bytes > LARGEST_SHARD:
             return "shards of impossible sizes"
     return ""
+
+
+def _preprocessing_fault(description: Description) -> str:
+    """What of how images were prepared cannot be; each setting may be absent."""
+    recorded = description.preprocessing
+    texts = (recorded.get(name, "") for name in ("rule", "fit", "background"))
+    unverified = recorded.get("unverified", [])
+    if not all(isinstance(text, str) for text in texts) or not _is_list_of(str, unverified):
+        return "a preprocessing that cannot be"
+    return ""
+
+
+def _sampling_fault(description: Description) -> str:
+    """What in the labels and prompts that images were drawn for, in turn, cannot be; both may be absent."""
+    if description.origin == "encoded":
+        return "settings of sampling, and images that were encoded" if description.sampling else ""
+    labels, prompts = description.sampling.get("classes"), description.sampling.get("prompts", [])
+    number = len(description.class_names)
+    if labels is None and description.label_kind == "bits":
+        return "sampled images without the bits they were drawn for"
+    if labels is not None:
+        if not isinstance(labels, list) or not labels:
+            return "sampled images of impossible labels"
+        bits = description.label_kind == "bits"
+        highest = number - 1 if description.label_kind == "class" else -1
+        if not all(_is_array((number,) if bits else (), label, -1, 1 if bits else highest) for label in labels):
+            return "sampled images of impossible labels"
+    if not isinstance(prompts, list) or not all(
+        _is_array(description.grid, prompt, -1, description.codebook_size - 1) for prompt in prompts
+    ):
+        return "impossible prompts"
+    return ""
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(element) is kind for element in value)
+
+
+def _is_array(shape: tuple[int, ...], value: Any, lowest: int, highest: int) -> bool:
+    """Whether a value out of JSON is nested lists of this shape, of whole numbers in this range."""
+    if not shape:
+        return type(value) is int and lowest <= value <= highest
+    is_list = isinstance(value, list) and len(value) == shape[0]
+    return is_list and all(_is_array(shape[1:], element, lowest, highest) for element in value)
 
 
 def manifest_fault(manifest: Manifest) -> str:
@@ -81,8 +138,11 @@ def manifest_fault(manifest: Manifest) -> str:
             if not sound or (shard.log_prob and not description.has_log_prob):
                 return f"impossible files of shard {split}/{index}"
     for split, statistics in manifest.statistics.items():
-        if len(statistics.histogram) != description.codebook_size:
+        histogram, most = statistics.histogram, description.codebook_size
+        if len(histogram) != most or min(histogram) < 0 or sum(histogram) > LARGEST_ARRAY:
             return f"a histogram of {split} that cannot be"
+        if not 0 <= statistics.used_codes <= most or not 0 <= statistics.perplexity <= most + 1:
+            return f"statistics of {split} that cannot be"
     return ""
 
 

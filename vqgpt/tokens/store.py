@@ -28,7 +28,7 @@ class Store(Protocol):
         """True if anything is there."""
 
     def read(self, key: str, most_bytes: int) -> bytes:
-        """A file. Raises FileNotFoundError, IsADirectoryError, or, before it is read, TooLargeError."""
+        """A file. Raises FileNotFoundError or, unread, IsADirectoryError, SpecialFileError or TooLargeError."""
 
     def sizes(self, keys: Iterable[str]) -> dict[str, int]:
         """The bytes of those files that are there."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from vqgpt.files import sha256
+from vqgpt.files import SpecialFileError, sha256
 from vqgpt.tokens.array_metadata import metadata_fault
 from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
@@ -39,6 +39,8 @@ def read_checked(store: Store, key: str, file: StoredFile) -> tuple[str, bytes]:
         return "is missing", b""
     except IsADirectoryError:
         return "is a folder", b""
+    except SpecialFileError:
+        return "is a pipe, a device or a socket", b""
     except TooLargeError as error:
         return f"has {error.size} bytes instead of {file.bytes}", b""
     if len(data) != file.bytes:

@@ -13,6 +13,7 @@ import yaml
 
 from vqgpt.config.vqgan import VQGANConfig, attention_levels
 from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.files import open_regular
 
 
 def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
@@ -97,7 +98,8 @@ def _attention(network: dict[str, Any]) -> str | None:
 def _vqgan_section(path: Path) -> tuple[str, dict[str, Any]]:
     """The target and the parameters of the VQ-GAN: the first stage, where the YAML describes a transformer too."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content = yaml.safe_load(file.read().decode())
     except FileNotFoundError:
         raise MissingDataError(f"there is no {path}", "check the path, or leave --config out") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
