@@ -126,12 +126,14 @@ def test_a_gpt_that_cannot_be_is_refused_by_name(here, contents, change):
 @pytest.mark.parametrize(
     "change", ["without codebook", "100,000 layers", "images of nothing", "a dataset called '/tmp/x'"]
 )
-def test_every_command_refuses_it_and_writes_nothing(here, contents, change):
+def test_every_command_refuses_it_and_writes_nothing(here, monkeypatch, contents, change):
+    Path("some/where").mkdir(parents=True)
+    monkeypatch.chdir("some/where")
     write_cache(Path("cache/digits.zarr"), description())
     content = copy.deepcopy(contents["gpt2"])
     CHANGES[change](content)
     save("bad.pt", content)
-    before = files_of(here.parent)
+    before = files_of(here)
     for command in (
         ["sample", "--checkpoint-gpt", "bad.pt", "-q"],
         ["score", "cache/digits.zarr", "--checkpoint-gpt", "bad.pt", "-q"],
@@ -150,7 +152,7 @@ def test_every_command_refuses_it_and_writes_nothing(here, contents, change):
         ],
     ):
         assert_refused(run_here(*command), 3, "bad.pt")
-    assert files_of(here.parent) == before
+    assert files_of(here) == before
 
 
 def test_a_good_gpt_is_read_from_either_kind_of_file(here, contents):

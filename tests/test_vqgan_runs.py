@@ -108,7 +108,7 @@ def test_two_damaged_states_are_refused(here):
     Path("x").mkdir()
     for name in ("unfinished", "unfinished.previous"):
         Path(f"x/vqgan.{name}.pt").write_bytes(b"damaged")
-    assert_refused(run_here(*COMMAND, "x/vqgan.pt", "-q"), 3, "x/vqgan.unfinished.pt", "delete")
+    assert_refused(run_here(*COMMAND, "x/vqgan.pt", "-q"), 3, "x/vqgan.unfinished.pt", "--overwrite")
     assert Path("x/vqgan.unfinished.pt").read_bytes() == b"damaged"
 
 
