@@ -1,4 +1,4 @@
-"""The user's own images: what a file of any kind decodes to, which class and split it is in, and what is left out."""
+"""The user's own images: which class and split each is in, what is left out, and what is refused."""
 
 import io
 import itertools
