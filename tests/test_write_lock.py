@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_special_files import put_socket
 from vqgpt.errors import InputError
 from vqgpt.write_lock import WriteLock
 
@@ -46,6 +47,30 @@ def test_a_file_that_another_made_anew_between_open_and_lock_is_not_ours(tmp_pat
         second.take()
     third.release()
     assert not list(tmp_path.iterdir())
+
+
+IN_ITS_PLACE = {
+    "a FIFO": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a link to a file": lambda path: path.symlink_to("c"),
+    "a socket": put_socket,
+}
+
+
+@pytest.mark.parametrize("put", IN_ITS_PLACE.values(), ids=IN_ITS_PLACE)
+def test_what_is_no_file_in_place_of_the_lock_is_named(tmp_path, put):
+    (tmp_path / "c").write_text("kept")
+    put(tmp_path / ".c.lock")
+    lock = WriteLock(tmp_path / "c", work="ours")
+    assert not lock.makes_what_is_there()
+    for act in (lock.take, lock.wait):
+        with pytest.raises(InputError, match=r"\.c\.lock, where the lock of .* is no plain file") as error:
+            act()
+        assert error.value.hint == "remove it"
+    assert (tmp_path / "c").read_text() == "kept"
+    assert {path.name for path in tmp_path.iterdir()} == {"c", ".c.lock"}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

@@ -10,6 +10,7 @@ Must not import torch.
 import fcntl
 import os
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -54,8 +55,8 @@ class WriteLock:
     def makes_what_is_there(self) -> bool:
         """True if the result, where there is one, was made by this work, by us or by a run that was killed."""
         try:
-            descriptor = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+            descriptor = _open_plain(self.file, os.O_RDONLY)
+        except (OSError, _NoPlainFileError):
             return False
         try:
             return bool(self.work) and _read(descriptor)[2] == self.work
@@ -139,7 +140,11 @@ class WriteLock:
     def _open(self) -> int:
         try:
             make_folder(self.file.parent)
-            return os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            return _open_plain(self.file, os.O_RDWR | os.O_CREAT)
+        except _NoPlainFileError:
+            raise InputError(
+                f"{self.file}, where the lock of {self.path} is to be, is no plain file", "remove it"
+            ) from None
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise
@@ -152,6 +157,22 @@ class WriteLock:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.file))
         except FileNotFoundError:
             return False
+
+
+class _NoPlainFileError(Exception):
+    """There is a folder, a link, a pipe or a device."""
+
+
+def _open_plain(path: Path, flags: int) -> int:
+    """Open a file, and wait for nothing. Raises OSError as `os.open` does, and _NoPlainFileError for anything else."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise _NoPlainFileError
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it was replaced in between
+        os.close(descriptor)
+        raise _NoPlainFileError
+    return descriptor
 
 
 def _read(descriptor: int) -> tuple[str, str, str]:
