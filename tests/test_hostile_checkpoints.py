@@ -258,6 +258,12 @@ def test_a_vqgan_that_cannot_be_is_refused_by_name(pipeline, field, value):
         lambda content: content["state"].update(step=-1),
         lambda content: content["state"].update(training=3),
         lambda content: content["state"].update(losses=3),
+        lambda content: content["state"].update(losses=["1"]),
+        lambda content: content["state"].pop("losses"),
+        lambda content: content["state"].pop("training"),
+        lambda content: content["state"].update(unvalidated=3),
+        lambda content: content["state"].update(unvalidated={"loss": 1.0}),
+        lambda content: content["state"].update(unvalidated={"step": 1, "loss": []}),
     ],
 )
 def test_an_unfinished_state_that_lacks_parts_is_refused_by_name(here, kind, change):

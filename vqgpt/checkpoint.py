@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def check_parts(
         about = json.loads(canonical_json(about))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path} holds values that no {kind} has ({error})", how_to_make_one) from None
-    if not wrong and not all(isinstance(value, int | float) for value in about["figures"].values()):
+    if not wrong and not _are_numbers(about["figures"].values()):
         wrong = ["figures"]
     if wrong:
         raise InputError(f"{path} lacks parts of a {kind} ({', '.join(wrong)})", how_to_make_one)
@@ -225,11 +225,25 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
         raise InputError(error.message, how_to_make_one) from None
 
 
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
 def _wrong_in_state(state: dict[str, Any]) -> list[str]:
-    """Names of what cannot be in the state of a training."""
+    """Names of what cannot be in the state of a training, or is needed and not there; before a step, its number is."""
     kinds = {"step": int, "ended": bool, "losses": list, "best": float, "worse": int, "training": dict}
-    wrong = [name for name, kind in kinds.items() if name in state and not isinstance(state[name], kind)]
-    return wrong if wrong or state.get("step", -1) >= 0 else ["step"]
+    needed = kinds if state.get("step") else ("step",)
+    wrong = [
+        name for name, kind in kinds.items() if name in (*needed, *state) and not isinstance(state.get(name), kind)
+    ]
+    if not wrong and state["step"] < 0:
+        wrong = ["step"]
+    if not wrong and not _are_numbers(state.get("losses", [])):
+        wrong = ["losses"]
+    record = state.get("unvalidated") or {"step": 0}
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int) or not _are_numbers(record.values()):
+        wrong.append("unvalidated")
+    return wrong
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:

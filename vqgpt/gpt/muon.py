@@ -15,6 +15,7 @@ from torch import Tensor
 ITERATIONS = 5
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5; singular values end between 0.7 and 1.2
 RMS = 0.2  # of an update of AdamW
+OF_MUON = ("momentum",)  # what it keeps for a matrix
 
 
 class Muon(torch.optim.Optimizer):

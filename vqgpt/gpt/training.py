@@ -36,6 +36,7 @@ from vqgpt.one_line import one_line
 from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step
 from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
+from vqgpt.training_state import check_alike
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation
@@ -299,16 +300,18 @@ class GPTTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, the scale of fp16, and the moving average; whole, as `result_weights` are."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state["scaler"] = self.scaler.state_dict()
-        if self.averaged:
-            state["averaged"] = self.averaged.state_dict()
-        return cast(dict[str, Any], whole(state))
+        return cast(dict[str, Any], whole({**self._besides_optimizer(), "optimizer": self.optimizer.state_dict()}))
+
+    def _besides_optimizer(self) -> dict[str, Any]:
+        averaged = {"averaged": self.averaged.state_dict()} if self.averaged else {}
+        return {"model": self.model.state_dict(), "scaler": self.scaler.state_dict(), **averaged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave, of any number of processes."""
+        """Restore what `state_dict` gave, of any number of processes. Raises StateMisfitError for that of another."""
+        besides = {name: part for name, part in state.items() if name != "optimizer"}
+        check_alike(besides, self._besides_optimizer(), "its state")
+        self.optimizer.load_state_dict(state.get("optimizer"))
         load_whole(self.model, state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])

@@ -25,6 +25,8 @@ from vqgpt.moving_average import move_average
 from vqgpt.pixels import images_per_pass, to_unit_range
 from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step, check_finite
+from vqgpt.sharding import load_whole_optimizer
+from vqgpt.training_state import OF_ADAM, check_alike
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
 from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from vqgpt.vqgan.metrics import figures_of, reconstruct
@@ -234,24 +236,31 @@ class VQGANTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks and optimisers, the codebook's statistics, the moving average, the epoch's counts."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch_counts": self.epoch_counts,
-        }
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
+        return {**self._besides_optimizers(), **optimizers}
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        adversary = {} if self.adversary_start is None else {"discriminator_optimizer": self.discriminator_optimizer}
+        return {"optimizer": self.optimizer, **adversary}
+
+    def _besides_optimizers(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"model": self.model.state_dict(), "epoch_counts": self.epoch_counts}
         if self.codebook:
             state["codebook"] = self.codebook.state_dict()
         if self.averaged:
             state["averaged"] = self.averaged.state_dict()
         if self.adversary_start is not None:
             state["discriminator"] = self.discriminator.state_dict()
-            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` gave. Raises StateMisfitError if it is not of this training."""
+        optimizers = self._optimizers()
+        besides = {name: part for name, part in state.items() if name not in optimizers}
+        check_alike(besides, self._besides_optimizers(), "its state")
+        for name, optimizer in optimizers.items():
+            load_whole_optimizer(optimizer, state.get(name), OF_ADAM, name)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.epoch_counts.copy_(state["epoch_counts"])
         if self.codebook:
             self.codebook.load_state_dict(state["codebook"])
@@ -259,7 +268,6 @@ class VQGANTraining:
             self.averaged.load_state_dict(state["averaged"])
         if self.adversary_start is not None:
             self.discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
 
 
 @torch.no_grad()

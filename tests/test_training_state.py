@@ -1,0 +1,115 @@
+"""An unfinished training of the right settings whose state is another's, or was made by hand: refused by name."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
+from tests.forked import fork_command
+from tests.test_interruption import saved_step, wait_for
+from tests.test_vqgan_runs import SMALL
+
+EVERY_EPOCH = ["--sample-and-save-freq", "1", "--n-epochs", "300", "-q"]
+TRAININGS = {
+    "gpt": ["train", "--cache", "a.zarr", *TINY_GPT, "--optimizer", "muon", "--ema", "0.9", *EVERY_EPOCH],
+    "vqgan": ["vqgan", "train", "--dataset", "digits", *SMALL, "--ema", "0.9", "--disc-start", "1", "--warmup", "0"],
+}
+TRAININGS["vqgan"] += EVERY_EPOCH
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A folder in which both trainings were stopped after some steps: look, do not touch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    write_cache(folder / "a.zarr", description())
+    for kind, command in TRAININGS.items():
+        process = fork_command(*command, "--out", f"{kind}.pt", cwd=folder)
+        wait_for(lambda kind=kind: saved_step(folder / f"{kind}.unfinished.pt") > 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert "are saved in" in process.communicate(timeout=60)[1]
+    return folder
+
+
+def first_of(place):
+    return next(iter(place))
+
+
+def wrong_shape(place, name):
+    place[name] = torch.zeros(*place[name].shape, 2)
+
+
+CHANGES = {
+    "nothing of it": lambda training: training.clear(),
+    "no model": lambda training: training.pop("model"),
+    "a model that is none": lambda training: training.update(model=3),
+    "a weight that is gone": lambda training: training["model"].pop(first_of(training["model"])),
+    "a weight too many": lambda training: training["model"].update(more=torch.zeros(2)),
+    "a weight of another shape": lambda training: wrong_shape(training["model"], first_of(training["model"])),
+    "a weight that is a number": lambda training: training["model"].update({first_of(training["model"]): 1.0}),
+    "a weight of whole numbers": lambda training: training["model"].update(
+        {name: value.long() for name, value in training["model"].items()}
+    ),
+    "an average that is gone": lambda training: training.pop("averaged"),
+    "an average of another shape": lambda training: wrong_shape(training["averaged"], first_of(training["averaged"])),
+    "something more": lambda training: training.update(more=1),
+    "no optimizer": lambda training: training.pop("optimizer"),
+    "an optimizer that is none": lambda training: training.update(optimizer=[]),
+}
+MOMENTS = {
+    "no state": lambda part: part.pop("state"),
+    "another parameter": lambda part: part["state"].update({999: part["state"][0]}),
+    "a moment that is gone": lambda part: part["state"][0].pop(first_of(part["state"][0])),
+    "all moments of one": lambda part: part["state"].update({0: {}}),
+    "a moment too many": lambda part: part["state"][0].update(more=torch.zeros(())),
+    "a moment of another shape": lambda part: wrong_shape(part["state"][0], list(part["state"][0])[-1]),
+    "steps of many parameters": lambda part: part["state"][0].update(step=torch.zeros(3)),
+}
+OF_GPT = {
+    "parts": lambda training: training["optimizer"].pop("parts"),
+    "one part": lambda training: training["optimizer"]["parts"].pop(),
+    "a part that is none": lambda training: training["optimizer"].update(parts=[1, 2]),
+    "a scaler": lambda training: training["scaler"].update(scale=2.0),
+}
+OF_VQGAN = {
+    "counts": lambda training: training.update(epoch_counts=torch.zeros(1, dtype=torch.int64)),
+    "a codebook": lambda training: training["codebook"].update(counts=torch.zeros(1)),
+    "a discriminator": lambda training: training.pop("discriminator"),
+    "its optimizer": lambda training: training.pop("discriminator_optimizer"),
+}
+OPTIMIZERS = {  # how to find what torch calls the state of an optimiser, in that of a training
+    ("gpt", "muon"): lambda training: training["optimizer"]["parts"][1],
+    ("gpt", "adamw"): lambda training: training["optimizer"]["parts"][0],
+    ("vqgan", "adam"): lambda training: training["optimizer"],
+    ("vqgan", "the discriminator's"): lambda training: training["discriminator_optimizer"],
+}
+ALL = {f"{kind}, {name}": (kind, change) for kind in TRAININGS for name, change in CHANGES.items()}
+ALL |= {f"gpt, {name}": ("gpt", change) for name, change in OF_GPT.items()}
+ALL |= {f"vqgan, {name}": ("vqgan", change) for name, change in OF_VQGAN.items()}
+ALL |= {
+    f"{kind}, {optimizer}: {name}": (kind, lambda training, change=change, find=find: change(find(training)))
+    for (kind, optimizer), find in OPTIMIZERS.items()
+    for name, change in MOMENTS.items()
+}
+
+
+@pytest.fixture
+def unfinished(stopped, here):
+    """What reads and changes one of the states, and what runs its command again."""
+    (here / "a.zarr").symlink_to(stopped / "a.zarr")
+
+    def change_state(kind, change):
+        state = torch.load(stopped / f"{kind}.unfinished.pt", weights_only=True)
+        change(state["state"])
+        torch.save(state, f"{kind}.unfinished.pt")
+        return run_here(*TRAININGS[kind], "--out", f"{kind}.pt")
+
+    return change_state
+
+
+@pytest.mark.parametrize(("kind", "change"), ALL.values(), ids=ALL)
+def test_a_state_that_does_not_fit_is_refused_by_name(unfinished, kind, change):
+    outcome = unfinished(kind, lambda state: change(state["training"]))
+    assert_refused(outcome, 3, f"{kind}.unfinished.pt is not of this training", "give --overwrite to start anew")
+    assert Path(f"{kind}.unfinished.pt").exists()
