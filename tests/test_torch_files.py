@@ -98,6 +98,16 @@ def test_a_truncated_file_is_refused(here, layout, kept):
     assert_refused(run_here("vqgan", "import", name), 3, name)
 
 
+@pytest.mark.parametrize("state", [{}, taming_state()])
+@pytest.mark.parametrize("more", [b"\0", b"more"])
+def test_bytes_after_the_last_tensor_of_an_old_file_are_refused(here, state, more):
+    torch.save(state, "old.ckpt", _use_new_zipfile_serialization=False)
+    assert read_torch_file(Path("old.ckpt")).keys() == state.keys()
+    with open("old.ckpt", "ab") as file:
+        file.write(more)
+    assert_refused(run_here("vqgan", "info", "old.ckpt"), 3, f"old.ckpt has {len(more)} bytes after its last tensor")
+
+
 CLAIMS_A_PETABYTE = b"\x80\x04\x8e" + (2**50).to_bytes(8, "little") + b"x"
 
 

@@ -14,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +34,7 @@ class SpecialFileError(InputError):
         )
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file of a stranger to read. A link is followed, and nothing is ever waited for.
 
     Raises OSError as `open` does, and SpecialFileError for what is neither a file nor a folder, which is not opened.
@@ -48,6 +49,24 @@ def open_regular(path: Path) -> BinaryIO:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a file, as many as it has when it is opened. Nothing is waited for.
+
+    Raises what `open_regular` raises, and InputError if it has more than `most`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise InputError(f"{path} has {size:,} bytes, and may have {most:,}", "give another file")
+        return file.read(size) or b""
+
+
+def check_is_not_special(path: Path) -> None:
+    """Raise SpecialFileError if there is something that is neither a file nor a folder."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SpecialFileError(path)
 
 
 def _is_regular(status: os.stat_result, path: Path) -> bool:

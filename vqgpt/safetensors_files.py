@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from vqgpt.errors import InputError
+from vqgpt.files import open_regular
 from vqgpt.stored_tensor import MOST_DIMENSIONS, Storage, StoredTensor, check_is_file, contiguous_stride, read_range
 
 MOST_HEADER = 2**24  # bytes: the format allows 100 MB, which is more than a million tensors
@@ -41,7 +42,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor
     check_is_file(path, "check the path")
     size = path.stat().st_size
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = struct.unpack("<Q", file.read(8))[0]
             if length > min(MOST_HEADER, size - 8):
                 raise ValueError(f"a header of {length} bytes")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.files import check_is_not_special, open_regular
 
 MOST_DIMENSIONS = 64  # as many as torch has
 LARGEST_SIZE = 2**63 - 1
@@ -87,7 +88,7 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
 def read_range(path: Path, start: int, count: int) -> Tensor:
     """`count` bytes of a file, (count,) uint8. Raises InputError if there are fewer."""
     data = torch.empty(count, dtype=torch.uint8)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(start)
         if file.readinto(data.numpy().data) < count:
             raise InputError(f"{path} is truncated", "get the file again")
@@ -107,8 +108,9 @@ def check_stored(tensors: Mapping[str, StoredTensor], path: Path) -> None:
 
 
 def check_is_file(path: Path, remedy: str) -> None:
-    """Raise MissingDataError, with `remedy`, if there is no checkpoint at `path`, and InputError if it is a folder."""
+    """Raise MissingDataError, with `remedy`, if there is no checkpoint at `path`, and InputError if it is no file."""
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a checkpoint", "give the path of the file itself")
-    if not path.is_file():
+    check_is_not_special(path)
+    if not path.exists():
         raise MissingDataError(f"there is no checkpoint {path}", remedy)

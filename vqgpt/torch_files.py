@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vqgpt.errors import InputError
+from vqgpt.files import open_regular
 from vqgpt.restricted_pickle import MOST_BYTES, MakeStorage, unpickle
 from vqgpt.stored_tensor import Storage, check_is_file, read_range
 
@@ -33,7 +34,7 @@ def read_torch_file(path: Path) -> Any:
     Raises MissingDataError if there is no such file, InputError if it is not one of torch, truncated or damaged.
     """
     check_is_file(path, "check the path")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
             if zipfile.is_zipfile(file):
                 return _read_archive(path, file)
@@ -81,7 +82,7 @@ def _reader_of(path: Path, item: zipfile.ZipInfo) -> Callable[[int, int], Tensor
     @functools.cache
     def checked_start() -> int:
         damaged = InputError(f"{path} is damaged (checksum of {item.filename})", "get the file again")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(item.header_offset)
             header = file.read(LOCAL_HEADER.size)
             if len(header) < LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
@@ -125,6 +126,8 @@ def _read_old_layout(path: Path, file: BinaryIO) -> Any:
             raise _claims_too_much(path)
     if offsets.keys() != storages.keys():
         raise _claims_too_much(path)
+    if file.tell() != end:
+        raise InputError(f"{path} has {end - file.tell()} bytes after its last tensor", "get the file again")
     return content
 
 

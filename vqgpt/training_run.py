@@ -20,7 +20,7 @@ from vqgpt.checkpoint import load_checkpoint, save_checkpoint
 from vqgpt.config.options import differences
 from vqgpt.distributed import main_first, of_main, rank
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import append_line, check_writable, place_of, write_atomically
+from vqgpt.files import append_line, check_writable, open_regular, place_of, write_atomically
 from vqgpt.progress import Notice, Report
 from vqgpt.write_lock import WriteLock
 
@@ -214,7 +214,8 @@ class TrainingRun:
             lock.wait()  # other trainings may write their lines meanwhile
             if not self.metrics.exists():
                 return
-            *lines, _ = self.metrics.read_bytes().split(b"\n")  # after the last one, what a crash tore
+            with open_regular(self.metrics) as file:
+                *lines, _ = file.read().split(b"\n")  # after the last one, what a crash tore
             kept = [line for line in lines if not self._will_be_written_again(line, step)]
             if kept != lines:
                 write_atomically(self.metrics, b"".join(line + b"\n" for line in kept))

@@ -7,6 +7,9 @@ from typing import Any
 
 from vqgpt.config.options import nearest_hint
 from vqgpt.errors import UsageError
+from vqgpt.files import read_regular
+
+LARGEST_RECIPE = 2**20  # bytes
 
 
 def read_recipe(path: Path, command: str, options_by_command: Mapping[str, set[str]]) -> dict[str, Any]:
@@ -16,12 +19,12 @@ def read_recipe(path: Path, command: str, options_by_command: Mapping[str, set[s
     command. Raises UsageError that names the nearest known key, for a key that no command has.
     """
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        recipe = tomllib.loads(read_regular(path, LARGEST_RECIPE).decode())
     except FileNotFoundError:
         raise UsageError(
             f"there is no recipe {path}", "give the path of a .toml file, or one of the names in pipelines/"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "correct the file at that place") from None
     tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
     shared = {key: value for key, value in recipe.items() if not isinstance(value, dict)}

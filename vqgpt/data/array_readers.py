@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset, nearest_stored_size
-from vqgpt.data.downloads import ensure_files
+from vqgpt.data.downloads import ensure_files, existing_files
 from vqgpt.data.images import ArrayImages, ImageSplit
+from vqgpt.files import check_is_not_special
 from vqgpt.progress import Notice, Report
 from vqgpt.torchvision_import import import_torchvision
 
@@ -41,6 +42,9 @@ def read_digits() -> Splits:
 def read_torchvision(dataset: Dataset, root: Path, report: Report) -> tuple[Splits, tuple[str, ...]]:
     """MNIST, Fashion-MNIST, CIFAR and SVHN, with the names of their classes."""
     ensure_files(dataset, FILES[dataset.name], root, report)
+    for place in existing_files(dataset, root):
+        for path in place.rglob("*") if place.is_dir() else ():
+            check_is_not_special(path)  # torchvision would wait for it
     reader = getattr(import_torchvision("datasets"), dataset.reader_class)
     splits, class_names = {}, dataset.class_names
     for split in dataset.rows:

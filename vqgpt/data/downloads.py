@@ -18,7 +18,7 @@ from pathlib import Path
 from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset
 from vqgpt.errors import InputError, MissingFilesError
-from vqgpt.files import fsync_folder, is_vacant, partial_path, place_of, remove
+from vqgpt.files import check_is_not_special, fsync_folder, is_vacant, open_regular, partial_path, place_of, remove
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.write_lock import WriteLock
 
@@ -29,11 +29,14 @@ LARGEST_EXPANSION = 100  # times the size of the archive: more is a bomb
 
 
 def ensure_files(dataset: Dataset, files: tuple[RemoteFile, ...], root: Path, report: Report) -> None:
-    """Have every file below `root`, unpacked where it must be.
+    """Have every file below `root`, unpacked where it must be, and nothing in its place that is no file.
 
     Raises MissingFilesError, naming all that is missing, if one cannot be had, and InputError for a damaged archive, or
     if another run is fetching them.
     """
+    for file in files:
+        check_is_not_special(root / file.path)
+        check_is_not_special(root / file.content)
     missing = [file for file in files if not is_present(file, root)]
     by_hand = [file for file in missing if dataset.source == "by hand" and not (root / file.path).exists()]
     if by_hand:
@@ -144,7 +147,7 @@ def _receive(answer: http.client.HTTPResponse, partial: Path, have: int, file: R
 
 def md5_of(path: Path) -> str:
     """The MD5 digest of a file, in which publishers give them; it guards against damage, not against malice."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
@@ -190,7 +193,7 @@ def unpack(file: RemoteFile, root: Path) -> None:
 
 
 def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
-    with tarfile.open(archive) as tar:
+    with open_regular(archive) as file, tarfile.open(fileobj=file) as tar:
         members, total = [], 0
         for member in tar:
             total += member.size
@@ -201,7 +204,7 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
 
 
 def _unpack_gzip(archive: Path, target: Path, limit: int) -> None:
-    with gzip.open(archive) as packed, open(target, "wb") as out:
+    with open_regular(archive) as file, gzip.open(file) as packed, open(target, "wb") as out:
         total = 0
         while block := packed.read(BLOCK):
             total += len(block)

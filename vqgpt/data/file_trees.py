@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from vqgpt.data.decoding import BrokenImageError, is_image_name
 from vqgpt.errors import InputError, MissingDataError, printable
+from vqgpt.files import open_regular, read_regular
 from vqgpt.progress import Notice, Report
 
 ENCRYPTED = 1  # flag of a member of a zip file
@@ -82,6 +83,7 @@ def open_tree(path: Path) -> FileTree:
         return Folder(path)
     if not path.exists():
         raise MissingDataError(f"there is no {path}", "give the folder, zip or tar file of the images")
+    open_regular(path).close()  # what is no file is waited for, or never ends
     try:
         if zipfile.is_zipfile(path):
             return ZipFile(path)
@@ -146,7 +148,7 @@ class Folder:
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         check_size(self, name)
-        return (self.path / name).read_bytes()
+        return read_regular(self.path / name, LARGEST_FILE)
 
 
 class ZipFile:

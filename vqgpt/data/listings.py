@@ -16,10 +16,10 @@ from vqgpt.config.dataset_files import FILES, RemoteFile
 from vqgpt.config.datasets import Dataset
 from vqgpt.data.decoding import is_image_name
 from vqgpt.data.downloads import ensure_files, is_present, missing_files, remedy
-from vqgpt.data.file_trees import FileTree, open_tree, tell_left_out
+from vqgpt.data.file_trees import LARGEST_FILE, FileTree, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import is_vacant
+from vqgpt.files import is_vacant, open_regular, read_regular
 from vqgpt.progress import Report
 
 Color = tuple[int, int, int]
@@ -173,16 +173,18 @@ def _from_devkit(dataset: Dataset, devkit: RemoteFile, root: Path, names: Sequen
 
     def read(name: str) -> bytes:
         if folder.is_dir():
-            return (folder / "data" / name).read_bytes()
-        with tarfile.open(archive) as tar:
+            return read_regular(folder / "data" / name, LARGEST_FILE)
+        with open_regular(archive) as file, tarfile.open(fileobj=file) as tar:
             member = tar.extractfile(f"{devkit.content}/data/{name}")
             assert member is not None
-            return member.read()
+            return member.read(LARGEST_FILE)
 
     try:
         synsets = loadmat(io.BytesIO(read("meta.mat")), squeeze_me=True)["synsets"]
         wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         wnids = [wnid_of[int(line)] for line in read("ILSVRC2012_validation_ground_truth.txt").split()]
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError, TypeError, IndexError, EOFError, AssertionError, tarfile.TarError) as error:
         raise InputError(
             f"the devkit in {root} is damaged ({error})", f"get {archive.name} again from {devkit.url}"
@@ -270,6 +272,6 @@ def _lines(tree: FileTree, name: str) -> list[str]:
 
 def _table(path: Path, lines_above: int) -> list[list[str]]:
     """The rows of one of CelebA's lists, in either of its two spellings; a .txt has `lines_above` them."""
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = read_regular(path, LARGEST_FILE).decode("utf-8-sig").splitlines()
     rows = [re.split(r"[,\s]+", line.strip()) for line in lines if line.strip()]
     return rows if path.suffix == ".csv" else rows[lines_above:]

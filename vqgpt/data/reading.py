@@ -15,6 +15,7 @@ from vqgpt.data.folder import read_folder
 from vqgpt.data.images import FileImages, ImageDataset, ImageSplit, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
+from vqgpt.files import check_is_not_special
 from vqgpt.label_occurrence import names_without, occurring
 from vqgpt.progress import Notice, Report
 
@@ -22,11 +23,12 @@ SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
 
 
 def check_options(dataset: Dataset, options: ImageOptions) -> None:
-    """Raise UsageError or MissingDataError for what is wrong with the options before anything is read or fetched."""
+    """Raise UsageError, MissingDataError or SpecialFileError for what is wrong before anything is read or fetched."""
     if dataset.reader == "folder" and options.data_root is None:
         raise UsageError("--dataset folder needs a folder", "give it with --data-root DIR")
     if dataset.reader == "folder" and not options.root.exists():
         raise MissingDataError(f"there is no {options.root}", "give the folder, zip or tar file of the images")
+    check_is_not_special(options.root)
     if dataset.reader != "folder" and options.root.is_file():
         raise UsageError(f"{options.root} is a file", "give a folder, or --dataset folder for a zip of your own")
     if options.val_split is not None and "val" in dataset.rows:

@@ -129,7 +129,7 @@ def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArr
         mask[:, : width // 2] = True
     elif rows:
         mask[: int(rows[1])] = True
-    elif not Path(keep).is_file():
+    elif not Path(keep).exists():
         raise MissingDataError(
             f"--keep {keep} is no part of an image, and there is no such file",
             "keep top-half, left-half, a number of rows, or what is white in an image file",

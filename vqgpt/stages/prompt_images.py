@@ -9,8 +9,10 @@ from PIL import Image
 from vqgpt.config.commands import EncoderOptions
 from vqgpt.config.preprocessing import Preprocessing, PreprocessingOptions
 from vqgpt.data.decoding import BrokenImageError, decode
+from vqgpt.data.file_trees import LARGEST_FILE
 from vqgpt.data.preparing import prepare
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.files import read_regular
 from vqgpt.stages.render import load_its_vqgan
 from vqgpt.stages.tokenize import encode_batch
 from vqgpt.tokens import Description
@@ -45,9 +47,9 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
 def read_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
     """An image file, grey or RGB. Raises MissingDataError or InputError, naming it."""
-    if not path.is_file():
+    if not path.exists():
         raise MissingDataError(f"there is no file {path}", "give an image, or a row of a token cache: cache:train/17")
     try:
-        return decode(path.read_bytes(), background)
+        return decode(read_regular(path, LARGEST_FILE), background)
     except BrokenImageError as error:
         raise InputError(f"{path} cannot be used as an image: {error}", "give another file") from None

@@ -1,5 +1,6 @@
 """A VQ-GAN as a file, ours or someone else's, and its identity. Knows nothing of GPT and token caches."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from vqgpt.checkpoint import (
 from vqgpt.config.options import from_json, to_json
 from vqgpt.config.vqgan import VQGANConfig
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.files import read_regular
 from vqgpt.one_line import one_line
 from vqgpt.stored_tensor import check_is_file
 from vqgpt.vqgan.architecture import check_fits
@@ -30,6 +32,7 @@ from vqgpt.vqgan.model import VQGAN
 KIND = "vqgan"
 PARTS = {"architecture": dict, "dataset": str}
 OUR_FAMILY = "vqgpt"
+LARGEST_REMAP = 2**20  # bytes, of some ten thousand ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +128,11 @@ def check_channels(config: VQGANConfig, channels: int, images: str, path: Path) 
 def read_remap(path: Path, n_embed: int) -> Tensor:
     """The used codes in a .npy file, (R,) int64. Raises InputError if they are no list of different codebook ids."""
     hint = "give a .npy file with a list of different codebook ids"
-    if not path.is_file():
+    if not path.exists():
         raise MissingDataError(f"there is no file {path}", hint)
+    data = read_regular(path, LARGEST_REMAP)
     try:
-        ids = np.load(path, allow_pickle=False)
+        ids = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError, MemoryError) as error:
         raise InputError(f"{path} is not a .npy file ({error})", hint) from None
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:

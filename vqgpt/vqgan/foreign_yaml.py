@@ -13,7 +13,17 @@ import yaml
 
 from vqgpt.config.vqgan import VQGANConfig, attention_levels
 from vqgpt.errors import InputError, MissingDataError, UsageError
-from vqgpt.files import open_regular
+from vqgpt.files import read_regular
+
+LARGEST_YAML = 2**20  # bytes
+
+
+class _WithoutMerges(yaml.SafeLoader):
+    """Makes dicts, lists, strings and numbers. A merge (`<<`) is a copy, of copies: a few lines would fill memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("it has merge keys (<<)")
 
 
 def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
@@ -98,14 +108,14 @@ def _attention(network: dict[str, Any]) -> str | None:
 def _vqgan_section(path: Path) -> tuple[str, dict[str, Any]]:
     """The target and the parameters of the VQ-GAN: the first stage, where the YAML describes a transformer too."""
     try:
-        with open_regular(path) as file:
-            content = yaml.safe_load(file.read().decode())
+        text = read_regular(path, LARGEST_YAML)
     except FileNotFoundError:
         raise MissingDataError(f"there is no {path}", "check the path, or leave --config out") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not YAML ({str(error).splitlines()[0]})", "give the YAML, or leave it out"
-        ) from None
+    try:
+        content = yaml.load(text.decode(), _WithoutMerges)
+    except Exception as error:  # what YAML calls a number or a date can raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is not YAML ({reason})", "give the YAML, or leave it out") from None
     sections = sorted(_sections(content, ""), key=lambda found: "first_stage" not in found[0])
     if not sections:
         raise InputError(
