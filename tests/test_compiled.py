@@ -187,6 +187,16 @@ def test_a_compiler_that_is_of_no_use_is_done_without(source, monkeypatch, compi
     assert reason in outcome.json["c_compiler"]
 
 
+def test_a_compiler_that_hangs_is_tried_once(source, monkeypatch):
+    write_compiler(source.parent / "bin", f"#!/bin/sh\necho >> {source.parent}/tried\nsleep 100\n")
+    monkeypatch.setattr(compiled, "LONGEST_RUN", 0.5)
+    other = source.with_name("other.c")
+    write(other, "a")
+    assert [combined(source), combined(other), combined(source)] == [None] * 3
+    assert len((source.parent / "tried").read_text().splitlines()) == 1
+    assert "did not end" in run_here("doctor", "--json").json["c_compiler"]
+
+
 def test_a_library_without_our_functions_is_done_without(source):
     """As a compiler makes that hides what it was not told to show."""
     real = shutil.which("cc", path=os.defpath)

@@ -33,6 +33,7 @@ LOAD = [sys.executable, "-I", "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1]
 FUNCTION = re.compile(r"^(?:void|long) (\w+)\(", re.MULTILINE)  # how those begin in a C file that are called from here
 ROOM = 2**20  # bytes, which a compiler's files need
 LONGEST_RUN = 60  # seconds; a compiler takes one or two
+hung: set[str] = set()  # programs that took longer, and are not tried again by this process
 
 
 def _once_per_source(make: Callable[[Path], ctypes.CDLL | None]) -> Callable[[Path], ctypes.CDLL | None]:
@@ -96,8 +97,11 @@ def _digest(data: bytes) -> str:
 def _run(command: list[str], result: Path | None = None) -> None:
     """Run a program, whose output goes nowhere, and which makes a file.
 
-    Raises OSError if it cannot be run, fails, does not end, or made nothing.
+    Raises OSError if it cannot be run, fails, does not end, now or before, or made nothing.
     """
+    unending = OSError(f"{command[0]} did not end in {LONGEST_RUN} seconds")
+    if command[0] in hung:
+        raise unending
     nowhere = subprocess.DEVNULL
     process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
     try:
@@ -107,7 +111,8 @@ def _run(command: list[str], result: Path | None = None) -> None:
             os.killpg(process.pid, signal.SIGKILL)  # what it started too: a compiler is several programs
         process.wait()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise OSError(f"{command[0]} did not end in {LONGEST_RUN} seconds") from None
+            hung.add(command[0])
+            raise unending from None
         raise
     if status:
         full = result is not None and shutil.disk_usage(result.parent).free < ROOM
