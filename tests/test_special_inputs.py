@@ -14,7 +14,7 @@ from tests.test_special_files import PUT, put_fifo
 from tests.test_training_run import TRAININGS
 from vqgpt.config.vqgan import VQGANConfig, VQGANOptions
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import SpecialFileError, read_regular
+from vqgpt.files import SpecialFileError, read_regular, write_atomically
 from vqgpt.vqgan.foreign_yaml import with_yaml
 
 pytestmark = pytest.mark.timeout(60)
@@ -111,6 +111,22 @@ def test_in_place_of_the_lists_of_celeba(tmp_path, put):
     put(tmp_path / "list_attr_celeba.txt")
     with pytest.raises(SpecialFileError, match="list_attr_celeba"):
         read("celeba", tmp_path)
+
+
+@pytest.mark.parametrize("put", PUT.values(), ids=PUT)
+def test_in_place_of_a_file_that_is_not_yet_whole(tmp_path, put):
+    put(tmp_path / ".x.partial")
+    write_atomically(tmp_path / "x", b"abc")
+    assert (tmp_path / "x").read_bytes() == b"abc"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_no_file_is_written_through_a_link_at_its_partial_name(tmp_path):
+    (tmp_path / "other").write_bytes(b"kept")
+    (tmp_path / ".x.partial").symlink_to("other")
+    write_atomically(tmp_path / "x", b"abc")
+    assert (tmp_path / "other").read_bytes() == b"kept"
+    assert not (tmp_path / "x").is_symlink()
 
 
 def test_a_file_is_read_up_to_a_bound(tmp_path):

@@ -128,8 +128,10 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path} is not a file", "give another path")
     make_folder(place.parent)
     temporary = partial_path(place)
+    if os.path.lexists(temporary):  # of a killed run; or it is a link, or a pipe
+        temporary.unlink()
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

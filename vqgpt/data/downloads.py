@@ -106,6 +106,7 @@ def fetch(file: RemoteFile, root: Path, report: Report) -> None:
     """Download one file. Raises OSError or HTTPException; what has arrived is kept for the next time."""
     target = place_of(root / file.path)
     partial = partial_path(target)
+    check_is_not_special(partial)
     target.parent.mkdir(parents=True, exist_ok=True)
     have = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(file.url, headers={"User-Agent": "vqgpt"})
