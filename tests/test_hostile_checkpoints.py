@@ -202,6 +202,8 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
         ({"x": entry(offsets=(4, 12))}, 12),
         ({"x": entry(), "y": entry()}, 8),
         ({"x": entry(offsets=(-8, 0))}, 8),
+        ({"x": entry(offsets=(0.0, 8.0))}, 8),
+        ({"x": entry(shape=(), dtype="U8", offsets=(False, True))}, 1),
         ({"x": entry(shape=[2**62, 2**62], offsets=(0, 8))}, 8),
         ({"x": entry(shape=[1] * 100 + [2])}, 8),
         ({"x": entry(shape=[2.0])}, 8),

@@ -59,6 +59,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor
 
 def _stored_tensor(path: Path, start: int, entry: Mapping[str, Any]) -> StoredTensor:
     first, last = entry["data_offsets"]
+    if type(first) is not int or type(last) is not int:
+        raise ValueError("a tensor that begins or ends in the middle of a byte")
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     if len(shape) > MOST_DIMENSIONS:
         raise ValueError(f"a tensor of {len(shape)} dimensions")
