@@ -119,6 +119,13 @@ def test_statistics_that_cannot_be(caches, statistics):
         read_manifest(path)
 
 
+@pytest.mark.parametrize("command", [["cache", "preview"], ["render"]])
+def test_images_larger_than_the_codes_make_are_refused_before_any_is_prepared(pipeline, command):
+    change(pipeline / "cache/digits.zarr", ("description", "image_size"), [65536, 65536])
+    outcome = run_here(*command, "cache/digits.zarr", "--out", "p.png", "-q")
+    assert_refused(outcome, 3, "65536 x 65536 pixels", "makes 16 x 16")
+
+
 @pytest.mark.parametrize(
     ("kind", "place", "value"),
     [

@@ -178,7 +178,10 @@ def check_ready(config: RenderConfig, description: Description, overwrite: bool)
 
 
 def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
-    """The VQ-GAN that a cache was made with. Raises InputError, with both fingerprints, if it is another or unknown."""
+    """The VQ-GAN that a cache was made with.
+
+    Raises InputError, with both fingerprints, if it is another or unknown, or if the cache lies about its images.
+    """
     if description.tokenizer_sha256 == UNKNOWN_TOKENIZER:
         raise InputError(
             "the tokens were imported without their VQ-GAN, so it is not known what decodes them",
@@ -192,6 +195,13 @@ def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
             f"the tokens were made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
             "give the VQ-GAN that made them, with --checkpoint-vae (and --remap, if tokenize had it), or tokenize and "
             "train again with this one",
+        )
+    made = tuple(side * model.config.downsampling for side in description.grid)
+    if made != description.image_size:  # images would be prepared at a size that the codes do not bound
+        raise InputError(
+            f"the tokens are said to be of images of {' x '.join(map(str, description.image_size))} pixels, and {path} "
+            f"makes {' x '.join(map(str, made))} of them",
+            "do not use what tells that; make it again",
         )
     return model
 
