@@ -3,7 +3,7 @@
 `FUZZ_SECONDS` is how long each test runs, `FUZZ_SEED` what it begins with. The path of a file that fails is told.
 """
 
-import json
+import functools
 import os
 import random
 import re
@@ -34,12 +34,18 @@ class TooSlow(BaseException):
 
 
 def fuzz(
-    name: str, bad: Path, data: bytes, changes: Sequence[Change], read: Callable[[Change], str], fewest: int = FEWEST
+    name: str,
+    bad: Path,
+    data: bytes,
+    changes: Sequence[Change],
+    read: Callable[[Change], str],
+    named: Path | None = None,
+    fewest: int = FEWEST,
 ) -> Counter[str]:
     """Write changed `data` to `bad` until the time is over. How many files were refused, or what `read` says they were.
 
-    `read` is told the change. What it raises must be InputError or MissingDataError, and name the file; it must be
-    quick, take little memory, and leave no file behind.
+    `read` is told the change. What it raises must be InputError or MissingDataError, and name the file, or `named` that
+    it belongs to; it must be quick, take little memory, and leave no file behind.
     """
     chance = random.Random(f"{SEED} {name}")
     outcomes: Counter[str] = Counter()
@@ -50,7 +56,7 @@ def fuzz(
         while outcomes.total() < fewest or time.monotonic() < start + SECONDS:
             change = chance.choice(changes)
             bad.write_bytes(change(data, chance))
-            said = str(bad)
+            said = str(named or bad)
             signal.alarm(SLOWEST)
             try:
                 outcome = read(change)
@@ -59,7 +65,7 @@ def fuzz(
             finally:
                 signal.alarm(0)
             outcomes[outcome] += 1
-            assert str(bad) in said, said
+            assert str(named or bad) in said, said
             assert peak_memory() - before < MOST_MEMORY
         assert {*bad.parent.rglob("*")} == files
     except BaseException:
@@ -111,11 +117,13 @@ ODD_VALUES = [
     {},
     {"a": {}},
     "x" * 9_999,
+    ["x"] * 9_999,
+    functools.reduce(lambda inner, _: [inner], range(100), []),
 ]
 
 
-def changed_values(content: Any, chance: random.Random, odd: Sequence[Any] = ODD_VALUES) -> Any:
-    """A copy of nested dicts and lists but for one value, which is another, gone, or there twice.
+def changed_values(content: Any, chance: random.Random) -> Any:
+    """A copy of nested dicts and lists but for one value, which is another, gone, elsewhere, or there twice.
 
     What is neither of the two, as a tensor, is kept as it is.
     """
@@ -125,14 +133,35 @@ def changed_values(content: Any, chance: random.Random, odd: Sequence[Any] = ODD
         place, key = node, chance.choice(list(node) if isinstance(node, dict) else range(len(node)))
         node = node[key]
     if place:
-        key = chance.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        if chance.random() < 0.1:
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        key, other = chance.choice(keys), chance.choice(keys)
+        act = chance.random()
+        if act < 0.1:
             del place[key]
-        elif isinstance(place, list) and chance.random() < 0.1:
+        elif act < 0.2:
+            place[key], place[other] = place[other], place[key]
+        elif act < 0.3 and isinstance(place, list):
             place.insert(key, place[key])
+        elif act < 0.3:
+            place[chance.choice(["", "x", "1", "-1", "../x", "\ud800", f"{key}."])] = place.pop(key)
+        elif act < 0.6:
+            place[key] = near(place[key], chance)
         else:
-            place[key] = chance.choice(odd)
+            place[key] = chance.choice(ODD_VALUES)
     return content
+
+
+def near(value: Any, chance: random.Random) -> Any:
+    """A value of the same kind that can hardly be told from a true one, or of a kind that is often taken for it."""
+    if isinstance(value, bool | None):
+        return chance.choice([True, False, 0, 1])
+    if isinstance(value, int | float):
+        return chance.choice([value + 1, value - 1, value * 2, -value, value * 10**6, str(value), [value]])
+    if isinstance(value, str):
+        return chance.choice([value * 2, value[:-1], value.upper(), f"{value}\n", f"{value}\0", [value], list(value)])
+    if isinstance(value, list):
+        return chance.choice([value[::-1], value * 2, value[:1] * 1_000, [value], dict(enumerate(map(str, value)))])
+    return [value]
 
 
 def copied(node: Any) -> Any:
@@ -198,15 +227,3 @@ def parsed(layout: str) -> list[tuple[str, int]]:
             found.append((char, int(times or 1)))
             times = ""
     return found
-
-
-def has_key_twice(text: str, chance: random.Random) -> str:
-    """JSON of a key a line, in which one of them stands twice: first with another value."""
-    lines = text.splitlines(keepends=True)
-    keyed = [number for number, line in enumerate(lines) if '": ' in line]
-    if not keyed:
-        return text
-    number = chance.choice(keyed)
-    key = lines[number].partition('": ')[0]
-    lines.insert(number, f'{key}": {json.dumps(chance.choice(ODD_VALUES))},\n')
-    return "".join(lines)
