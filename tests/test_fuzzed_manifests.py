@@ -11,7 +11,7 @@ import random
 import pytest
 
 from tests.conftest import run_here
-from tests.fuzzing import ODD_VALUES, REFUSED, SECONDS, changed_bytes, changed_values, fuzz
+from tests.fuzzing import ODD_VALUES, REFUSED, SECONDS, SEED, changed_bytes, changed_values, fuzz
 from tests.test_hostile_caches import message_of
 from tests.test_lying_manifests import write_each_kind
 from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
@@ -95,7 +95,7 @@ def caches(tmp_path_factory):
 def test_a_changed_manifest_is_used_or_refused(caches, kind):
     path = caches / f"{kind}.zarr"
     root = path / "zarr.json"
-    original, chance = root.read_bytes(), random.Random(kind)
+    original, chance = root.read_bytes(), random.Random(f"{SEED} uses of {kind}")
 
     def outcome(change):
         manifest = read_manifest(path)
@@ -132,7 +132,7 @@ COMMANDS = [
 @pytest.mark.parametrize("origin", ["encoded", "sampled"])
 def test_no_changed_manifest_ends_a_command_with_an_unexpected_error(pipeline, origin):
     (path,) = (path for path in pipeline.rglob("*.zarr") if read_manifest(path).description.origin == origin)
-    chance = random.Random(origin)
+    chance = random.Random(f"{SEED} commands on {origin}")
 
     def outcome(change):
         for command in chance.sample(COMMANDS, 2):
