@@ -11,7 +11,7 @@ LARGEST_NUMBER = 128  # bits
 
 
 def check_plain(content: Any) -> None:
-    """Raise ValueError, saying what there is, for more values, or deeper ones, than a checkpoint has.
+    """Raise ValueError, saying what there is, for more values, or deeper ones, than a checkpoint or a manifest has.
 
     Also for numbers that do not fit elsewhere, and for strings that cannot be written as UTF-8.
     """

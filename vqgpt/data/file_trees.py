@@ -8,7 +8,6 @@ threads.
 import os
 import posixpath
 import stat
-import tarfile
 import weakref
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 
 from vqgpt.data.decoding import BrokenImageError, is_image_name
+from vqgpt.data.tar_members import BLOCK, LONGEST_PATH, DamagedTarError, is_tar, tar_members
 from vqgpt.errors import InputError, MissingDataError, printable
 from vqgpt.files import open_regular, read_regular
 from vqgpt.progress import Notice, Report
@@ -53,7 +53,9 @@ NOWHERE = "links that lead to nothing that can be read"
 NO_FILE = "links that lead to no file in the archive"
 SPECIAL = "neither files nor folders"
 MOST_LINKS = 40  # from one to the next, as Linux has it
-LONGEST_TARGET = 4096  # bytes of the path that a link is, as Linux has it
+DEEPEST = 64  # folders inside one another in an archive: each of them has a name of its own, as long as the path to it
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"]\0\0\x80")  # how files of gzip, bzip2, xz and lzma begin
+UNPACKED_IN_PARTS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python unpacks 4 kB of bzip2 to gigabytes at once
 
 MemberT = TypeVar("MemberT")
 
@@ -78,19 +80,24 @@ class FileTree(Protocol):
 
 
 def open_tree(path: Path) -> FileTree:
-    """The files below a folder, or in a zip or tar file. Raises MissingDataError or InputError if it is neither."""
+    """The files below a folder, or in a zip or tar file. Raises MissingDataError, or InputError if it is neither."""
     if path.is_dir():
         return Folder(path)
     if not path.exists():
         raise MissingDataError(f"there is no {path}", "give the folder, zip or tar file of the images")
-    open_regular(path).close()  # what is no file is waited for, or never ends
+    with open_regular(path) as file:
+        beginning = file.read(BLOCK)
     try:
         if zipfile.is_zipfile(path):
             return ZipFile(path)
-        if tarfile.is_tarfile(path):
+        if is_tar(beginning) or beginning.startswith(COMPRESSED):
             return TarFile(path)
-    except (zipfile.BadZipFile, tarfile.TarError, ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged ({error})", "fetch or pack it again") from None
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive can make Python raise anything
+        raise InputError(
+            f"{path} is damaged ({str(error) or type(error).__name__})", "fetch or pack it again"
+        ) from None
     raise InputError(f"{path} is neither a folder nor a zip or tar file", "give one of these")
 
 
@@ -159,6 +166,8 @@ class ZipFile:
         self.zip = zipfile.ZipFile(path)
         if any(info.flag_bits & ENCRYPTED for info in self.zip.infolist()):
             raise InputError(f"{path} is encrypted", "unpack it, and give the folder")
+        if any(info.compress_type not in UNPACKED_IN_PARTS for info in self.zip.infolist()):
+            raise InputError(f"{path} is not compressed by deflate, as zip files are", "unpack it, and give the folder")
         self.members, self.folders, self.left_out = _members(self._index())
         self.sizes = {name: info.file_size for name, info in self.members.items()}
 
@@ -170,18 +179,26 @@ class ZipFile:
                 yield name, info
                 continue
             try:
-                target = self.zip.read(info).decode() if info.file_size <= LONGEST_TARGET else ""
-            except Exception:  # each kind of compression has errors of its own
+                target = self._unpacked(info).decode() if info.file_size <= LONGEST_PATH else ""
+            except Exception:  # a damaged archive can make Python raise anything
                 target = ""
             yield name, _link(name, target)
 
     def read(self, name: str) -> bytes:
-        """A member's bytes, as many as the directory of the archive says, at most."""
+        """A member's bytes."""
         check_size(self, name)
         try:
-            return self.zip.read(self.members[name])
-        except Exception as error:  # each kind of compression has errors of its own
+            data = self._unpacked(self.members[name])
+        except Exception as error:  # a damaged archive can make Python raise anything
             raise BrokenImageError(f"it cannot be unpacked: {error}") from None
+        if len(data) < self.sizes[name]:
+            raise BrokenImageError(f"it unpacks to {len(data)} bytes instead of {self.sizes[name]}")
+        return data
+
+    def _unpacked(self, info: zipfile.ZipInfo) -> bytes:
+        """As many bytes as the directory says, at most: no more are unpacked, whatever is packed there."""
+        with self.zip.open(info) as file:
+            return file.read(info.file_size)
 
 
 class TarFile:
@@ -189,45 +206,43 @@ class TarFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open(path, "rb") as file:
-            self.places, self.folders, self.left_out = _members(self._index(file, 0, ""))
+        with open_regular(path) as file:
+            self.length = file.seek(0, os.SEEK_END)
+            self.places, self.folders, self.left_out = _members(self._index(file, 0, self.length, ""))
         self.descriptor = os.open(path, os.O_RDONLY)  # for reads from several threads, each at its own place
         weakref.finalize(self, os.close, self.descriptor)
         self.sizes = {name: size for name, (_, size) in self.places.items()}
 
-    def _index(self, file: BinaryIO, start: int, prefix: str) -> Iterator[tuple[str, tuple[int, int] | Link | str]]:
+    def _index(
+        self, file: BinaryIO, start: int, stop: int, prefix: str
+    ) -> Iterator[tuple[str, tuple[int, int] | Link | str]]:
         """Name of each member, with place and size, or the reason why it is left out; that of a folder ends in /."""
-        file.seek(start)
         try:
-            members = list(tarfile.TarFile(fileobj=file))
-        except tarfile.ReadError:
-            compressed = f"{self.path / prefix} is compressed or damaged"
-            raise InputError(compressed, "unpack it, and give the folder") from None
-        for member in members:
-            hidden = any(map(is_hidden, _plain(member.name).split("/")))
-            if member.isfile() and member.name.endswith(".tar") and not prefix and not hidden:
-                inner = member.name.removesuffix(".tar") + "/"
-                yield inner, ""
-                yield from self._index(file, member.offset_data, inner)
-            elif member.isdir():
-                yield f"{prefix}{member.name}/", ""
-            elif member.issym():
-                yield prefix + member.name, _link(prefix + member.name, member.linkname)
-            elif member.islnk():
-                yield prefix + member.name, Link(prefix + member.linkname)
-            elif member.isfile():
-                yield prefix + member.name, (member.offset_data, member.size)
-            else:
-                yield prefix + member.name, SPECIAL
+            for name, kind, target, place, size in tar_members(file, start, stop):
+                hidden = any(map(is_hidden, _plain(name).split("/")))
+                if kind == "file" and name.endswith(".tar") and not prefix and not hidden:
+                    inner = name.removesuffix(".tar") + "/"
+                    yield inner, ""
+                    yield from self._index(file, place, min(place + size, stop), inner)
+                elif kind == "folder":
+                    yield f"{prefix}{name}/", ""
+                elif kind == "link":
+                    yield prefix + name, _link(prefix + name, target)
+                elif kind == "hard link":
+                    yield prefix + name, Link(prefix + target)
+                else:
+                    yield prefix + name, (place, size) if kind == "file" else SPECIAL
+        except DamagedTarError as error:
+            fault = f"{self.path / prefix} is compressed or damaged ({error})"
+            raise InputError(fault, "unpack it, and give the folder") from None
 
     def read(self, name: str) -> bytes:
         """A member's bytes."""
         check_size(self, name)
         start, size = self.places[name]
-        data = os.pread(self.descriptor, size, start)
-        if len(data) < size:
+        if start + size > self.length:
             raise BrokenImageError("the archive ends in the middle of it")
-        return data
+        return os.pread(self.descriptor, size, start)
 
 
 def check_size(tree: FileTree, name: str) -> None:
@@ -244,12 +259,17 @@ def _link(name: str, target: str) -> Link | str:
 def _members(
     found: Iterable[tuple[str, MemberT | Link | str]],
 ) -> tuple[dict[str, MemberT], set[str], dict[str, str]]:
-    """Of an archive: its files in the order of their names, its folders, and what is left out, with the reason."""
+    """Of an archive: its files in the order of their names, its folders, and what is left out, with the reason.
+
+    Raises ValueError for a name that is too long, or too deep.
+    """
     everything: dict[str, MemberT | Link | str] = {}
     shown: set[str] = set()
     folders: set[str] = set()
     left_out: dict[str, str] = {}
     for stored_name, member in found:
+        if len(stored_name) > LONGEST_PATH or stored_name.count("/") > DEEPEST:
+            raise ValueError(f"there is a name of {len(stored_name)} characters, {DEEPEST} folders deep or more")
         name, is_folder = _plain(stored_name), stored_name.endswith("/")
         if not name:
             continue

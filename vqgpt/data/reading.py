@@ -56,7 +56,10 @@ def read_dataset(dataset: Dataset, options: ImageOptions, size: int, report: Rep
         found = check_images(found, options.on_error == "skip", options.workers, report)
     if options.val_split is not None or not {"val", "test"} & set(splits):
         others = {name: split for name, split in found.splits.items() if name != "train"}
-        train, val = hold_out(found.splits["train"], options.val_split or SHARE_HELD_OUT)
+        try:
+            train, val = hold_out(found.splits["train"], options.val_split or SHARE_HELD_OUT)
+        except InputError as error:
+            raise InputError(f"{dataset.name} in {options.root}: {error.message}", error.hint) from None
         found = replace(found, splits={"train": train, "val": val, **others})
     _tell_of_unseen(found, report)
     return found
@@ -98,7 +101,9 @@ def _check_splits(
     """Raise InputError for a split without images or with impossible labels; tell if it is not of its usual size."""
     for name, split in splits.items():
         if not len(split):
-            raise InputError(f"split {name} of {dataset.name} has no images", "check the folder given by --data-root")
+            raise InputError(
+                f"split {name} of {dataset.name} in {root} has no images", "check the folder given by --data-root"
+            )
         bits = dataset.label_kind == "bits"
         sound = split.labels.shape[1:] == (len(class_names),) if bits else split.labels.ndim == 1
         if not sound or split.labels.min() < -1 or split.labels.max() >= (2 if bits else len(class_names)):

@@ -163,7 +163,7 @@ def source_images(
     if tokens.source_index.min() < 0:
         report(Notice(text="the imported file does not say which image is which: the decoded rows are shown alone"))
         return None
-    made_by = tokenize_config(None, description, config.sources)
+    made_by = tokenize_config(config.cache, description, config.sources)
     dataset, options, size = find_dataset(description.dataset), made_by.images, description.image_size[0]
     found = None
     if at_hand(dataset, options):

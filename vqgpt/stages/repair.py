@@ -54,11 +54,12 @@ def run(config: VerifyConfig, report: Report) -> None:
 
 
 def tokenize_config(
-    cache: CachePath | None, description: Description, sources: SourceOptions, batch_size: int | None = None
+    cache: CachePath, description: Description, sources: SourceOptions, batch_size: int | None = None
 ) -> TokenizeConfig:
     """The `vqgpt tokenize` that makes the cache which `description` describes; None for what does not matter."""
     return _as_recorded(
         TokenizeConfig,
+        cache,
         {
             "dataset": description.dataset,
             "data_root": sources.data_root,
@@ -90,6 +91,7 @@ def sample_config(config: VerifyConfig, description: Description) -> SampleConfi
     drawn = {"seed", *(item.name for item in fields(SamplingOptions))}
     return _as_recorded(
         SampleConfig,
+        config.cache,
         {
             **{name: value for name, value in description.sampling.items() if name in drawn},
             "dataset": description.dataset,
@@ -104,12 +106,12 @@ def sample_config(config: VerifyConfig, description: Description) -> SampleConfi
     )
 
 
-def _as_recorded(config_class: type[ConfigT], recorded: dict[str, Any]) -> ConfigT:
-    """The configuration of the command that made a cache. Raises InputError if no command can have had it."""
+def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[str, Any]) -> ConfigT:
+    """The configuration of the command that made `cache`. Raises InputError if no command can have had it."""
     try:
         return resolve(config_class, recorded)
     except (UsageError, OverflowError) as error:
-        raise InputError(f"no vqgpt made the cache with what it records: {error}", "make it again") from None
+        raise InputError(f"no vqgpt made {cache} with what it records: {error}", "make it again") from None
 
 
 def recorded_prompts(description: Description) -> Prompts | None:

@@ -12,6 +12,7 @@ from typing import Any
 from vqgpt.config.options import from_json
 from vqgpt.errors import InputError, UsageError
 from vqgpt.files import canonical_json, sha256
+from vqgpt.plain_values import check_plain
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest
 from vqgpt.tokens.soundness import description_fault, manifest_fault
 
@@ -54,6 +55,7 @@ def from_document(data: bytes, source: str) -> Manifest:
     )
     try:
         body = dict(json.loads(data)["attributes"][ATTRIBUTE])
+        check_plain(body)
         version, digest = body["format_version"], body.pop("digest")
         holds = sha256(canonical_json(body)) == digest
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -17,6 +17,7 @@ LARGEST_METADATA = 2**20  # bytes
 LARGEST_SIDE = 2**16  # pixels, channels
 LONGEST_TEXT = 2**12  # characters of a name
 MOST_NAMES = 2**20
+MOST_SPLITS = 100
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -45,8 +46,8 @@ def description_fault(description: Description) -> str:
         or any(split.rows < 0 for split in description.splits)
     ):
         return "impossible sizes"
-    if not description.views or len(set(names)) < len(names):
-        return "no views, or two splits of one name"
+    if not description.views or len(set(names)) < len(names) or len(names) > MOST_SPLITS:
+        return "no views, too many splits, or two of one name"
     if max(map(len, texts)) > LONGEST_TEXT or len(description.class_names) > MOST_NAMES:
         return "names that are too long, or too many"
     if description.val_split is not None and not 0 < description.val_split < 1:
