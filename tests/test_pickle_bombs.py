@@ -137,7 +137,9 @@ def test_a_storage_of_another_length_than_is_told_is_refused(tmp_path, zipped, c
 
 def test_a_storage_that_many_tensors_share_is_no_larger_for_it(tmp_path):
     shared = torch.zeros(2**18)
-    state = {"identity": {}, "state": {"step": 1, "training": {f"{index}": shared for index in range(200)}}}
+    progress = {"step": 1, "ended": False, "losses": [], "best": 0.0, "worse": 0}
+    training = {f"{index}": shared for index in range(200)}
+    state = {"identity": {}, "state": {**progress, "training": training}}
     torch.save({"format": "vqgpt checkpoint", "version": 1, "kind": "gpt training", **state}, tmp_path / "x.pt")
     with pytest.raises(InputError, match="larger than the file"):
         load_checkpoint(tmp_path / "x.pt", "gpt training", "")

@@ -81,6 +81,11 @@ DAMAGE = {"truncated": lambda data: data[: len(data) // 2], "empty": lambda data
 def test_the_newest_valid_state_wins(here, damage):
     notices = []
 
+    def state(step):
+        weights = torch.full((5000,), float(step))
+        progress = {"step": step, "ended": False, "losses": [], "best": 0.0, "worse": 0}
+        return {**progress, "training": {"weights": weights}}
+
     def open_run():
         return TrainingRun(Path("x/vqgan.pt"), "vqgan", {"seed": 1}, False, notices.append)
 
@@ -90,7 +95,7 @@ def test_the_newest_valid_state_wins(here, damage):
 
     with open_run() as run:
         for step in (1, 2, 3):
-            run.save({"step": step, "weights": torch.full((5000,), float(step))})
+            run.save(state(step))
     assert step_to_continue_from() == 3
     assert not notices
     newest = Path("x/vqgan.unfinished.pt")
@@ -98,7 +103,7 @@ def test_the_newest_valid_state_wins(here, damage):
     with open_run() as again:
         assert again.state["step"] == 2
         assert "x/vqgan.unfinished.pt" in notices[0].text
-        again.save({"step": 3, "weights": torch.zeros(1)})
+        again.save(state(3))
     assert step_to_continue_from() == 3  # and the state before it is still whole:
     newest.write_bytes(b"")
     assert step_to_continue_from() == 2
