@@ -265,6 +265,7 @@ def test_a_vqgan_that_cannot_be_is_refused_by_name(pipeline, field, value):
         lambda content: content["state"].pop("training"),
         lambda content: content["state"].update(unvalidated=3),
         lambda content: content["state"].update(unvalidated={"loss": 1.0}),
+        lambda content: content["state"].update(unvalidated={"step": 2, "loss": 1.0}),
         lambda content: content["state"].update(unvalidated={"step": 1, "loss": []}),
     ],
 )

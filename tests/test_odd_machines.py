@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import OTHER_VQGAN, Outcome, assert_refused, run_here
+from vqgpt import launch
 from vqgpt.cli.commands import explain
 from vqgpt.launch import device_number
 
@@ -37,6 +38,14 @@ def test_variables_of_torchrun_that_make_no_sense_are_named(here, monkeypatch, v
         else:
             monkeypatch.setenv(name, text)
     assert_refused(run_here(*TRAIN), 2, named, "torchrun")
+
+
+@pytest.mark.parametrize("address", ["no.such.host.invalid", "a..b", "x" * 100])
+def test_an_address_that_cannot_be_resolved_is_named(here, monkeypatch, address):
+    monkeypatch.setattr(launch, "SECONDS_TO_RESOLVE", 0.0)
+    for name, text in {**TOGETHER, "MASTER_ADDR": address}.items():
+        monkeypatch.setenv(name, text)
+    assert_refused(run_here(*TRAIN), 2, f"MASTER_ADDR={address} cannot be resolved", "torchrun")
 
 
 def test_a_process_whose_device_is_not_there_is_told(monkeypatch):

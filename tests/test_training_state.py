@@ -1,5 +1,6 @@
 """An unfinished training of the right settings whose state is another's, or was made by hand: refused by name."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -113,3 +114,27 @@ def test_a_state_that_does_not_fit_is_refused_by_name(unfinished, kind, change):
     outcome = unfinished(kind, lambda state: change(state["training"]))
     assert_refused(outcome, 3, f"{kind}.unfinished.pt is not of this training", "give --overwrite to start anew")
     assert Path(f"{kind}.unfinished.pt").exists()
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_a_step_beyond_the_last_is_not_of_this_training(unfinished, kind):
+    outcome = unfinished(kind, lambda state: state.update(step=10**6, unvalidated=None))
+    assert_refused(outcome, 3, f"{kind}.unfinished.pt is not of this training", "1000000 steps of")
+    assert not Path(f"{kind}.pt").exists()
+
+
+def first_loss(metrics, kind):
+    lines = map(json.loads, metrics.read_text().splitlines())
+    return next(line["loss"] for line in lines if line["stage"] == kind)
+
+
+@pytest.mark.parametrize("optimizer", [("gpt", "muon"), ("vqgan", "the discriminator's")])
+def test_overwrite_starts_anew_with_nothing_of_a_state_that_does_not_fit(unfinished, stopped, here, optimizer):
+    kind, _ = optimizer  # the last of its optimisers, so that all else could be loaded
+    outcome = unfinished(kind, lambda state: MOMENTS["a moment that is gone"](OPTIMIZERS[optimizer](state["training"])))
+    assert outcome.code == 3
+    process = fork_command(*TRAININGS[kind], "--out", f"{kind}.pt", "--overwrite", cwd=here)
+    wait_for(lambda: Path("metrics.jsonl").exists() and Path("metrics.jsonl").read_text().count("\n"), process)
+    process.send_signal(signal.SIGTERM)
+    assert "are saved in" in process.communicate(timeout=60)[1]
+    assert first_loss(Path("metrics.jsonl"), kind) == first_loss(stopped / "metrics.jsonl", kind)

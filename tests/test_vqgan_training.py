@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import os
 import warnings
 
 import pytest
@@ -254,6 +255,16 @@ def test_without_the_weights_of_vgg16_the_error_says_what_to_do(here, monkeypatc
     place = str(here / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth")
     assert_refused(outcome, 4, "VGG16", place, "https://", "--perceptual-weight 0")
     assert not (here / "runs").exists()
+
+
+@pytest.mark.timeout(60)
+@needs_lpips
+def test_a_pipe_in_place_of_the_weights_of_vgg16_is_not_waited_for(here, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(here))
+    (here / "hub/checkpoints").mkdir(parents=True)
+    os.mkfifo(here / "hub/checkpoints/vgg16-397923af.pth")
+    outcome = run_here("vqgan", "train", "--dataset", "digits", "--perceptual-weight", "0.5", "--size", "16")
+    assert_refused(outcome, 3, "vgg16-397923af.pth is a pipe")
 
 
 def refuse_to_download(*_arguments, **_named):

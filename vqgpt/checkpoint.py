@@ -240,8 +240,10 @@ def _wrong_in_state(state: dict[str, Any]) -> list[str]:
         wrong = ["step"]
     if not wrong and not _are_numbers(state.get("losses", [])):
         wrong = ["losses"]
-    record = state.get("unvalidated") or {"step": 0}
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int) or not _are_numbers(record.values()):
+    record = state.get("unvalidated")  # of the epoch that ended with this step
+    if record and not (
+        isinstance(record, dict) and record.get("step") == state.get("step") and _are_numbers(record.values())
+    ):
         wrong.append("unvalidated")
     return wrong
 

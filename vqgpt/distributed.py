@@ -17,7 +17,7 @@ from torch import distributed as dist
 
 from vqgpt.errors import UsageError, VQGPTError
 from vqgpt.interrupt import StopRequest, cut_short_on_signals
-from vqgpt.launch import device_number, process_rank, processes
+from vqgpt.launch import device_number, process_rank, processes, wait_for_address
 
 WAIT = timedelta(minutes=30)  # for the slowest rank, before the others give up
 CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe")  # in what gloo says of a process that has ended
@@ -45,6 +45,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         yield device
         return
     process_rank()  # which checks what the processes need to meet
+    wait_for_address()
     if str(device) == "cuda":
         device = torch.device("cuda", device_number(torch.cuda.device_count()))
         torch.cuda.set_device(device)

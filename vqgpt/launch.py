@@ -5,9 +5,12 @@ Must not import torch.
 
 import os
 import re
+import socket
+import time
 
 from vqgpt.errors import UsageError
 
+SECONDS_TO_RESOLVE = 60.0  # a cluster may make the name known while its processes start
 REMEDY = "unset it to run alone, or start several processes with torchrun"
 
 
@@ -29,6 +32,24 @@ def process_rank() -> int:
         if _number("MASTER_PORT", alone=None) >= 2**16:
             raise UsageError(f"MASTER_PORT={os.environ['MASTER_PORT']} is no port", REMEDY)
     return rank
+
+
+def wait_for_address() -> None:
+    """Return once MASTER_ADDR can be resolved; torch would try for as long as processes wait for each other.
+
+    Raises UsageError if it cannot be in a minute.
+    """
+    address, end = os.environ["MASTER_ADDR"], time.monotonic() + SECONDS_TO_RESOLVE
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() >= end:
+                raise UsageError(
+                    f"MASTER_ADDR={address} cannot be resolved ({error})", "check the name, or use torchrun"
+                ) from None
+        time.sleep(min(1.0, SECONDS_TO_RESOLVE))
 
 
 def device_number(devices: int) -> int:

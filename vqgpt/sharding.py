@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.distributed import rank
-from vqgpt.training_state import check_optimizer
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -71,13 +70,11 @@ def load_whole(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     network.load_state_dict({name: part_of(value, own[name]) for name, value in weights.items()})
 
 
-def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Any, names: tuple[str, ...], place: str) -> None:
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Give an optimiser of weights, cut or not, the state that `whole(optimizer.state_dict())` was.
 
-    It keeps its own settings. `names` are of what it keeps for each parameter. Raises StateMisfitError, with `place`,
-    for a state that is not of these weights.
+    It keeps its own settings.
     """
-    check_optimizer(state, optimizer, names, place)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def parts(of_parameter: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:

@@ -11,11 +11,10 @@ from typing import Any, NoReturn, Protocol
 from torch import Tensor
 
 from vqgpt.distributed import cut_short_when_alone, largest_over_ranks, of_main, world_size
-from vqgpt.errors import InputError
 from vqgpt.interrupt import CutShort, StopRequest
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.schedule import Schedule, Step, check_finite
-from vqgpt.training_run import START_ANEW, TrainingRun
+from vqgpt.training_run import TrainingRun
 from vqgpt.training_state import StateMisfitError
 
 CHECKED = {"loss": "loss", "gradient_norm": "norm of the gradient"}
@@ -50,7 +49,7 @@ class Training(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state. Raises StateMisfitError if it is not of this training."""
+        """Go back to a state. Raises StateMisfitError, and changes nothing, if it is not of this training."""
         ...
 
 
@@ -72,7 +71,7 @@ def run_training(
 
     `content(figures)` is the finished checkpoint as the training stands; the one of the highest `score(figures)` is
     kept beside the last one. Returns the figures of the last validation. Raises NonFiniteError, InputError if the state
-    to continue from is not of this training, and InterruptedRun once the state is saved.
+    to continue from is not of this training and may not be replaced, and InterruptedRun once the state is saved.
 
     Several ranks go the same way at every branch: each is taken on what all of them know, and never on what one rank
     alone has heard or computed.
@@ -113,12 +112,15 @@ def run_training(
         save(record["step"])
 
     if run.state:
-        first_step, losses = run.state["step"], run.state["losses"]
-        best, worse = run.state["best"], run.state["worse"]  # validations since the best one
         try:
+            if run.state["step"] > schedule.num_steps:
+                raise StateMisfitError(f"it has done {run.state['step']} steps of {schedule.num_steps}")
             training.load_state_dict(run.state["training"])
         except StateMisfitError as error:
-            raise InputError(f"{run.unfinished} is not of this training: {error}", START_ANEW) from None
+            run.begin_anew(str(error))
+    if run.state:
+        first_step, losses = run.state["step"], run.state["losses"]
+        best, worse = run.state["best"], run.state["worse"]  # validations since the best one
         report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
         if run.state.get("unvalidated"):
             validate(run.state["unvalidated"])

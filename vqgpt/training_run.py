@@ -128,6 +128,14 @@ class TrainingRun:
             self.save(BEGUN)
         self._keep_metrics_up_to(state["step"] if state else 0)
 
+    def begin_anew(self, misfit: str) -> None:
+        """Give up a state that is not of this training, as `overwrite` asks for. Raises InputError if it does not."""
+        if not self.overwrite:
+            raise InputError(f"{self.unfinished} is not of this training: {misfit}", START_ANEW)
+        self.state = None
+        if self.writes:
+            self._begin(None)
+
     def _check_all_found_it(self) -> None:
         """Raise InputError on a rank that has another state than the main process, from a disk of its own."""
         step = self.state["step"] if self.state else 0

@@ -13,7 +13,7 @@ from vqgpt.config.gpt import GPTTrainingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import OF_MUON, Muon
 from vqgpt.sharding import is_part, load_whole_optimizer
-from vqgpt.training_state import OF_ADAM, StateMisfitError
+from vqgpt.training_state import OF_ADAM, StateMisfitError, check_optimizer
 
 
 class Optimizer:
@@ -69,9 +69,11 @@ class Optimizer:
         return {"parts": [optimizer.state_dict() for optimizer in self._optimizers()]}
 
     def load_state_dict(self, state: Any) -> None:
-        """Restore what `state_dict` gave. Raises StateMisfitError if it is not of this model."""
+        """Restore what `state_dict` gave. Raises StateMisfitError, and changes nothing, if it is not of this model."""
         parts = state.get("parts") if isinstance(state, dict) else None
         if not isinstance(parts, list) or len(parts) != len(self._optimizers()):
             raise StateMisfitError("optimizer is of another kind")
         for optimizer, part in zip(self._optimizers(), parts, strict=True):
-            load_whole_optimizer(optimizer, part, OF_MUON if optimizer is self.muon else OF_ADAM, "optimizer")
+            check_optimizer(part, optimizer, OF_MUON if optimizer is self.muon else OF_ADAM, "optimizer")
+        for optimizer, part in zip(self._optimizers(), parts, strict=True):
+            load_whole_optimizer(optimizer, part)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import DISK_FULL
+from vqgpt.files import DISK_FULL, check_is_not_special
 from vqgpt.progress import Notice, Report
 from vqgpt.torchvision_import import import_torchvision
 
@@ -106,6 +106,7 @@ def _vgg16_weights(report: Report) -> dict[str, Tensor]:
         raise MissingDataError(
             "there is no home folder to keep the weights of VGG16 in", f"set HOME or TORCH_HOME, or {WITHOUT}"
         )
+    check_is_not_special(place)  # torch would wait for it
     if not place.exists():
         report(Notice(text=f"downloading the weights of VGG16 to {place} (about 530 MB)"))
     try:

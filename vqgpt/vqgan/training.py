@@ -26,7 +26,7 @@ from vqgpt.pixels import images_per_pass, to_unit_range
 from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
 from vqgpt.schedule import Schedule, Step, check_finite
 from vqgpt.sharding import load_whole_optimizer
-from vqgpt.training_state import OF_ADAM, check_alike
+from vqgpt.training_state import OF_ADAM, check_alike, check_optimizer
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
 from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from vqgpt.vqgan.metrics import figures_of, reconstruct
@@ -259,7 +259,9 @@ class VQGANTraining:
         besides = {name: part for name, part in state.items() if name not in optimizers}
         check_alike(besides, self._besides_optimizers(), "its state")
         for name, optimizer in optimizers.items():
-            load_whole_optimizer(optimizer, state.get(name), OF_ADAM, name)
+            check_optimizer(state.get(name), optimizer, OF_ADAM, name)
+        for name, optimizer in optimizers.items():
+            load_whole_optimizer(optimizer, state[name])
         self.model.load_state_dict(state["model"])
         self.epoch_counts.copy_(state["epoch_counts"])
         if self.codebook:
