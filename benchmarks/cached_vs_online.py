@@ -18,27 +18,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.checkpoint import save_checkpoint
-from vqgpt.config.commands import TokenizeConfig
-from vqgpt.config.datasets import find_dataset
-from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
-from vqgpt.config.options import resolve
-from vqgpt.config.preprocessing import Preprocessing
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions
+from vqgpt.api import tokenize
+from vqgpt.api.options import TokenizeConfig
+from vqgpt.api.tokenize import encode_batch
+from vqgpt.api.train import load_sequences
 from vqgpt.data.preparing import load_tensor
+from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
+from vqgpt.data.table import find_dataset
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
-from vqgpt.memory import keep_memory_pages
+from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
-from vqgpt.runtime import resolve_precision, select_device
-from vqgpt.schedule import Schedule
-from vqgpt.stages import tokenize
-from vqgpt.stages.tokenize import encode_batch
-from vqgpt.stages.train_gpt import load_sequences
+from vqgpt.runtime.device import resolve_precision, select_device
+from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache
+from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan, vqgan_content
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
 
 SIZE = 32
 ENCODED_AT_ONCE = 64

@@ -17,20 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.config.commands import ImageOptions
-from vqgpt.config.datasets import find_dataset
-from vqgpt.config.options import resolve
-from vqgpt.config.preprocessing import Preprocessing, PreprocessingOptions
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.data.decoding import is_image_name
 from vqgpt.data.file_trees import open_tree
 from vqgpt.data.images import FileImages, ImageSplit
+from vqgpt.data.options import ImageOptions
 from vqgpt.data.preparing import load_tensor
+from vqgpt.data.preprocessing import Preprocessing, PreprocessingOptions
 from vqgpt.data.reading import read_dataset
-from vqgpt.memory import keep_memory_pages
+from vqgpt.data.table import find_dataset
+from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
-from vqgpt.schedule import Schedule
+from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.training import VQGANTraining
 
 SIZE = 32

@@ -18,17 +18,17 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
-from vqgpt.code_statistics import code_statistics
-from vqgpt.config.commands import ImageOptions
-from vqgpt.config.datasets import find_dataset
-from vqgpt.config.options import resolve
-from vqgpt.config.places import cache_path, gpt_path, vqgan_path
-from vqgpt.config.preprocessing import Preprocessing
+from vqgpt.api.render import decode
+from vqgpt.data.options import ImageOptions
 from vqgpt.data.preparing import load_tensor
+from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
+from vqgpt.data.table import find_dataset
+from vqgpt.options.definition import resolve
+from vqgpt.options.places import cache_path, gpt_path, vqgan_path
 from vqgpt.progress import silent
-from vqgpt.stages.render import decode
 from vqgpt.tokens import TokenCache
+from vqgpt.tokens.statistics import code_statistics
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import figures_of, reconstruct
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import torch
 
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions
-from vqgpt.memory import keep_memory_pages
+from vqgpt.runtime.memory import keep_memory_pages
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
 
 ROUNDS = 3
 BATCH = 64

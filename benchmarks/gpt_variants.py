@@ -22,14 +22,14 @@ from typing import Any, Literal
 
 import torch
 
-from vqgpt.config.datasets import held_out_split
-from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions, Order
+from vqgpt.api.train import load_sequences
+from vqgpt.data.table import held_out_split
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, Order
 from vqgpt.gpt.training import GPTTraining, held_out_figures
-from vqgpt.memory import keep_memory_pages
-from vqgpt.schedule import Schedule
-from vqgpt.stages.train_gpt import load_sequences
+from vqgpt.runtime.memory import keep_memory_pages
 from vqgpt.tokens import TokenCache
+from vqgpt.training.schedule import Schedule
 
 Record = dict[str, Any]
 Kind = tuple[Literal["gpt2", "llama"], Literal["adamw", "muon"]]  # architecture and optimiser

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from train_step import SHAPES, flops_per_token, loop, new_training, seconds
 
-from vqgpt.runtime import autocast, select_device
+from vqgpt.runtime.device import autocast, select_device
 
 PRECISION = "bf16"
 MATRIX_SIDE = {"cuda": 8192, "cpu": 1024}

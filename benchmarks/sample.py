@@ -20,11 +20,11 @@ import torch
 from peers import peers
 from torch import nn
 
-from vqgpt.config.gpt import Condition, GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import Condition, GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.sampling import sample_codes
-from vqgpt.memory import keep_memory_pages
-from vqgpt.runtime import autocast, select_device
+from vqgpt.runtime.device import autocast, select_device
+from vqgpt.runtime.memory import keep_memory_pages
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**32}

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vqgpt.checkpoint import save_checkpoint
-from vqgpt.config.commands import TokenizeConfig
-from vqgpt.config.datasets import find_dataset
-from vqgpt.config.options import resolve
-from vqgpt.config.preprocessing import Preprocessing
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions
+from vqgpt.api import tokenize
+from vqgpt.api.options import TokenizeConfig
 from vqgpt.data.preparing import prepared_batches, row_batches
+from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
-from vqgpt.memory import keep_memory_pages
+from vqgpt.data.table import find_dataset
+from vqgpt.options.definition import resolve
 from vqgpt.progress import Event, Progress, silent
-from vqgpt.stages import tokenize
+from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.vqgan.checkpoint import KIND, vqgan_content
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
 
 PHOTO = (375, 500)
 BATCH = 64

@@ -25,16 +25,16 @@ from peers import peers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.training import GPTTraining, Sequences
-from vqgpt.interrupt import StopRequest
-from vqgpt.memory import keep_memory_pages
 from vqgpt.progress import silent
-from vqgpt.runtime import autocast, select_device
-from vqgpt.schedule import Schedule
-from vqgpt.training_loop import run_training
-from vqgpt.training_run import TrainingRun
+from vqgpt.runtime.device import autocast, select_device
+from vqgpt.runtime.interrupt import StopRequest
+from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.training.loop import run_training
+from vqgpt.training.run import TrainingRun
+from vqgpt.training.schedule import Schedule
 
 
 class Shape(NamedTuple):

@@ -24,15 +24,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.memory import keep_memory_pages
-from vqgpt.pixels import to_unit_range
-from vqgpt.runtime import autocast
-from vqgpt.schedule import Schedule, Step
-from vqgpt.torchvision_import import import_torchvision
+from vqgpt.runtime.device import autocast
+from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.training.schedule import Schedule, Step
 from vqgpt.vqgan.discriminator import adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, AttnBlock
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import FEATURE_CHANNELS, PerceptualLoss
+from vqgpt.vqgan.pixels import to_unit_range
 from vqgpt.vqgan.training import VQGANTraining
 
 SIZE = 32

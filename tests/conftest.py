@@ -153,9 +153,9 @@ def as_any_user():
 @pytest.fixture
 def begin_anew(monkeypatch):
     """Called with a PATH: from then on nothing is compiled yet, as in a new process that looks for a compiler there."""
-    from vqgpt.compiled import compiled_library
-    from vqgpt.gpt import attention, compiled_decoding
-    from vqgpt.vqgan import normalisation, winograd
+    from vqgpt.gpt import compiled_decoding
+    from vqgpt.kernels import attention, normalisation, winograd
+    from vqgpt.kernels.build import compiled_library
 
     def begin(path):
         monkeypatch.setenv("PATH", str(path))

@@ -1,4 +1,4 @@
-"""Stands between `vqgpt.files` and the system: names every change to the disk just before it happens.
+"""Stands between `vqgpt.storage.files` and the system: names every change to the disk just before it happens.
 
 A test looks on (order of fsync and rename), fails the operation (full disk), or kills the process there. Nothing is
 flushed in fact: that is slow, and the kernel keeps what a killed process wrote.
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import vqgpt.files
+import vqgpt.storage.files
 
 Operation = tuple[str, Path, Path | None]  # what, on which file, and for a replacement its new name
 
@@ -79,7 +79,7 @@ def before_each_operation(act: Callable[[Operation], None]) -> Iterator[None]:
     changes = {"open": os_open, "pwrite": pwrite, "fsync": fsync, "replace": replace, "mkdir": mkdir}
     with (
         mock.patch.multiple(os, **changes, unlink=unlink, rmdir=rmdir),
-        mock.patch.object(vqgpt.files, "open", InHalves, create=True),
+        mock.patch.object(vqgpt.storage.files, "open", InHalves, create=True),
     ):
         yield
 

@@ -24,13 +24,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import tests.preloaded  # noqa: F401
-import vqgpt.stages.tokenize as stage
+import vqgpt.api.tokenize as stage
 from tests.conftest import description, rows_of
 from tests.disk_operations import before_each_operation, named
+from vqgpt.api.filling import fill_cache
 from vqgpt.cli.app import main
 from vqgpt.gpt import sampling
 from vqgpt.progress import silent
-from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import Split, layout
 
 layout.MAX_SHARD_ROWS = sampling.IMAGES_ON_CPU = 8

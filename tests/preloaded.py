@@ -10,18 +10,18 @@ import torch._dynamo
 import torch.distributed.fsdp  # noqa: F401
 
 import vqgpt
-import vqgpt.stages.export_model
-import vqgpt.stages.import_cache
-import vqgpt.stages.import_vqgan
-import vqgpt.stages.preview
-import vqgpt.stages.reconstruct
-import vqgpt.stages.render
-import vqgpt.stages.sample
-import vqgpt.stages.score
-import vqgpt.stages.tokenize
-import vqgpt.stages.train_gpt
-import vqgpt.stages.train_vqgan
-from vqgpt.compiled import compiled_library
+import vqgpt.api.export_model
+import vqgpt.api.import_cache
+import vqgpt.api.import_vqgan
+import vqgpt.api.preview
+import vqgpt.api.reconstruct
+import vqgpt.api.render
+import vqgpt.api.sample
+import vqgpt.api.score
+import vqgpt.api.tokenize
+import vqgpt.api.train
+import vqgpt.api.train_vqgan
+from vqgpt.kernels.build import compiled_library
 
 for source in Path(vqgpt.__file__).parent.rglob("*.c"):
     compiled_library(source)

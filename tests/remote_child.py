@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from tests.conftest import description, rows_of
-from vqgpt.config.cache_path import parse_cache_path
+from vqgpt.api import filling as shards
 from vqgpt.errors import VQGPTError
+from vqgpt.options.cache_path import parse_cache_path
 from vqgpt.progress import silent
-from vqgpt.stages import shards
 from vqgpt.tokens import Split
 
 SMALL = description(splits=(Split(name="train", rows=70),))

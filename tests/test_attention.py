@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqgpt.gpt.attention import attend, attention_masks, query_blocks
-from vqgpt.gpt.dropout import Masks
+from vqgpt.kernels.attention import attend, attention_masks, query_blocks
+from vqgpt.kernels.dropout import Masks
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 

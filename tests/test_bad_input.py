@@ -19,8 +19,8 @@ from tests.conftest import (
     run_here,
     write_cache,
 )
-from vqgpt.checkpoint import save_checkpoint
-from vqgpt.cli.commands import explain
+from vqgpt.cli.running import explain
+from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import CacheWriter
 
 

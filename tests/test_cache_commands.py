@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import TINY_VQGAN, assert_refused, description, files_of, run_here, write_cache
 from tests.test_score import save_gpt
+from vqgpt.api.filling import fill_cache
 from vqgpt.progress import Notice
-from vqgpt.stages.shards import fill_cache
 from vqgpt.tokens import TokenCache, read_manifest
 
 DIGITS = Path("cache/digits.zarr")
@@ -38,7 +38,7 @@ def test_repair_makes_just_what_is_damaged_again(pipeline):
 
 
 def test_repair_encodes_only_the_shards_that_are_damaged(pipeline, monkeypatch):
-    from vqgpt.stages import tokenize
+    from vqgpt.api import tokenize
 
     (DIGITS / "test/codes/c/0/0/0/0").write_bytes(b"x")
     encoded = []

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
-from vqgpt.cli.commands import COMMANDS
+from vqgpt.cli.app import COMMANDS
 from vqgpt.cli.console import Screen
-from vqgpt.config.datasets import DATASETS
-from vqgpt.config.options import options_of
+from vqgpt.data.table import DATASETS
+from vqgpt.options.definition import options_of
 from vqgpt.progress import Progress
 from vqgpt.tokens import TokenCache
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from vqgpt.code_statistics import code_statistics
-from vqgpt.config.vqgan import VQGANConfig
+from vqgpt.tokens.statistics import code_statistics
 from vqgpt.vqgan.codebook_ema import EMACodebook, kmeans, random_rows, start_codebook
+from vqgpt.vqgan.options import VQGANConfig
 from vqgpt.vqgan.quantizer import Codebook, nearest_codes
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import OTHER_VQGAN, run_here
-from vqgpt import compiled
-from vqgpt.compiled import call, compiled_library
+from vqgpt.kernels import build as compiled
+from vqgpt.kernels.build import call, compiled_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 OF_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away, and mount")

@@ -24,15 +24,15 @@ from tests.dataset_files import (
     write_tree,
     zip_bytes,
 )
-from vqgpt.config.commands import ImageOptions
-from vqgpt.config.dataset_files import FILES
-from vqgpt.config.datasets import DATASETS, find_dataset, held_out_split, nearest_stored_size
-from vqgpt.config.options import resolve
 from vqgpt.data.array_readers import medmnist_facts
+from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import read_dataset
+from vqgpt.data.remote_files import FILES
+from vqgpt.data.table import DATASETS, find_dataset, held_out_split, nearest_stored_size
 from vqgpt.errors import InputError, MissingDataError, MissingFilesError
+from vqgpt.options.definition import resolve
 from vqgpt.progress import Notice, silent
-from vqgpt.torchvision_import import import_torchvision
+from vqgpt.runtime.torchvision_import import import_torchvision
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from tests.conftest import assert_refused, run_here
 from tests.dataset_files import write_mnist
-from vqgpt.config.commands import ImageOptions
-from vqgpt.config.dataset_files import FILES
-from vqgpt.config.datasets import DATASETS, find_dataset, held_out_split
-from vqgpt.config.options import resolve
 from vqgpt.data.images import ArrayImages, ImageSplit, hold_out
+from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import read_dataset
+from vqgpt.data.remote_files import FILES
+from vqgpt.data.table import DATASETS, find_dataset, held_out_split
 from vqgpt.errors import UsageError
+from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import description, write_cache
-from vqgpt.cli.app import app  # noqa: F401  (registers the commands)
-from vqgpt.cli.commands import COMMANDS, Flags, OutputFlags
+from vqgpt.cli.app import COMMANDS
 from vqgpt.cli.reference import reference_page
-from vqgpt.config.datasets import DATASETS
-from vqgpt.config.options import options_of
+from vqgpt.data.table import DATASETS
+from vqgpt.options.command import Flags, OutputFlags
+from vqgpt.options.definition import options_of
 from vqgpt.tokens import TokenCache
 
 ROOT = Path(__file__).parent.parent

@@ -12,9 +12,9 @@ import pytest
 
 from tests.conftest import TINY_VQGAN, assert_refused, run_here
 from tests.dataset_files import md5, tar_bytes, write_mnist
-from vqgpt.config.dataset_files import FILES, RemoteFile
-from vqgpt.config.datasets import find_dataset
 from vqgpt.data.downloads import ensure_files, fetch, unpack
+from vqgpt.data.remote_files import FILES, RemoteFile
+from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, MissingFilesError
 from vqgpt.progress import silent
 

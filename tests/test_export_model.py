@@ -12,13 +12,13 @@ import torch
 
 from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, files_of, run_here, write_cache
 from tests.peer_checkpoints import taming_state
-from vqgpt.checkpoint import save_checkpoint
-from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.config.options import to_json
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, GPTOptions
+from vqgpt.options.definition import to_json
+from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache
-from vqgpt.torchvision_import import import_torchvision
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 
 os.environ["HF_HUB_OFFLINE"] = "1"

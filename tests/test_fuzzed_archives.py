@@ -13,12 +13,12 @@ import pytest
 
 from tests.dataset_files import image_bytes, tar_bytes
 from tests.fuzzing import SECONDS, changed_bytes, changed_directory, fuzz
-from vqgpt.config.commands import ImageOptions
-from vqgpt.config.datasets import find_dataset
-from vqgpt.config.options import resolve
 from vqgpt.data.decoding import BrokenImageError, decode, is_image_name, no_decoder_warnings
 from vqgpt.data.file_trees import open_tree
+from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import read_dataset
+from vqgpt.data.table import find_dataset
+from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 
 WHITE = (255, 255, 255)

@@ -19,13 +19,13 @@ import torch
 from tests.fuzzing import ODD_NUMBERS, REFUSED, SECONDS, changed_bytes, changed_directory, changed_values, fuzz
 from tests.peer_checkpoints import taming_state
 from tests.test_export_model import save_gpt
-from vqgpt.checkpoint import METADATA, save_checkpoint
-from vqgpt.config.options import to_json
-from vqgpt.config.vqgan import VQGANConfig
-from vqgpt.safetensors_files import read_safetensors
-from vqgpt.stages.trained_gpt import load_gpt
+from vqgpt.gpt.trained import load_gpt
+from vqgpt.options.definition import to_json
+from vqgpt.storage.checkpoint import METADATA, save_checkpoint
+from vqgpt.storage.safetensors_files import read_safetensors
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig
 
 CPU = torch.device("cpu")
 PROTECTED = ("gpt.pt", "gpt.safetensors", "vqgan.pt", "vqgan.safetensors", "taming.ckpt")

@@ -14,10 +14,10 @@ from tests.conftest import run_here
 from tests.fuzzing import ODD_VALUES, REFUSED, SECONDS, SEED, changed_bytes, changed_values, fuzz
 from tests.test_hostile_caches import message_of
 from tests.test_lying_manifests import write_each_kind
-from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
-from vqgpt.files import canonical_json, sha256
-from vqgpt.stages.caches import info
-from vqgpt.stages.repair import recorded_prompts, sample_config, tokenize_config
+from vqgpt.api.cache_options import SourceOptions, VerifyConfig
+from vqgpt.api.caches import info
+from vqgpt.api.repair import recorded_prompts, sample_config, tokenize_config
+from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
 from vqgpt.tokens.document import to_document
 

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
+from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.training import Draws, Sequences, learning_rate
-from vqgpt.schedule import Schedule, Step
+from vqgpt.training.schedule import Schedule, Step
 
 
 def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) -> GPT:

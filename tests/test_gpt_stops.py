@@ -11,12 +11,12 @@ import torch
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.test_gpt_training import new_model, new_training, trained
 from tests.test_interruption import assert_same_training, lines_of, saved_step
+from vqgpt.api import train as train_gpt
 from vqgpt.gpt import training as gpt_training
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.training import GPTTraining
-from vqgpt.runtime import deterministic
-from vqgpt.stages import train_gpt
-from vqgpt.training_loop import read_figures
+from vqgpt.runtime.device import deterministic
+from vqgpt.training.loop import read_figures
 
 COMMAND = ["train", "--cache", "a.zarr", *TINY_GPT, "--sample-and-save-freq", "1", "--out"]
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import fork_command, run_ranks
 from tests.test_interruption import saved_step, wait_for
-from vqgpt.config.gpt import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import Muon
+from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.training import GPTTraining, Sequences
-from vqgpt.schedule import Schedule
-from vqgpt.training_loop import read_figures
+from vqgpt.training.loop import read_figures
+from vqgpt.training.schedule import Schedule
 
 FIXTURES = Path(__file__).parent.parent.parent / "shared" / "fixtures"
 
@@ -218,7 +218,7 @@ import sys
 import torch
 from tests.test_gpt_training import new_training, trained
 from vqgpt.__main__ import leave_at_once
-from vqgpt.distributed import process_group, rank
+from vqgpt.runtime.distributed import process_group, rank
 
 with process_group(torch.device("cpu")):
     losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))

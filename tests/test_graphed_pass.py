@@ -7,8 +7,8 @@ import torch
 
 from tests.test_gpt import tiny_gpt
 from tests.test_sampling import NETWORKS
-from vqgpt.config.gpt import SamplingOptions
 from vqgpt.gpt.decoding import DecoderWeights
+from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.gpt.sampling import Sampler, sample_codes, uniform_numbers
 from vqgpt.gpt.sampling_pass import SamplingPass

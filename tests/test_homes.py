@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_refused, description, files_of, run_here, write_cache
-from vqgpt.cli.commands import COMMANDS, Flags
-from vqgpt.cli.options import environment_variable
-from vqgpt.config.cache_path import CachePath, CacheURL
-from vqgpt.config.options import convert, options_of
+from vqgpt.cli.app import COMMANDS
+from vqgpt.cli.parameters import environment_variable
+from vqgpt.options.cache_path import CachePath, CacheURL
+from vqgpt.options.command import Flags
+from vqgpt.options.definition import convert, options_of
 
 HERE_NOBODY = "~no-such-user-here"
 PATHS = [

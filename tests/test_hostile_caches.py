@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numcodecs import blosc
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
-from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
+from vqgpt.api.cache_options import SourceOptions, VerifyConfig
+from vqgpt.api.repair import sample_config
 from vqgpt.errors import InputError
-from vqgpt.files import canonical_json, sha256
-from vqgpt.stages.repair import sample_config
+from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import CacheWriter, TokenCache, find_faults, reader
 from vqgpt.tokens.layout import encode_shard
 

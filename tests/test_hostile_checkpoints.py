@@ -12,9 +12,9 @@ import torch
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.test_export_model import save_gpt
 from tests.test_vqgan_runs import SMALL
-from vqgpt.checkpoint import save_checkpoint
 from vqgpt.errors import InputError
-from vqgpt.stages.trained_gpt import load_gpt
+from vqgpt.gpt.trained import load_gpt
+from vqgpt.storage.checkpoint import save_checkpoint
 
 CPU = torch.device("cpu")
 HEAD = ("format", "version", "kind")

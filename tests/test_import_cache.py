@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.conftest import TINY_GPT, assert_refused, files_of, run_here
-from vqgpt.config.preprocessing import Preprocessing, PreprocessingOptions
 from vqgpt.data.preparing import prepare
-from vqgpt.stages.foreign_codes import VIEWS
+from vqgpt.data.preprocessing import Preprocessing, PreprocessingOptions
+from vqgpt.runtime.torchvision_import import import_torchvision
 from vqgpt.tokens import TokenCache
-from vqgpt.torchvision_import import import_torchvision
+from vqgpt.tokens.third_party import VIEWS
 
 DIGITS = Path("cache/digits.zarr")
 FOLDER = Path("codes/imagenet256_codes")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 import vqgpt
 from tests.conftest import TINY_GPT, assert_refused, description, run_here
-from vqgpt.config.gpt import GPTConfig, GPTOptions
 from vqgpt.errors import UsageError, printable
-from vqgpt.label_occurrence import names_without, occurring
+from vqgpt.gpt.labels import KnownLabels
+from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.progress import silent
-from vqgpt.stages.labels import KnownLabels
 from vqgpt.tokens import CacheWriter, Split, TokenCache
+from vqgpt.tokens.label_occurrence import names_without, occurring
 
 
 def known(names, condition="class", seen=None):

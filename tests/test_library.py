@@ -16,7 +16,7 @@ from PIL import Image
 import vqgpt
 from tests.conftest import TINY_VQGAN, run_here
 from vqgpt.errors import InputError, MissingDataError, UsageError
-from vqgpt.one_line import one_line
+from vqgpt.runtime.one_line import one_line
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -125,7 +125,7 @@ def test_import_needs_no_torch_and_a_gpt_no_vqgan(pipeline):
     code = """
 import sys, vqgpt
 assert "torch" not in sys.modules
-for name in ("PIL", "torchvision", "vqgpt.vqgan", "vqgpt.data"):
+for name in ("PIL", "torchvision", "vqgpt.vqgan.model", "vqgpt.data.images"):
     sys.modules[name] = None
 codes = vqgpt.load_gpt("runs/digits/gpt.pt").sample(num_samples=3)
 assert codes.shape == (3, 8, 8)

@@ -8,9 +8,9 @@ import pytest
 
 from tests.conftest import assert_refused, description, run_here, write_cache
 from tests.test_hostile_caches import load, sign
-from vqgpt.config.cache_commands import SourceOptions, VerifyConfig
+from vqgpt.api.cache_options import SourceOptions, VerifyConfig
+from vqgpt.api.repair import sample_config, tokenize_config
 from vqgpt.errors import InputError
-from vqgpt.stages.repair import sample_config, tokenize_config
 from vqgpt.tokens import read_manifest
 
 SAMPLING = {"classes": [0, 1], "prompts": [], "seed": 0, "temperature": 1.0, "num_samples": 40, "log_prob": False}

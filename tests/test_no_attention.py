@@ -10,9 +10,9 @@ from tests.conftest import assert_refused, run_here
 from tests.peer_checkpoints import decode, encode, gumbel_names, taming_state
 from tests.test_foreign import LOSSES, assert_as_at_home, load, prefixed
 from tests.test_vqgan import tiny_model
-from vqgpt.config.options import from_json, to_json
-from vqgpt.config.vqgan import VQGANConfig
+from vqgpt.options.definition import from_json, to_json
 from vqgpt.vqgan.checkpoint import tokenizer_sha256
+from vqgpt.vqgan.options import VQGANConfig
 
 IDENTITY = (
     "4c1002c9a73e25a0"  # of a VQ-GAN with attention in the middle, in caches that were made before there were others

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from vqgpt.kernels.normalisation import GROUPS, Norm
 from vqgpt.vqgan.model import AttnBlock
-from vqgpt.vqgan.normalisation import GROUPS, Norm
 
 
 def new_norm(channels, silu):

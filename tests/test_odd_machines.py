@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from tests.conftest import OTHER_VQGAN, Outcome, assert_refused, run_here
-from vqgpt import launch
-from vqgpt.cli.commands import explain
-from vqgpt.launch import device_number
+from vqgpt.cli.running import explain
+from vqgpt.runtime import launch
+from vqgpt.runtime.launch import device_number
 
 TRAIN = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN]
 TOGETHER = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}

@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import TINY_VQGAN, assert_refused, files_of, run_here
 from tests.dataset_files import image_bytes, tar_bytes, write_tree, zip_bytes
 from tests.test_image_files import BROKEN
-from vqgpt.config.commands import ImageOptions
-from vqgpt.config.datasets import find_dataset
-from vqgpt.config.options import resolve
+from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import read_dataset
+from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.options.definition import resolve
 from vqgpt.progress import Notice, silent
 from vqgpt.tokens import TokenCache
 

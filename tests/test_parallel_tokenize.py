@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import assert_refused, files_of, run_here
 from tests.forked import run_ranks, start_ranks
 from vqgpt.errors import InputError
+from vqgpt.storage.write_lock import WriteLock
 from vqgpt.tokens import TokenCache, read_manifest
-from vqgpt.write_lock import WriteLock
 
 PROGRAM = str(Path(__file__).with_name("small_shards.py"))
 TOKENIZE = ["tokenize", "--dataset", "digits", "--limit", "75", "--cache"]
@@ -98,7 +98,7 @@ def test_the_processes_of_one_run_share_the_lock_and_nobody_else_gets_it(tmp_pat
 
 def test_a_lock_dies_with_its_holder(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from vqgpt.write_lock import WriteLock\n"
+        "import os, signal, sys; from pathlib import Path; from vqgpt.storage.write_lock import WriteLock\n"
         "WriteLock(Path(sys.argv[1])).take(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "c.zarr")], check=False)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqgpt.checkpoint import load_checkpoint, read_checkpoint_file
 from vqgpt.errors import InputError
-from vqgpt.torch_files import read_torch_file
+from vqgpt.storage.checkpoint import load_checkpoint, read_checkpoint_file
+from vqgpt.storage.torch_files import read_torch_file
 
 FLOATS = b"ctorch\nFloatStorage\n"
 TENSOR = b"torch._utils\n_rebuild_tensor_v2"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vqgpt.pictures import comparison_sheet, contact_sheet, histogram, to_displayable
-from vqgpt.stages.panel import reconstruction_panel
+from vqgpt.pictures.panel import reconstruction_panel
+from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, histogram, to_displayable
 
 
 def test_images_of_many_channels_are_projected_the_same_way_every_time():
@@ -51,7 +51,7 @@ def test_a_histogram_is_as_wide_as_asked_and_its_largest_bar_is_the_first(bars):
 
 def test_a_panel_has_likeness_use_and_configuration():
     images = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
-    data = reconstruction_panel(images, images, torch.tensor([3, 0, 5]), 0, {"seed": 7})
+    data = reconstruction_panel(images, images, ["a", "b", "c"], torch.tensor([3, 0, 5]), 0, {"seed": 7})
     picture = Image.open(io.BytesIO(data))
     assert json.loads(picture.text["vqgpt"]) == {"seed": 7}
     assert picture.width == 3 * (64 + 4) + 4

@@ -14,14 +14,14 @@ from tests.conftest import assert_refused, description, files_of, run_here, writ
 from tests.dataset_files import tar_bytes
 from tests.disk_operations import before_each_operation
 from tests.peer_checkpoints import taming_state
-from vqgpt.config.dataset_files import RemoteFile
-from vqgpt.config.datasets import find_dataset
 from vqgpt.data.downloads import ensure_files, unpack
+from vqgpt.data.remote_files import RemoteFile
+from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import check_writable, folder_atomically, remove, write_atomically
 from vqgpt.progress import silent
+from vqgpt.storage.files import check_writable, folder_atomically, remove, write_atomically
+from vqgpt.storage.write_lock import WriteLock
 from vqgpt.tokens import CacheWriter
-from vqgpt.write_lock import WriteLock
 
 DIGITS, SAMPLES = "cache/digits.zarr", "runs/digits/samples.zarr"
 RESULTS = {

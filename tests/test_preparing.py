@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import TINY_VQGAN, assert_refused, run_here
-from vqgpt.config.preprocessing import VIEW_SETS, VIEWS, Preprocessing, PreprocessingOptions, parse_views
 from vqgpt.data.images import ArrayImages, ImageSplit
 from vqgpt.data.preparing import check_fits_memory, load_tensor, prepare, prepared_batches, row_batches, window_box
+from vqgpt.data.preprocessing import VIEW_SETS, VIEWS, Preprocessing, PreprocessingOptions, parse_views
 from vqgpt.errors import ResourceError, UsageError
-from vqgpt.pixels import to_uint8, to_unit_range
 from vqgpt.progress import silent
 from vqgpt.tokens import TokenCache
+from vqgpt.vqgan.pixels import to_uint8, to_unit_range
 
 
 def how(size, channels=1, views=("identity",), **options):

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
+from vqgpt.api.preview import LEAST_BEYOND_CHANCE, Comparison, compare
+from vqgpt.api.render import decode
 from vqgpt.data.array_readers import read_digits
 from vqgpt.progress import silent
-from vqgpt.stages.preview import LEAST_BEYOND_CHANCE, Comparison, compare
-from vqgpt.stages.render import decode
 from vqgpt.tokens import CacheWriter, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import psnr

@@ -92,7 +92,7 @@ def test_what_fails_for_good_is_one_error_and_the_same_command_continues(
 ):
     monkeypatch.setattr(object_store, "RETRY_SECONDS", 0.3)
     monkeypatch.setattr(object_store, "IMPATIENT_RETRY_SECONDS", 0.3)
-    monkeypatch.setattr("vqgpt.stages.tokenize.run", lambda *_: remote_child.fill(url))
+    monkeypatch.setattr("vqgpt.api.tokenize.run", lambda *_: remote_child.fill(url))
     server.faults.append(fault)
     bucket = url.rpartition("/")[0]  # of the cache, and of its lock
     assert_refused(run_here("tokenize", "--dataset", "digits", "--cache", url), code, bucket, *words)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import assert_refused, description, files_of, run_here, write_cache
+from vqgpt.storage.write_lock import WriteLock
 from vqgpt.tokens import Split
-from vqgpt.write_lock import WriteLock
 
 CACHE = Path("a.zarr")
 

@@ -14,15 +14,15 @@ from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
 from tests.forked import fork_command
-from vqgpt.config.options import resolve
-from vqgpt.config.output_commands import RenderConfig
+from vqgpt.api import render as stage
+from vqgpt.api.output_options import RenderConfig
+from vqgpt.api.render import decode
+from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
-from vqgpt.stages import render as stage
-from vqgpt.stages.parts import parts_of
-from vqgpt.stages.render import decode
+from vqgpt.storage.write_lock import WriteLock
 from vqgpt.tokens import CacheWriter, Split, TokenCache
+from vqgpt.tokens.parts import parts_of
 from vqgpt.vqgan.checkpoint import load_vqgan
-from vqgpt.write_lock import WriteLock
 
 DIGITS = "cache/digits.zarr"
 VQGAN = Path("runs/digits/vqgan.pt")

@@ -12,9 +12,9 @@ from tests.conftest import assert_refused, run_here
 from tests.dataset_files import image_bytes
 from tests.test_own_images import read
 from tests.test_render import DIGITS, VQGAN, small_shards
-from vqgpt.stages.picture_folder import WITHOUT_CLASS, class_folders
+from vqgpt.data.folder import WITHOUT_CLASS, class_folders
+from vqgpt.runtime.torchvision_import import import_torchvision
 from vqgpt.tokens import TokenCache
-from vqgpt.torchvision_import import import_torchvision
 
 NAMES = st.one_of(
     st.text(max_size=4),

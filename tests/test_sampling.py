@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.test_gpt import sampled, tiny_gpt
-from vqgpt.config.gpt import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.errors import UsageError
 from vqgpt.gpt.compiled_decoding import CompiledWeights, decoding_library
 from vqgpt.gpt.decoding import DecoderWeights
 from vqgpt.gpt.drawing import draw, filtered, guidance_scale
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.gpt.sampling import Sampler, images_at_once, sample_codes, uniform_numbers
 from vqgpt.gpt.scoring import nats_of_images

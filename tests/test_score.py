@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import assert_refused, description, files_of, rows_of, run_here, write_cache
-from vqgpt.checkpoint import save_checkpoint
-from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.config.options import to_json
 from vqgpt.gpt.checkpoint import KIND, gpt_content
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.gpt.scoring import nats_of_images, nearest
+from vqgpt.options.definition import to_json
+from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import CacheWriter, TokenCache
 
 SAMPLES = Path("runs/digits/samples.zarr")

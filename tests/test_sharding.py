@@ -40,8 +40,8 @@ import torch
 from tests.test_sharding import SETTINGS, start, take_steps
 from tests.test_gpt_training import read_figures
 from vqgpt.__main__ import leave_at_once
-from vqgpt.distributed import process_group, rank
-from vqgpt.sharding import whole
+from vqgpt.runtime.distributed import process_group, rank
+from vqgpt.training.sharding import whole
 
 with process_group(torch.device("cpu")):
     results = {}

@@ -8,12 +8,12 @@ import stat
 import pytest
 
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions
 from vqgpt.errors import InputError
-from vqgpt.files import SpecialFileError, open_regular
-from vqgpt.stages.foreign_codes import read_llamagen
+from vqgpt.storage.files import SpecialFileError, open_regular
 from vqgpt.tokens import TokenCache, find_faults
-from vqgpt.vqgan.foreign_yaml import with_yaml
+from vqgpt.tokens.third_party import read_llamagen
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.third_party_yaml import with_yaml
 
 ROOT, SHARD, METADATA = "zarr.json", "train/codes/c/0/0/0/0", "train/codes/zarr.json"
 

@@ -25,9 +25,9 @@ KINDS = {
 }
 BETWEEN = """
 import signal, sys
-from vqgpt import training_loop
+from vqgpt.training import loop as training_loop
 from vqgpt.__main__ import run
-from vqgpt.distributed import rank
+from vqgpt.runtime.distributed import rank
 
 late, healthy, agreements = int(sys.argv[1]), training_loop.largest_over_ranks, []
 
@@ -85,7 +85,7 @@ def test_ranks_that_are_signalled_twice_save_and_the_same_command_continues(kind
 BRANCHES = """
 import sys
 from vqgpt.__main__ import run
-from vqgpt.distributed import rank
+from vqgpt.runtime.distributed import rank
 from vqgpt.gpt.training import GPTTraining
 
 healthy, scores = GPTTraining.validate, []

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import run_here
-from vqgpt.cli.terminal_images import (
+from vqgpt.pictures.terminal import (
     attributes_have_sixel,
     escape_sequence,
     iterm2,

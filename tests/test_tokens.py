@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import description, files_of, rows_of, write_cache
-from vqgpt.code_statistics import code_statistics
 from vqgpt.errors import InputError
-from vqgpt.files import canonical_json, sha256
+from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import CacheWriter, Split, TokenCache, find_faults
 from vqgpt.tokens.layout import code_dtype, default_chunk_rows, default_shard_rows
+from vqgpt.tokens.statistics import code_statistics
 from vqgpt.tokens.writer import ShardRows
 
 CODEBOOK = np.zeros((16, 2), np.float32)

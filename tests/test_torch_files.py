@@ -11,8 +11,8 @@ import torch
 from tests.conftest import assert_refused, run_here
 from tests.peer_checkpoints import taming_state
 from vqgpt.errors import InputError
-from vqgpt.stored_tensor import StoredTensor
-from vqgpt.torch_files import read_torch_file
+from vqgpt.storage.stored_tensor import StoredTensor
+from vqgpt.storage.torch_files import read_torch_file
 
 
 class RunsOnLoading:

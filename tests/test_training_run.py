@@ -13,7 +13,7 @@ from tests.forked import fork_command
 from tests.test_interruption import lines_of, saved_step, wait_for
 from tests.test_vqgan_runs import SMALL
 from vqgpt.progress import silent
-from vqgpt.training_run import TrainingRun
+from vqgpt.training.run import TrainingRun
 
 TRAININGS = {
     "gpt": ["train", "--cache", "a.zarr", *TINY_GPT],

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from vqgpt.config.options import resolve
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.errors import InputError, UsageError
+from vqgpt.options.definition import resolve
 from vqgpt.vqgan import quantizer
 from vqgpt.vqgan.metrics import psnr, ssim
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.quantizer import codebook_loss, commitment_loss, nearest_codes
 from vqgpt.vqgan.training import codebook_term
 

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import assert_refused, run_here
 from tests.forked import fork_command, run_ranks
 from tests.test_interruption import STOPS, assert_same_training, lines_of, saved_step, wait_for
-from vqgpt.training_run import TrainingRun
+from vqgpt.training.run import TrainingRun
 
 SMALL = ["--size", "8", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 SMALL += ["--n-embed", "16", "--embed-dim", "4", "--lr", "1e-3", "--attn-resolutions", "0"]
@@ -162,8 +162,8 @@ def test_two_processes_train_one_model(here):
 RANKS_AGREE = """
 import torch
 from vqgpt.__main__ import leave_at_once
-from vqgpt.checkpoint import weights_sha256
-from vqgpt.distributed import largest_over_ranks, process_group, rank
+from vqgpt.storage.checkpoint import weights_sha256
+from vqgpt.runtime.distributed import largest_over_ranks, process_group, rank
 from tests.test_vqgan_training import start_training
 
 with process_group(torch.device("cpu")):

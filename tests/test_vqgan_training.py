@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tests.conftest import assert_refused, run_here
-from vqgpt.config.vqgan import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.errors import MissingDataError, NonFiniteError
-from vqgpt.pixels import to_unit_range
 from vqgpt.progress import silent
-from vqgpt.schedule import Schedule
+from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan import perceptual
 from vqgpt.vqgan.discriminator import PatchDiscriminator, hinge_loss
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import FEATURE_CHANNELS, PerceptualLoss
+from vqgpt.vqgan.pixels import to_unit_range
 from vqgpt.vqgan.training import VQGANTraining, codebook_term, first_adversarial_step, reconstruction_loss
 
 ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}

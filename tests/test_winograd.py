@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.test_vqgan_training import small_perceptual_loss, start_training
-from vqgpt.vqgan import winograd
-from vqgpt.vqgan.winograd import fast_convolutions
+from vqgpt.kernels import winograd
+from vqgpt.kernels.winograd import fast_convolutions
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_special_files import put_socket
 from vqgpt.errors import InputError
-from vqgpt.write_lock import WriteLock
+from vqgpt.storage.write_lock import WriteLock
 
 
 @pytest.fixture

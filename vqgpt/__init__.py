@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqgpt.library import Generator, Tokenizer, contact_sheet, load_gpt, load_vqgan
+    from vqgpt.api.generator import Generator, Tokenizer, contact_sheet, load_gpt, load_vqgan
     from vqgpt.tokens import TokenCache
 
 __all__ = ["Generator", "TokenCache", "Tokenizer", "contact_sheet", "load_gpt", "load_vqgan"]
@@ -16,7 +16,7 @@ __all__ = ["Generator", "TokenCache", "Tokenizer", "contact_sheet", "load_gpt", 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "vqgpt.tokens" if name == "TokenCache" else "vqgpt.library"
+    home = "vqgpt.tokens" if name == "TokenCache" else "vqgpt.api.generator"
     return getattr(importlib.import_module(home), name)
 
 

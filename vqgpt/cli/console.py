@@ -105,7 +105,7 @@ class Screen:
 
     def _show_picture(self, path: Path) -> None:
         """Show a picture where the terminal can, else say where it is."""
-        from vqgpt.cli.terminal_images import escape_sequence, protocol_here
+        from vqgpt.pictures.terminal import escape_sequence, protocol_here
 
         self._stop_bar()
         protocol = protocol_here()

@@ -1,10 +1,10 @@
 """The reference page of all commands and options, made from their one definition: `python -m vqgpt.cli.reference`."""
 
-from vqgpt.cli.app import app  # noqa: F401  (importing it registers the commands)
-from vqgpt.cli.commands import COMMANDS, Command, Flags, OutputFlags
-from vqgpt.cli.options import default_text, environment_variable
-from vqgpt.config.options import Option, options_of
+from vqgpt.cli.parameters import default_text, environment_variable
+from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode
+from vqgpt.options.command import Command, Flags, OutputFlags
+from vqgpt.options.definition import Option, options_of
 
 HEADING = """# Commands and options
 
@@ -32,7 +32,7 @@ EXIT_CODES = {
 def reference_page() -> str:
     """The page, in Markdown."""
     sections = [HEADING]
-    sections += [_section(command) for command in sorted(COMMANDS.values(), key=lambda item: item.table)]
+    sections += [_section(command) for command in sorted(all_commands().values(), key=lambda item: item.table)]
     sections.append(_table("Common to the commands of the pipeline", list(options_of(Flags))))
     sections.append(_table("Common to all commands", list(options_of(OutputFlags))))
     sections.append(_exit_codes())

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.config.dataset_files import FILES, RemoteFile
-from vqgpt.config.datasets import Dataset, nearest_stored_size
 from vqgpt.data.downloads import ensure_files, existing_files
 from vqgpt.data.images import ArrayImages, ImageSplit
-from vqgpt.files import check_is_not_special
+from vqgpt.data.remote_files import FILES, RemoteFile
+from vqgpt.data.table import Dataset, nearest_stored_size
 from vqgpt.progress import Notice, Report
-from vqgpt.torchvision_import import import_torchvision
+from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.storage.files import check_is_not_special
 
 HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split
 

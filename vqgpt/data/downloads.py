@@ -15,17 +15,34 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from vqgpt.config.dataset_files import FILES, RemoteFile
-from vqgpt.config.datasets import Dataset
+from vqgpt.data.remote_files import FILES, RemoteFile
+from vqgpt.data.table import Dataset
 from vqgpt.errors import InputError, MissingFilesError
-from vqgpt.files import check_is_not_special, fsync_folder, is_vacant, open_regular, partial_path, place_of, remove
 from vqgpt.progress import Notice, Progress, Report
-from vqgpt.write_lock import WriteLock
+from vqgpt.storage.files import (
+    check_is_not_special,
+    fsync_folder,
+    is_vacant,
+    open_regular,
+    partial_path,
+    place_of,
+    remove,
+)
+from vqgpt.storage.write_lock import WriteLock
 
 BLOCK = 2**20
 SECONDS_WITHOUT_AN_ANSWER = 30
 NOT_THE_NETWORK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LARGEST_EXPANSION = 100  # times the size of the archive: more is a bomb
+
+
+def is_here(dataset: Dataset, root: Path) -> bool:
+    """True if what the reader needs is below `root`."""
+    if dataset.reader == "medmnist":
+        return bool(existing_files(dataset, root))
+    files = FILES.get(dataset.name, ())[: 2 if dataset.name == "imagenet" else None]  # class folders need no devkit
+    places = [root, root / dataset.name]
+    return bool(files) and any(all(is_present(file, place) for file in files) for place in places)
 
 
 def ensure_files(dataset: Dataset, files: tuple[RemoteFile, ...], root: Path, report: Report) -> None:

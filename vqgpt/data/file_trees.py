@@ -17,8 +17,8 @@ from typing import BinaryIO, NamedTuple, Protocol, TypeVar
 from vqgpt.data.decoding import BrokenImageError, is_image_name
 from vqgpt.data.tar_members import BLOCK, LONGEST_PATH, DamagedTarError, is_tar, tar_members
 from vqgpt.errors import InputError, MissingDataError, printable
-from vqgpt.files import open_regular, read_regular
 from vqgpt.progress import Notice, Report
+from vqgpt.storage.files import open_regular, read_regular
 
 ENCRYPTED = 1  # flag of a member of a zip file
 LARGEST_FILE = 2**29  # bytes; a larger one is not an image, or a bomb

@@ -5,18 +5,20 @@ DIR/1.jpg  DIR/2.jpg                      one class, named like DIR
 DIR/train/cat/1.jpg  DIR/val/cat/2.jpg    either of them, below train/ and val/ or test/
 """
 
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vqgpt.config.options import composed
 from vqgpt.data.decoding import SUFFIXES, is_image_name
-from vqgpt.data.file_trees import FileTree, open_tree, tell_left_out
+from vqgpt.data.file_trees import FileTree, is_hidden, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.data.listings import Color, Listing
 from vqgpt.errors import InputError, printable
+from vqgpt.options.definition import composed
 from vqgpt.progress import Notice, Report
 
 SPLIT_NAMES = {
@@ -28,6 +30,8 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+WITHOUT_CLASS = "without-class"
+LONGEST_NAME = 200  # bytes of a folder's name, without its number; file systems take 255
 FLAT = ""  # stands for the class folder of images that are in none
 
 
@@ -185,3 +189,34 @@ def _tell_of_other_files(tree: FileTree, report: Report) -> None:
     if suffixes:
         kinds = ", ".join(f"{count:,} of suffix {suffix}" for suffix, count in suffixes.most_common(3))
         report(Notice(text=f"files in {tree.path} that are left out, being no images: {kinds}"))
+
+
+def class_folders(names: Sequence[str]) -> list[str]:
+    """A folder's name for each class, in the order of their numbers when sorted; WITHOUT_CLASS comes after.
+
+    `read_folder` gives the classes of such folders the same numbers again.
+    They are the classes' own names if a file system and those who read the folders take all of them so, else each
+    begins with its number.
+    """
+    safe = [_safe_name(name) for name in names]
+    if _can_stand(safe):
+        return safe
+    digits = len(str(len(names) - 1))
+    return [f"{number:0{digits}}-{name}".strip("-") for number, name in enumerate(safe)]
+
+
+def _safe_name(name: str) -> str:
+    """A name with letters, their marks, digits and a few signs alone, of up to 200 bytes."""
+    kept = "".join(
+        char if re.match(r"[\w ,()+-]", char) or unicodedata.category(char)[0] == "M" else "\0"
+        for char in composed(name)
+    )
+    return re.sub("\0+", "_", kept).encode()[:LONGEST_NAME].decode(errors="ignore").strip(" _")
+
+
+def _can_stand(folders: list[str]) -> bool:
+    """True if names of folders are in order, and neither equal but for their case nor taken for something else."""
+    taken_otherwise = any(is_hidden(folder) or folder.lower() in SPLIT_NAMES for folder in folders)
+    everything = [*folders, WITHOUT_CLASS]
+    different = len({folder.casefold() for folder in everything}) == len(everything)
+    return all(folders) and different and everything == sorted(everything) and not taken_otherwise

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vqgpt.config.dataset_files import FILES, RemoteFile
-from vqgpt.config.datasets import Dataset
 from vqgpt.data.decoding import is_image_name
 from vqgpt.data.downloads import ensure_files, is_present, missing_files, remedy
 from vqgpt.data.file_trees import LARGEST_FILE, FileTree, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
+from vqgpt.data.remote_files import FILES, RemoteFile
+from vqgpt.data.table import Dataset
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import is_vacant, open_regular, read_regular
 from vqgpt.progress import Report
+from vqgpt.storage.files import is_vacant, open_regular, read_regular
 
 Color = tuple[int, int, int]
 WNID = re.compile(r"n\d{8}")  # a class of ImageNet

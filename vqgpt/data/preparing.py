@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vqgpt.config.preprocessing import VIEWS, ZOOM_OF_CROPS, Preprocessing
 from vqgpt.data.decoding import no_decoder_warnings
 from vqgpt.data.images import ArrayImages, ImageSplit
+from vqgpt.data.preprocessing import VIEWS, ZOOM_OF_CROPS, Preprocessing
 from vqgpt.data.threads import ordered_map
 from vqgpt.errors import ResourceError
 from vqgpt.progress import Progress, Report

@@ -5,19 +5,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from vqgpt.config.commands import ImageOptions
-from vqgpt.config.datasets import Dataset
-from vqgpt.config.options import composed
 from vqgpt.data.array_readers import read_digits, read_medmnist, read_torchvision
 from vqgpt.data.checking import check_images
 from vqgpt.data.downloads import existing_files, remedy
 from vqgpt.data.folder import read_folder
 from vqgpt.data.images import FileImages, ImageDataset, ImageSplit, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
+from vqgpt.data.options import ImageOptions
+from vqgpt.data.table import Dataset
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
-from vqgpt.files import check_is_not_special
-from vqgpt.label_occurrence import names_without, occurring
+from vqgpt.options.definition import composed
 from vqgpt.progress import Notice, Report
+from vqgpt.storage.files import check_is_not_special
+from vqgpt.tokens.label_occurrence import names_without, occurring
 
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
 

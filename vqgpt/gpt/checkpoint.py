@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgpt.checkpoint import (
+from vqgpt.errors import InputError, UsageError
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, GPTOptions
+from vqgpt.options.definition import from_json, to_json
+from vqgpt.runtime.one_line import one_line
+from vqgpt.storage.checkpoint import (
     check_fits,
     check_parts,
     is_ours,
@@ -23,12 +28,7 @@ from vqgpt.checkpoint import (
     read_tensors,
     shape_text,
 )
-from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.config.options import from_json, to_json
-from vqgpt.errors import InputError, UsageError
-from vqgpt.gpt.model import GPT
-from vqgpt.one_line import one_line
-from vqgpt.stored_tensor import StoredTensor, check_is_file, check_stored
+from vqgpt.storage.stored_tensor import StoredTensor, check_is_file, check_stored
 
 KIND = "gpt"
 PARTS = {

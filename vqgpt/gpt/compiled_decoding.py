@@ -16,9 +16,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vqgpt.compiled import call, compiled_library
 from vqgpt.gpt.decoding import Embedding, attention_turns
 from vqgpt.gpt.model import GPT, Block
+from vqgpt.kernels import build
+from vqgpt.kernels.build import call, compiled_library
 
 COLUMNS = 16  # of a panel of a matrix; the width is a multiple
 LANES = 8  # numbers that the C code takes at once; so are the widths of heads and the rows that there is room for
@@ -30,7 +31,7 @@ def decoding_library(model: GPT, precision: str) -> ctypes.CDLL | None:
     suits = options.embed_dim_t % COLUMNS == options.embed_dim_t // options.n_head % LANES == 0
     if device.type != "cpu" or precision != "fp32" or not suits:
         return None
-    return compiled_library(Path(__file__).with_name("decoding.c"))
+    return compiled_library(Path(build.__file__).with_name("decoding.c"))
 
 
 class CompiledWeights:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from vqgpt.config.gpt import SamplingOptions
+from vqgpt.gpt.options import SamplingOptions
 
 BELOW_ONE = 1 - 2**-22  # keeps rounding from reaching the end of the CDF, beyond the last code that may be drawn
 COLDEST = 1e-30  # below it float32 cannot divide; of different logits it leaves but the largest

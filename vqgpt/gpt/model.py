@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.config.gpt import GPTConfig, GPTOptions
-from vqgpt.gpt.attention import attend, attention_masks
-from vqgpt.gpt.dropout import Masks
+from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.order import scan_order
+from vqgpt.kernels.attention import attend, attention_masks
+from vqgpt.kernels.dropout import Masks
 
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgpt.config.gpt import GPTTrainingOptions
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import OF_MUON, Muon
-from vqgpt.sharding import is_part, load_whole_optimizer
-from vqgpt.training_state import OF_ADAM, StateMisfitError, check_optimizer
+from vqgpt.gpt.options import GPTTrainingOptions
+from vqgpt.training.sharding import is_part, load_whole_optimizer
+from vqgpt.training.state import OF_ADAM, StateMisfitError, check_optimizer
 
 
 class Optimizer:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vqgpt.config.gpt import Order
+from vqgpt.gpt.options import Order
 
 
 def scan_order(order: Order, grid: tuple[int, int]) -> Tensor:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.config.gpt import GPTConfig, SamplingOptions
 from vqgpt.gpt.compiled_decoding import CompiledWeights, decoding_library
 from vqgpt.gpt.decoding import DecoderWeights
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.gpt.sampling_pass import SamplingPass
-from vqgpt.runtime import new_workers
+from vqgpt.runtime.device import new_workers
 
 MOST_GROUPS_PER_PASS = 4  # on a CPU
 MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is

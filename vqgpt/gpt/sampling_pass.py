@@ -13,12 +13,12 @@ import threading
 import torch
 from torch import Tensor
 
-from vqgpt.config.gpt import SamplingOptions
 from vqgpt.gpt.compiled_decoding import CompiledDecoder
 from vqgpt.gpt.decoding import Decoder
 from vqgpt.gpt.drawing import draw, guidance_scale, guide
 from vqgpt.gpt.graphed_pass import GraphedSteps
 from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import SamplingOptions
 
 
 class SamplingPass:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.runtime import autocast
+from vqgpt.runtime.device import autocast
 
 NUMBERS_PER_PASS = 2**25  # logits, or distances, in memory at once
 MOST_IMAGES_PER_PASS = 256

@@ -18,8 +18,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from vqgpt.config.gpt import GPTConfig, GPTTrainingOptions
-from vqgpt.distributed import (
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.optimizer import Optimizer
+from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
+from vqgpt.gpt.order import scan_order
+from vqgpt.kernels.dropout import Masks
+from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
+from vqgpt.runtime.distributed import (
     cut_short_when_alone,
     fewest_rows,
     local_rows,
@@ -27,16 +32,11 @@ from vqgpt.distributed import (
     sum_gradients,
     sum_over_ranks,
 )
-from vqgpt.gpt.dropout import Masks
-from vqgpt.gpt.model import GPT
-from vqgpt.gpt.optimizer import Optimizer
-from vqgpt.gpt.order import scan_order
-from vqgpt.moving_average import move_average
-from vqgpt.one_line import one_line
-from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
-from vqgpt.schedule import Schedule, Step
-from vqgpt.sharding import load_whole, shard, sum_at_next_backward, whole
-from vqgpt.training_state import check_alike
+from vqgpt.runtime.one_line import one_line
+from vqgpt.training.ema import move_average
+from vqgpt.training.schedule import Schedule, Step
+from vqgpt.training.sharding import load_whole, shard, sum_at_next_backward, whole
+from vqgpt.training.state import check_alike
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation

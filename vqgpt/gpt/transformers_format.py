@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vqgpt.config.gpt import GPTConfig
-from vqgpt.files import canonical_json
+from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import scan_order
+from vqgpt.storage.files import canonical_json
 
 FACTS = "vqgpt.json"
 

@@ -9,10 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from vqgpt.config.options import from_json
 from vqgpt.errors import InputError, UsageError
-from vqgpt.files import canonical_json, sha256
-from vqgpt.plain_values import check_plain
+from vqgpt.options.definition import from_json
+from vqgpt.storage.files import canonical_json, sha256
+from vqgpt.storage.plain_values import check_plain
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest
 from vqgpt.tokens.soundness import description_fault, manifest_fault
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vqgpt.errors import InputError
-from vqgpt.files import check_writable, links_below, open_regular, place_of, tidy_after_a_kill, write_atomically
+from vqgpt.storage.files import check_writable, links_below, open_regular, place_of, tidy_after_a_kill, write_atomically
 
 
 class TooLargeError(Exception):

@@ -15,8 +15,8 @@ import uuid
 from pathlib import Path
 from types import TracebackType
 
-from vqgpt.config.cache_path import CacheURL
 from vqgpt.errors import InputError, VQGPTError
+from vqgpt.options.cache_path import CacheURL
 from vqgpt.progress import Notice, Report, silent
 from vqgpt.tokens import lease_objects
 from vqgpt.tokens.lease_objects import Claim, HeldError

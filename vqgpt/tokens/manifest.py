@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vqgpt.config.options import to_json
-from vqgpt.files import canonical_json, sha256
-from vqgpt.one_line import one_line
+from vqgpt.options.definition import to_json
+from vqgpt.runtime.one_line import one_line
+from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
 
 FORMAT_VERSION = 1

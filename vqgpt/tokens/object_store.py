@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from vqgpt.config.cache_path import CacheURL
 from vqgpt.errors import MissingDataError, ResourceError, UsageError, VQGPTError
+from vqgpt.options.cache_path import CacheURL
 from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.store import may_always_write
 

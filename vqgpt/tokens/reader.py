@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.config.cache_path import CachePath, parse_cache_path
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.one_line import one_line
+from vqgpt.options.cache_path import CachePath, parse_cache_path
+from vqgpt.runtime.one_line import one_line
 from vqgpt.tokens.document import from_document
 from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.layout import ArrayLayout

@@ -1,13 +1,40 @@
-"""How the splits of a cache use its codebook. Imports numpy and zarr only."""
+"""How codes use their codebook: figures over any array of codes, and over the splits of a cache. Imports numpy only."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.code_statistics import statistics_of_counts
 from vqgpt.tokens.manifest import SplitStatistics
 
 CODES_AT_ONCE = 2**20  # numpy counts in 64 bits
 PERPLEXITY_DIGITS = 3  # fewer than machines could disagree on
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeStatistics:
+    """`perplexity` is exp of the entropy of the code frequencies: how many evenly used codes would have it."""
+
+    used_codes: int
+    perplexity: float
+    entropy_bits_per_token: float
+
+
+def code_statistics(codes: NDArray[Any], codebook_size: int) -> CodeStatistics:
+    """Used codes, perplexity and unigram entropy of an array of codes of any shape."""
+    return statistics_of_counts(np.bincount(codes.reshape(-1), minlength=codebook_size))
+
+
+def statistics_of_counts(counts: NDArray[np.integer[Any]]) -> CodeStatistics:
+    """The same, from how often each code occurs, (K,)."""
+    shares = counts[counts > 0] / max(1, counts.sum())
+    entropy_nats = float(-(shares * np.log(shares)).sum())
+    return CodeStatistics(
+        used_codes=int((counts > 0).sum()),
+        perplexity=float(np.exp(entropy_nats)),
+        entropy_bits_per_token=entropy_nats / float(np.log(2)),
+    )
 
 
 def count_codes(codes: NDArray[np.unsignedinteger], codebook_size: int) -> NDArray[np.int64]:

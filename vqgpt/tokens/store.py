@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vqgpt.config.cache_path import CachePath
-from vqgpt.files import check_can_be_written
+from vqgpt.options.cache_path import CachePath
 from vqgpt.progress import Report, silent
+from vqgpt.storage.files import check_can_be_written
+from vqgpt.storage.write_lock import WriteLock
 from vqgpt.tokens.folder_store import FolderStore
-from vqgpt.write_lock import WriteLock
 
 if TYPE_CHECKING:
     from vqgpt.tokens.lease import Lease

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from vqgpt.files import SpecialFileError, sha256
+from vqgpt.storage.files import SpecialFileError, sha256
 from vqgpt.tokens.array_metadata import metadata_fault
 from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile

@@ -5,8 +5,8 @@ Imports numpy and zarr only.
 
 import numpy as np
 
-from vqgpt.config.cache_path import CachePath
 from vqgpt.errors import InputError
+from vqgpt.options.cache_path import CachePath
 from vqgpt.tokens.reader import TokenCache, read_manifest
 from vqgpt.tokens.statistics import count_codes, split_statistics
 from vqgpt.tokens.store import store_at

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.config.cache_path import CachePath
-from vqgpt.config.options import differences, to_json
 from vqgpt.errors import InputError
-from vqgpt.files import PARTIAL_SUFFIX, canonical_json, sha256
+from vqgpt.options.cache_path import CachePath
+from vqgpt.options.definition import differences, to_json
+from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
 from vqgpt.tokens.document import DamagedManifestError, from_document, to_document
 from vqgpt.tokens.layout import array_metadata, encode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile

@@ -8,11 +8,11 @@ Knows nothing of files. Must not import GPT and token caches.
 
 import re
 
-from vqgpt import checkpoint
-from vqgpt.checkpoint import Shapes, shape_text
-from vqgpt.config.vqgan import Lookup, VQGANConfig
 from vqgpt.errors import InputError, UsageError
+from vqgpt.storage import checkpoint
+from vqgpt.storage.checkpoint import Shapes, shape_text
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import Lookup, VQGANConfig
 
 LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
 MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.checkpoint import (
+from vqgpt.errors import InputError, MissingDataError
+from vqgpt.options.definition import from_json, to_json
+from vqgpt.runtime.one_line import one_line
+from vqgpt.storage.checkpoint import (
     check_parts,
     is_ours,
     load_weights,
@@ -18,16 +21,13 @@ from vqgpt.checkpoint import (
     read_tensors,
     weights_sha256,
 )
-from vqgpt.config.options import from_json, to_json
-from vqgpt.config.vqgan import VQGANConfig
-from vqgpt.errors import InputError, MissingDataError
-from vqgpt.files import read_regular
-from vqgpt.one_line import one_line
-from vqgpt.stored_tensor import check_is_file
+from vqgpt.storage.files import read_regular
+from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.vqgan.architecture import check_fits
-from vqgpt.vqgan.foreign import ForeignVQGAN, WhichWeights, open_foreign
-from vqgpt.vqgan.foreign_yaml import with_yaml
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig
+from vqgpt.vqgan.third_party import ForeignVQGAN, WhichWeights, open_foreign
+from vqgpt.vqgan.third_party_yaml import with_yaml
 
 KIND = "vqgan"
 PARTS = {"architecture": dict, "dataset": str}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqgpt.distributed import from_main, sum_over_ranks
+from vqgpt.runtime.distributed import from_main, sum_over_ranks
 from vqgpt.vqgan.quantizer import Codebook, nearest_codes, to_vectors
 
 KMEANS_ITERATIONS = 10

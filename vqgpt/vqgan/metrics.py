@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqgpt.code_statistics import statistics_of_counts
-from vqgpt.pixels import images_per_pass, to_uint8, to_unit_range
+from vqgpt.tokens.statistics import statistics_of_counts
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.pixels import images_per_pass, to_uint8, to_unit_range
 
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5  # pixels
@@ -56,6 +56,12 @@ def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
         structure = (2 * covariance + small_variance) / (variances + small_variance)
         results.append((likeness * structure).flatten(1).mean(dim=1).view(len(x), -1).mean(dim=1))
     return torch.cat(results)
+
+
+def likeness_captions(images: Tensor, reconstructions: Tensor) -> list[str]:
+    """PSNR in dB and SSIM of each of (N, C, H, W) uint8 images, as a caption: "21.3 dB 0.87"."""
+    pairs = zip(psnr(images, reconstructions).tolist(), ssim(images, reconstructions).tolist(), strict=True)
+    return [f"{decibel:.1f} dB {likeness:.2f}" for decibel, likeness in pairs]
 
 
 def figures_of(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, float]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.config.vqgan import VQGANConfig
-from vqgpt.vqgan.normalisation import Norm
+from vqgpt.kernels.normalisation import Norm
+from vqgpt.vqgan.options import VQGANConfig
 from vqgpt.vqgan.quantizer import Codebook
 
 MOST_POSITIONS = 1024  # of which an image's attention weights are kept in training

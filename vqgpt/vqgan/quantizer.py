@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.config.vqgan import VQGANConfig
+from vqgpt.vqgan.options import VQGANConfig
 
 COMMITMENT_WEIGHT = 0.25
 SCORES_PER_PASS = 2**24  # distances held at once, in numbers: 64 MB

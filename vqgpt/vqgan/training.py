@@ -18,22 +18,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.code_statistics import statistics_of_counts
-from vqgpt.config.vqgan import VQGANTrainingOptions
-from vqgpt.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
-from vqgpt.moving_average import move_average
-from vqgpt.pixels import images_per_pass, to_unit_range
-from vqgpt.runtime import autocast, derived_seed, new_workers, one_thread
-from vqgpt.schedule import Schedule, Step, check_finite
-from vqgpt.sharding import load_whole_optimizer
-from vqgpt.training_state import OF_ADAM, check_alike, check_optimizer
+from vqgpt.kernels.winograd import fast_convolutions
+from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
+from vqgpt.runtime.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
+from vqgpt.tokens.statistics import statistics_of_counts
+from vqgpt.training.ema import move_average
+from vqgpt.training.schedule import Schedule, Step, check_finite
+from vqgpt.training.sharding import load_whole_optimizer
+from vqgpt.training.state import OF_ADAM, check_alike, check_optimizer
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
 from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from vqgpt.vqgan.metrics import figures_of, reconstruct
 from vqgpt.vqgan.model import VQGAN, Reconstruction
+from vqgpt.vqgan.options import VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import PerceptualLoss
+from vqgpt.vqgan.pixels import images_per_pass, to_unit_range
 from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, codebook_loss, commitment_loss
-from vqgpt.vqgan.winograd import fast_convolutions
 
 SHOWN_IMAGES = 16
 START_VECTORS = 2**14  # latents that the codebook starts from

@@ -1,0 +1,252 @@
+"""`vqgpt render`: rows of a token cache, encoded or sampled -> pictures, through the VQ-GAN's decoder.
+
+    sheet    one .png: a grid of images with their classes
+    png      a folder: 000000.png, ..., by row
+    tree     a folder of folders, one per class
+    npz      arr_0 (N, H, W, 3) uint8, grey repeated in three channels: what the evaluator of ADM reads
+
+Rows pass shard by shard and a pass of the decoder at a time: no more images than that are in memory, but for a sheet.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from vqgpt.api.options import EncoderOptions
+from vqgpt.api.output_options import ROWS_ON_A_SHEET, RenderConfig
+from vqgpt.data.folder import WITHOUT_CLASS, class_folders
+from vqgpt.errors import InputError, UsageError
+from vqgpt.options.definition import nearest_hint, to_json
+from vqgpt.pictures.folder import PictureFolder
+from vqgpt.pictures.sheet import contact_sheet, png_bytes, to_displayable, to_rgb
+from vqgpt.progress import Notice, Picture, Progress, Report, silent
+from vqgpt.runtime.device import autocast, select_device
+from vqgpt.storage.files import open_atomically, write_atomically
+from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.tokens import Description, TokenCache
+from vqgpt.tokens.label_occurrence import names_without, occurring
+from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
+from vqgpt.tokens.parts import Part, parts_of
+from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
+from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.pixels import images_per_pass, to_uint8
+
+MOST_COLUMNS = 16
+MOST_ROWS_ON_A_SHEET = 1000
+SEED_OF_COLORS = 0
+
+
+def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Render as configured; the result names the picture, or the folder of pictures.
+
+    Raises UsageError for what exists or cannot be, InputError for an empty choice of rows, for another VQ-GAN, and if
+    another run is writing the result.
+    """
+    description = TokenCache(config.cache).description
+    check_place_and_form(config, description, overwrite)
+    return render(config, load_its_vqgan(description, config.vqgan), overwrite, dry_run, report)
+
+
+def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Render with a VQ-GAN that is that of the tokens. Raises what `run` raises."""
+    cache = TokenCache(config.cache)
+    description = cache.description
+    split = config.split or cache.split_names[0]
+    rows = config.chosen_rows(cache.rows(split))
+    if config.form == "sheet":
+        rows = for_a_sheet(rows, config, report)
+    view = view_number(config, description)
+    plan = {"picture": config.result, "split": split, "images": len(rows)}
+    if not len(rows):
+        raise InputError(
+            f"{cache.path}: no rows of split {split!r} are asked for, of {cache.rows(split)}",
+            "render other rows with --rows, or another split with --split",
+        )
+    about = {**to_json(config), "cache_digest": cache.digest, "split": split}
+    parts = parts_of(cache, split, view, rows, images_per_pass(*image_shape(model, description)[1:]))
+    precision = config.vqgan.precision
+    if config.form in ("png", "tree"):
+        identity: dict[str, Any] = {"cache_digest": cache.digest, "split": split, "rows": [rows.start, rows.stop]}
+        identity |= {"view": description.views[view], "format": config.form, "precision": precision}
+        folders = class_folders(description.class_names) if config.form == "tree" else None
+        if folders:
+            numbered = enumerate(zip(folders, description.class_names, strict=True))
+            identity["classes"] = {name: {"number": number, "name": of} for number, (name, of) in numbered}
+            tell_of_empty_folders(cache.labels(split)[rows.start : rows.stop], description, report)
+        folder = PictureFolder(config.result, identity, [*folders, WITHOUT_CLASS] if folders else None, overwrite)
+        if not dry_run:
+            folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)
+        return plan
+    if dry_run:
+        return plan
+    with sole_writer(config.result, config, overwrite):
+        if config.form == "npz":
+            images = decoded(model, (part.codes for part in parts), len(rows), precision, report)
+            write_npz(config.result, (len(rows), *image_shape(model, description)[1:], 3), images)
+        else:
+            write_atomically(config.result, png_bytes(sheet(list(parts), model, description, precision, report), about))
+    if config.show:
+        report(Picture(path=config.result))
+    return plan
+
+
+def tell_of_empty_folders(labels: NDArray[np.integer], description: Description, report: Report) -> None:
+    """A notice of the classes that no rendered row has: without their folders, others would get their numbers."""
+    absent = names_without(occurring(labels), description.class_names)
+    if absent:
+        report(
+            Notice(
+                text=f"no row rendered here is of {absent}: their folders are empty, so that the other classes keep "
+                "their numbers; torchvision's ImageFolder accepts this with allow_empty=True"
+            )
+        )
+
+
+def sheet(parts: Sequence[Part], model: VQGAN, description: Description, precision: str, report: Report) -> Image:
+    """The contact sheet of rows."""
+    images = decode(model, np.concatenate([part.codes for part in parts]), precision, report)
+    texts = captions(np.concatenate([part.labels for part in parts]), description)
+    return contact_sheet(to_displayable(images, SEED_OF_COLORS), texts, columns(description))
+
+
+def for_a_sheet(rows: range, config: RenderConfig, report: Report) -> range:
+    """The rows that a sheet shows: what was asked for explicitly, up to what a picture can hold."""
+    most = ROWS_ON_A_SHEET if config.limit is None and config.rows is None else MOST_ROWS_ON_A_SHEET
+    if len(rows) > most:
+        report(
+            Notice(
+                text=f"the sheet shows the first {most} of {len(rows)} rows; --limit and --rows choose others, and a "
+                "folder or .npz file as --out takes all"
+            )
+        )
+    return rows[:most]
+
+
+def view_number(config: RenderConfig, description: Description) -> int:
+    """Which view of each row to render. Raises UsageError, with the nearest name, if there is no such view."""
+    if config.view is None:
+        return 0
+    if config.view not in description.views:
+        raise UsageError(f"{config.cache} has no view {config.view!r}", nearest_hint(config.view, description.views))
+    return description.views.index(config.view)
+
+
+def image_shape(model: VQGAN, description: Description) -> tuple[int, int, int]:
+    """(C, H, W) of the decoded images."""
+    height, width = (side * model.config.downsampling for side in description.grid)
+    return model.config.image_channels, height, width
+
+
+def write_npz(path: Path, shape: tuple[int, ...], batches: Iterator[NDArray[np.uint8]]) -> None:
+    """An uncompressed .npz file with one array arr_0 (N, H, W, 3), written as its images (n, C, H, W) come."""
+    with open_atomically(path) as file, zipfile.ZipFile(file, "w") as archive:
+        member = zipfile.ZipInfo("arr_0.npy")  # no time of day in it
+        with archive.open(member, "w", force_zip64=True) as inner:
+            np.lib.format.write_array_header_1_0(inner, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for images in batches:
+                inner.write(to_rgb(images).tobytes())
+
+
+def plain_sheet(codes: NDArray[np.int64], model: VQGAN, description: Description) -> bytes:
+    """A PNG of codes (n, h, w), without captions."""
+    images = decode(model, codes, "fp32", silent)
+    return png_bytes(contact_sheet(images, [""] * len(images), columns(description)), {})
+
+
+def vqgan_at(path: Path, description: Description) -> VQGAN | None:
+    """The VQ-GAN at `path`, on the CPU; None if there is none, or if it is not the one of these tokens."""
+    if not path.exists():
+        return None
+    model = load_vqgan(path, description.dataset, torch.device("cpu"))
+    return model if tokenizer_sha256(model) == description.tokenizer_sha256 else None
+
+
+def check_place_and_form(config: RenderConfig, description: Description, overwrite: bool) -> None:
+    """Raise UsageError if the result exists already, or if the format cannot hold the images."""
+    if config.form in ("sheet", "npz"):
+        check_place(config.result, config, overwrite)
+    elif config.result.exists() and not config.result.is_dir():
+        raise UsageError(f"{config.result} is a file", "give another --out")
+    if config.form == "tree" and description.label_kind != "class":
+        raise UsageError(
+            f"{config.cache} has no classes to make folders of", "use --format png, for one folder without classes"
+        )
+    if config.form != "sheet" and description.image_channels not in (1, 3):
+        raise UsageError(
+            f"{config.cache} has images of {description.image_channels} channels, which are neither grey nor RGB",
+            "use --format sheet, which shows them in colours of its own",
+        )
+
+
+def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
+    """The VQ-GAN that a cache was made with.
+
+    Raises InputError, with both fingerprints, if it is another or unknown, or if the cache lies about its images.
+    """
+    if description.tokenizer_sha256 == UNKNOWN_TOKENIZER:
+        raise InputError(
+            "the tokens were imported without their VQ-GAN, so it is not known what decodes them",
+            "import them again with --checkpoint-vae",
+        )
+    path = vqgan.path(description.dataset)
+    model = load_vqgan(path, description.dataset, select_device(vqgan.device), vqgan.remap)
+    ours, theirs = tokenizer_sha256(model), description.tokenizer_sha256
+    if ours != theirs:
+        raise InputError(
+            f"the tokens were made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
+            "give the VQ-GAN that made them, with --checkpoint-vae (and --remap, if tokenize had it), or tokenize and "
+            "train again with this one",
+        )
+    made = tuple(side * model.config.downsampling for side in description.grid)
+    if made != description.image_size:  # images would be prepared at a size that the codes do not bound
+        raise InputError(
+            f"the tokens are said to be of images of {' x '.join(map(str, description.image_size))} pixels, and {path} "
+            f"makes {' x '.join(map(str, made))} of them",
+            "do not use what tells that; make it again",
+        )
+    return model
+
+
+def decode(model: VQGAN, codes: NDArray[Any], precision: str, report: Report) -> NDArray[np.uint8]:
+    """Codes (N, h, w) -> images (N, C, H, W) uint8, all of them in memory."""
+    at_once = images_per_pass(*(side * model.config.downsampling for side in codes.shape[1:]))
+    batches = (codes[start : start + at_once] for start in range(0, len(codes), at_once))
+    return np.concatenate(list(decoded(model, batches, len(codes), precision, report)))
+
+
+def decoded(
+    model: VQGAN, batches: Iterable[NDArray[Any]], total: int, precision: str, report: Report
+) -> Iterator[NDArray[np.uint8]]:
+    """The images (n, C, H, W) of each batch of codes (n, h, w), of `total` in all."""
+    done = 0
+    for codes in batches:
+        yield one_pass(model, codes, precision)
+        done += len(codes)
+        report(Progress(task="render", done=done, total=total, unit="images"))
+
+
+@torch.no_grad()
+def one_pass(model: VQGAN, codes: NDArray[Any], precision: str) -> NDArray[np.uint8]:
+    """Codes (n, h, w) -> images (n, C, H, W) uint8, at once."""
+    device = model.quantize.embedding.weight.device
+    with autocast(device, precision):
+        return to_uint8(model.decode(torch.from_numpy(codes.astype(np.int64)).to(device))).cpu().numpy()
+
+
+def captions(labels: NDArray[np.integer[Any]], description: Description) -> list[str]:
+    """The class name of each row, "" where it has none or many."""
+    if description.label_kind != "class":
+        return [""] * len(labels)
+    return [description.class_names[label] if label >= 0 else "" for label in labels]
+
+
+def columns(description: Description) -> int:
+    """Columns of a contact sheet: one per class where they fit, so that samples of all classes in turn line up."""
+    classes = len(description.class_names) if description.label_kind == "class" else 0
+    return classes if 2 < classes <= MOST_COLUMNS else 10

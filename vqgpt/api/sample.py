@@ -1,0 +1,278 @@
+"""Stage two, `vqgpt sample`: a GPT checkpoint -> a token cache of origin `sampled`, and a picture of it.
+
+Must not import the VQ-GAN, image data, torchvision or PIL at its head: where their code is absent, tokens are the
+result.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqgpt.api.filling import fill_cache
+from vqgpt.api.find import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
+from vqgpt.api.options import EncoderOptions, SampleConfig
+from vqgpt.api.output_options import RenderConfig
+from vqgpt.errors import InputError, UsageError
+from vqgpt.gpt.checkpoint import LoadedGPT
+from vqgpt.gpt.completion import Prompts, check_same_tokens, is_prefix, read_prompts
+from vqgpt.gpt.labels import KnownLabels, untold
+from vqgpt.gpt.options import GPTConfig
+from vqgpt.gpt.order import scan_order
+from vqgpt.gpt.sampling import Sampler
+from vqgpt.gpt.trained import load_gpt
+from vqgpt.options.cache_path import CachePath
+from vqgpt.options.definition import to_json
+from vqgpt.options.places import samples_path, vqgan_path
+from vqgpt.progress import Notice, Report
+from vqgpt.runtime.device import resolve_precision, select_device
+from vqgpt.runtime.one_line import one_line
+from vqgpt.storage.checkpoint import weights_sha256
+from vqgpt.storage.files import check_can_be_written
+from vqgpt.tokens import Description, ShardRows, Split, TokenCache
+from vqgpt.tokens.layout import code_dtype, default_shard_rows
+
+SPLIT = "samples"
+SHARD_ROWS = 1024  # what a kill can cost, in images
+
+FindPrompts = Callable[[GPTConfig, Description], Prompts | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan:
+    """What will be sampled: the GPT, the labels as `GPT.start` takes them, and the cache to write.
+
+    Image i is of `labels[i % m]` (m, ...), and completes `kept[i % n]` (n, h, w), if there are any, -1 where a code is
+    to be drawn.
+    """
+
+    gpt: LoadedGPT
+    codebook: NDArray[np.float32]
+    checkpoint: Path
+    labels: NDArray[np.int64]
+    kept: NDArray[np.int64] | None
+    description: Description
+    cache: CachePath
+
+    __repr__ = one_line
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The plan as a result to show."""
+        return {
+            "cache": self.cache,
+            "dataset": self.description.dataset,
+            "images": self.description.splits[0].rows,
+            "grid": self.description.grid,
+            "checkpoint": self.checkpoint,
+        }
+
+
+def run(config: SampleConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Sample as configured, and render where the VQ-GAN is at hand; the result names the cache and the picture.
+
+    Raises what `plan` raises, and what rendering does, before the first code is drawn.
+    """
+    loaded: list[Any] = []  # the VQ-GAN, once it is needed: it encodes prompts, and decodes samples
+
+    def vqgan_of(description: Description) -> Any:
+        if not loaded:
+            from vqgpt.api.render import load_its_vqgan
+
+            options = EncoderOptions(checkpoint_vae=config.checkpoint_vae, device=config.run.device)
+            loaded.append(load_its_vqgan(description, options))
+        return loaded[0]
+
+    def find_prompts(gpt: GPTConfig, description: Description) -> Prompts | None:
+        def encode(path: Path, _: Description) -> NDArray[np.int64]:
+            from vqgpt.api.prompt_images import encode_image
+
+            return encode_image(path, description, lambda: vqgan_of(description))
+
+        def mask(path: Path) -> NDArray[np.bool_]:
+            from vqgpt.api.prompt_images import read_mask
+
+            return read_mask(path)
+
+        return read_prompts(config.prompt, config.keep, config.cache, gpt, description, encode, mask)
+
+    planned = plan(config, find_prompts, report)
+    vqgan = config.checkpoint_vae or vqgan_path(planned.description.dataset)
+    known = planned.description.knows_its_vqgan
+    at_hand = config.checkpoint_vae is not None or (known and vqgan.exists())
+    rendering = _rendering() if at_hand and not config.tokens_only else None
+    encoder = EncoderOptions(checkpoint_vae=vqgan, device=config.run.device)
+    picture = RenderConfig(cache=planned.cache, vqgan=encoder, show=config.show)
+    if rendering:
+        rendering.check_place_and_form(picture, planned.description, overwrite)
+        vqgan_of(planned.description)
+    if dry_run:
+        return planned.summary
+    if rendering:
+        check_can_be_written(picture.result)
+    result = draw(planned, config, overwrite, report)
+    if rendering:
+        model = vqgan_of(planned.description)
+        return {**result, "picture": rendering.render(picture, model, overwrite, False, report)["picture"]}
+    if not config.tokens_only:
+        report(Notice(text=f"no picture: {_why_no_picture(planned.cache, known, at_hand, vqgan)}"))
+    return result
+
+
+def _rendering() -> ModuleType | None:
+    """`api.render`; None where the VQ-GAN's code cannot be imported."""
+    try:
+        from vqgpt.api import render
+    except ImportError:
+        return None
+    return render
+
+
+def _why_no_picture(cache: CachePath, known: bool, at_hand: bool, vqgan: Path) -> str:
+    """Why samples were not rendered, and what would: nothing, if their VQ-GAN is not `known`."""
+    if not known:
+        return "the GPT learned tokens that were imported without their VQ-GAN, so it is not known what decodes them"
+    if at_hand:
+        return f"the VQ-GAN's code cannot be imported here; where it can, `vqgpt render {cache}` makes one"
+    return f"there is no VQ-GAN at {vqgan}; with the one that made the tokens, `vqgpt render {cache}` makes one"
+
+
+def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> SamplePlan:
+    """Load the GPT and settle what to sample.
+
+    Raises UsageError for classes that the GPT does not know, and what `find_prompts` raises; a notice tells of prompts
+    that it does not see whole.
+    """
+    device = select_device(config.run.device)
+    checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
+    gpt, described = load_gpt(checkpoint, device, config.n_head)
+    if described is None or gpt.codebook is None:
+        trained_on, codebook = what_it_was_trained_on(config, gpt.model.config, checkpoint)
+        gpt, _ = load_gpt(checkpoint, device, config.n_head, trained_on.grid)
+    else:
+        trained_on, codebook = described, gpt.codebook.numpy()
+        if config.cache:
+            check_same_tokens(TokenCache(config.cache), trained_on)
+    check_dataset(config.dataset, trained_on.dataset, checkpoint)
+    check_heads(config.n_head, gpt.model.config, checkpoint)
+    known = KnownLabels.of(gpt.model.config, trained_on.class_names, gpt.labels_seen)
+    if config.sampling.cfg_scale != 1:
+        check_can_guide(gpt, checkpoint)
+    prompts = find_prompts(gpt.model.config, trained_on)
+    if prompts or config.cache:
+        tell_if_unknown(trained_on.tokenizer_sha256, report)
+    if prompts and not config.classes:
+        turn = prompts.labels
+        known.check_seen(turn)
+    else:
+        turn = known.turn(config.classes, report)
+        turn = [label for label in turn for _ in (prompts.labels if prompts else [None])]
+    if untold(gpt.model.config) in turn:
+        check_knows_untold(gpt, checkpoint, "tell the label with --class")
+    if prompts and not is_prefix(prompts.kept, scan_of(gpt.model.config)):
+        report(
+            Notice(
+                text="some kept codes come after drawn ones in the order in which this GPT reads the grid "
+                f"({gpt.model.config.options.order}): a drawn code follows from those before it alone"
+            )
+        )
+    row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
+    description = replace(
+        trained_on,
+        origin="sampled",
+        label_kind=gpt.model.config.options.condition,
+        source_sha256=weights_sha256(gpt.model, to_json(gpt.model.config)),
+        splits=(Split(name=SPLIT, rows=config.sampling.num_samples),),
+        limit=None,
+        views=("identity",),
+        precision=resolve_precision(config.run.precision, device),
+        sampling={
+            **to_json(config.sampling),
+            "classes": turn,
+            "prompts": prompts.kept.tolist() if prompts else [],
+            "seed": config.run.seed,
+            "log_prob": True,
+        },
+        shard_rows=min(SHARD_ROWS, default_shard_rows(row_bytes)),
+    )
+    return SamplePlan(
+        gpt=gpt,
+        codebook=codebook,
+        checkpoint=checkpoint,
+        labels=np.array(turn),
+        kept=prompts.kept if prompts else None,
+        description=description,
+        cache=config.out or samples_path(trained_on.dataset),
+    )
+
+
+def draw(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:
+    """Sample as planned; the result names the cache."""
+    sampler = Sampler(plan.gpt.model, config.sampling, plan.description.precision, plan.kept is not None)
+
+    def rows_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        labels = torch.from_numpy(in_turn(plan.labels, shard))
+        kept = None if plan.kept is None else torch.from_numpy(in_turn(plan.kept, shard))
+        for codes, log_prob in sampler.codes(labels, shard.start, config.run.seed, kept):
+            yield codes.numpy()[:, None], log_prob.numpy()
+
+    def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        labels = in_turn(plan.labels, shard)
+        if plan.description.label_kind == "bits":
+            labels = np.maximum(labels, 0)
+        return labels, np.arange(shard.start, shard.stop)
+
+    rows, labels, description = rows_of, labels_of, plan.description
+    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", rows, labels, report)
+    return {**plan.summary, "digest": manifest.digest}
+
+
+def in_turn(values: NDArray[np.int64], shard: ShardRows) -> NDArray[np.int64]:
+    """Of values (n, ...) that images have in turn, those of the images of a shard."""
+    return values[np.arange(shard.start, shard.stop) % len(values)]
+
+
+def check_can_guide(gpt: LoadedGPT, checkpoint: Path) -> None:
+    """Raise UsageError if a GPT has no label to guide towards, or was never shown an image without one."""
+    if not gpt.model.config.num_classes:
+        raise UsageError(
+            f"{checkpoint} was trained without classes, so there is nothing to guide towards", "leave --cfg-scale out"
+        )
+    check_knows_untold(gpt, checkpoint, "leave --cfg-scale out")
+
+
+def check_knows_untold(gpt: LoadedGPT, checkpoint: Path, remedy: str) -> None:
+    """Raise UsageError if a GPT that knows classes or bits was never shown an image without."""
+    if gpt.model.config.num_classes and gpt.label_dropout == 0:
+        raise UsageError(
+            f"{checkpoint} was trained with --label-dropout 0: it does not know images without their label",
+            f"{remedy}, or train one with --label-dropout 0.1",
+        )
+
+
+def scan_of(config: GPTConfig) -> NDArray[np.int64]:
+    """The raster index of each token, in the order in which the GPT reads the grid."""
+    return scan_order(config.options.order, config.grid).numpy()
+
+
+def what_it_was_trained_on(
+    config: SampleConfig, gpt: GPTConfig, checkpoint: Path
+) -> tuple[Description, NDArray[np.float32]]:
+    """The description and codebook of the token cache that goes with a GPT of GenerativeZoo, whose file has neither.
+
+    Raises InputError if codes or tokens per image are not as many as the GPT has.
+    """
+    cache = TokenCache(find_cache(config.cache, config.dataset))
+    theirs = (cache.description.codebook_size, int(np.prod(cache.description.grid)))
+    if theirs != (gpt.codebook_size, gpt.block_size):
+        raise InputError(
+            f"{cache.path} has {theirs[0]} codes and {theirs[1]} tokens per image, {checkpoint} "
+            f"{gpt.codebook_size} and {gpt.block_size}",
+            "give --cache, a token cache of the tokenizer that the GPT was trained with",
+        )
+    return cache.description, cache.codebook()

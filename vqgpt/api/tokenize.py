@@ -1,0 +1,191 @@
+"""Stage one, `vqgpt tokenize`: images of a dataset -> a token cache, through the VQ-GAN's encoder, once."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqgpt.api.filling import fill_cache
+from vqgpt.api.options import TokenizeConfig
+from vqgpt.data.images import ImageDataset
+from vqgpt.data.options import ImageOptions
+from vqgpt.data.preparing import prepared_batches, row_batches
+from vqgpt.data.preprocessing import VIEWS, Preprocessing, parse_views
+from vqgpt.data.reading import check_options, read_dataset
+from vqgpt.data.table import Dataset, find_dataset
+from vqgpt.progress import Notice, Report
+from vqgpt.runtime.device import autocast, select_device
+from vqgpt.runtime.distributed import main_first, process_group
+from vqgpt.tokens import Description, ShardRows, Split
+from vqgpt.tokens.layout import code_dtype, default_shard_rows
+from vqgpt.tokens.store import check_can_lie_at
+from vqgpt.vqgan.checkpoint import check_channels, load_vqgan, tokenizer_sha256
+from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig
+from vqgpt.vqgan.pixels import images_per_pass, to_unit_range
+
+
+def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Encode every split; the result names the cache and its rows."""
+    with process_group(select_device(config.vqgan.device)) as device:
+        return _run(config, overwrite, dry_run, report, device)
+
+
+def _run(
+    config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report, device: torch.device
+) -> dict[str, Any]:
+    dataset = find_dataset(config.images.dataset)
+    check_options(dataset, config.images)
+    path = config.vqgan.path(dataset.name)
+    model = load_vqgan(path, dataset.name, device, config.vqgan.remap)
+    size = image_size(config.size, model.config, dataset, report)
+    views = views_for(config.views, dataset, report)
+    preprocessing = preprocessing_for(config.images, dataset, model.config, path, size, views)
+    grid = model.config.grid(size)
+    plan: dict[str, Any] = {
+        "cache": config.result,
+        "grid": grid,
+        "codebook_size": model.config.codebook_size,
+        "views": views,
+        "bytes_per_image": row_bytes(model.config, grid, views),
+    }
+    if dry_run:
+        return {**plan, **expected_work(config, dataset, plan["bytes_per_image"], model, preprocessing, device)}
+    check_can_lie_at(config.result)
+    with main_first():  # which downloads what is missing
+        images = read_dataset(dataset, config.images, size, report)
+    if config.limit is not None:
+        some = {name: split.evenly_spaced(config.limit) for name, split in images.splits.items()}
+        images = replace(images, splits=some)
+    description = describe(config, dataset, images, model, preprocessing)
+    rows = sum(split.rows for split in description.splits)
+    codebook = model.quantize.vectors().detach().cpu().numpy()
+
+    def codes_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64]]]:
+        batches = row_batches(shard.start, shard.stop, max(1, config.batch_size // len(views)))
+        for batch in prepared_batches(images.splits[shard.split], batches, preprocessing, config.images.workers):
+            yield (encode_batch(model, batch, config.vqgan.precision, device),)
+
+    def labels_of(shard: ShardRows) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        split = images.splits[shard.split]
+        return split.labels[shard.start : shard.stop], split.source_index[shard.start : shard.stop]
+
+    manifest = fill_cache(config.result, description, codebook, overwrite, "tokenize", codes_of, labels_of, report)
+    return {**plan, "rows": rows, "digest": manifest.digest}
+
+
+def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report: Report) -> int:
+    """The image side to work at: the one asked for, else the VQ-GAN's, else the dataset's, which a notice tells."""
+    size = asked or config.size
+    if size is not None:
+        return size
+    size = dataset.default_size
+    report(Notice(text=f"the VQ-GAN does not say at which size it was trained; using {size}, that of {dataset.name}"))
+    return size
+
+
+def views_for(asked: tuple[str, ...], dataset: Dataset, report: Report) -> tuple[str, ...]:
+    """The views to encode; a notice warns of mirrored ones where they change what an image means."""
+    views = parse_views(asked) if asked else dataset.default_views
+    known_to_mean_something = not dataset.hflip_keeps_meaning and dataset.reader != "folder"
+    if known_to_mean_something and any(VIEWS[name].mirrored for name in views):
+        report(
+            Notice(text=f"mirrored images are encoded, as asked for; in {dataset.name} they may mean something else")
+        )
+    return views
+
+
+def preprocessing_for(
+    images: ImageOptions,
+    dataset: Dataset,
+    vqgan: VQGANConfig,
+    path: Path,
+    size: int,
+    views: tuple[str, ...] = ("identity",),
+) -> Preprocessing:
+    """How images become what this VQ-GAN takes. Raises InputError if they have another number of channels.
+
+    Those of one's own folder become what it takes; those of a known dataset only if that is asked for.
+    """
+    asked = images.preprocessing.image_channels
+    channels = asked or (vqgan.image_channels if dataset.reader == "folder" else dataset.channels)
+    check_channels(vqgan, channels, dataset.name, path)
+    return Preprocessing(size=size, channels=channels, options=images.preprocessing, views=views)
+
+
+def describe(
+    config: TokenizeConfig, dataset: Dataset, images: ImageDataset, model: VQGAN, preprocessing: Preprocessing
+) -> Description:
+    """What the cache will hold."""
+    size, grid = preprocessing.size, model.config.grid(preprocessing.size)
+    return Description(
+        origin="encoded",
+        dataset=dataset.name,
+        class_names=images.class_names,
+        label_kind=dataset.label_kind,
+        source_sha256=images.sha256,
+        splits=tuple(Split(name=name, rows=len(split)) for name, split in images.splits.items()),
+        limit=config.limit,
+        val_split=config.images.val_split,
+        image_size=(size, size),
+        image_channels=preprocessing.channels,
+        preprocessing=preprocessing.record,
+        skipped=images.skipped,
+        views=preprocessing.views,
+        grid=grid,
+        codebook_size=model.config.codebook_size,
+        code_dimension=model.config.embed_dim,
+        tokenizer_sha256=tokenizer_sha256(model),
+        precision=config.vqgan.precision,
+        sampling={},
+        shard_rows=default_shard_rows(row_bytes(model.config, grid, preprocessing.views)),
+    )
+
+
+def row_bytes(config: VQGANConfig, grid: tuple[int, int], views: tuple[str, ...]) -> int:
+    """Bytes of the codes of one image."""
+    return len(views) * grid[0] * grid[1] * np.dtype(code_dtype(config.codebook_size)).itemsize
+
+
+def expected_work(
+    config: TokenizeConfig,
+    dataset: Dataset,
+    bytes_per_image: int,
+    model: VQGAN,
+    preprocessing: Preprocessing,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Rows, bytes before compression, and seconds, by the rows as published and the encoder's speed here.
+
+    What is in one's own folder is not known without reading it.
+    """
+    count = min(config.batch_size, images_per_pass(preprocessing.size, preprocessing.size))
+    shape = (count, 1, preprocessing.channels, preprocessing.size, preprocessing.size)
+    images = np.zeros(shape, dtype=np.uint8)
+    encode_batch(model, images, config.vqgan.precision, device)  # to warm up
+    start = time.perf_counter()
+    encode_batch(model, images, config.vqgan.precision, device)
+    images_per_second = count / len(preprocessing.views) / (time.perf_counter() - start)
+    if not dataset.rows:
+        return {"rows": "known once the folder is read", "images_per_second": images_per_second}
+    rows = sum(min(rows, config.limit or rows) for rows in dataset.rows.values())
+    return {
+        "rows": rows,
+        "bytes": rows * bytes_per_image,
+        "images_per_second": images_per_second,
+        "seconds": rows / images_per_second,
+    }
+
+
+@torch.no_grad()
+def encode_batch(model: VQGAN, images: NDArray[np.uint8], precision: str, device: torch.device) -> NDArray[np.int64]:
+    """Images (n, V, C, H, W) uint8 -> codes (n, V, h, w) int64."""
+    views = torch.from_numpy(images).to(device).flatten(0, 1)
+    with autocast(device, precision):
+        codes = model.encode(to_unit_range(views))
+    return codes.view(*images.shape[:2], *codes.shape[1:]).cpu().numpy()

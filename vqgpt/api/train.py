@@ -1,0 +1,283 @@
+"""Stage two, `vqgpt train`: a token cache -> a GPT checkpoint and metrics.
+
+Reads the cache and nothing else: must not import the VQ-GAN, image data, torchvision or PIL.
+"""
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vqgpt.api.find import check_dataset, find_cache
+from vqgpt.api.options import TrainConfig
+from vqgpt.data.table import held_out_split
+from vqgpt.errors import InputError, ResourceError, UsageError
+from vqgpt.gpt.checkpoint import KIND, gpt_content
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.options import GPTConfig, SamplingOptions
+from vqgpt.gpt.sampling import sample_codes
+from vqgpt.gpt.streaming import StreamedSequences
+from vqgpt.gpt.trained import load_gpt
+from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
+from vqgpt.options.definition import differences, to_json
+from vqgpt.options.places import gpt_path, vqgan_path
+from vqgpt.progress import Notice, Report
+from vqgpt.runtime.device import derived_seed, deterministic, resolve_precision, select_device
+from vqgpt.runtime.distributed import process_group, rank, world_size
+from vqgpt.runtime.interrupt import stop_on_signals
+from vqgpt.runtime.shortage import out_of_memory
+from vqgpt.storage.checkpoint import weights_sha256
+from vqgpt.storage.files import place_of, write_atomically
+from vqgpt.tokens import Description, TokenCache
+from vqgpt.tokens.label_occurrence import names_without, occurring
+from vqgpt.training.loggers import tensorboard_log, wandb_log
+from vqgpt.training.loop import run_training
+from vqgpt.training.run import TrainingRun, check_result
+from vqgpt.training.schedule import Schedule
+from vqgpt.training.stream_order import StreamOrder
+
+SHOWN_SAMPLES = 16
+
+
+def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Train as configured; the result names the checkpoint and the held-out figures."""
+    with deterministic(config.deterministic), process_group(select_device(config.run.device)) as device:
+        return _run(config, overwrite, dry_run, report, device)
+
+
+def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, device: torch.device) -> dict[str, Any]:
+    if config.training.shard and world_size() == 1:
+        raise UsageError(
+            "--shard cuts the network among processes, and there is one",
+            "start several with torchrun (docs/cluster.md), or leave --shard out",
+        )
+    precision = resolve_precision(config.run.precision, device)
+    cache = TokenCache(find_cache(config.cache, config.dataset))
+    check_dataset(config.dataset, cache.description.dataset, cache.path)
+    report(Notice(text=f"training on {cache.path}"))
+    if not cache.description.knows_its_vqgan:
+        report(
+            Notice(text="its codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them")
+        )
+    elif cache.description.unverified:
+        report(Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` tells whether they are right"))
+    architecture = gpt_config(config, cache)
+    out = config.out or gpt_path(cache.description.dataset)
+    check_result(out, overwrite)
+    result = place_of(out)
+    torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
+    model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
+    plan = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokens_per_image": architecture.block_size,
+        "cache": cache.path,
+        "checkpoint": result,
+    }
+    if dry_run:
+        return plan
+    train, stream = training_rows(config, cache, architecture, device)
+    held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
+    options, rows = config.training, cache.rows("train")
+    if options.batch_size > rows:
+        report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
+    identity = {
+        "architecture": to_json(architecture),
+        "training": {name: value for name, value in to_json(options).items() if name not in ("keep_last", "shard")},
+        "cache": cache.digest,
+        "start": weights_sha256(model, {}),
+        "seed": config.run.seed,
+        "precision": precision,
+    }
+    sheet, shown_codes = (result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy"))
+    training_run = TrainingRun(
+        result, KIND, identity, overwrite, report, options.keep_last, pictures=[sheet, shown_codes]
+    )
+    schedule = Schedule(
+        seed=config.run.seed,
+        num_rows=rows,
+        batch_size=options.batch_size,
+        n_epochs=options.n_epochs,
+        max_steps=options.max_steps,
+        stream=stream,
+    )
+    training = GPTTraining(model.to(device), train, held_out, options, schedule, precision)
+    codebook, sheet_of = torch.from_numpy(cache.codebook()), sheets(cache.description)
+    seen = labels_seen(cache, architecture, report)
+
+    def content(figures: dict[str, float]) -> dict[str, Any]:
+        weights, description = training.result_weights(), to_json(cache.description)
+        return gpt_content(architecture, weights, description, cache.digest, codebook, to_json(config), figures, seen)
+
+    def score(figures: dict[str, float]) -> float:
+        return -figures["held_out_nats_per_token"]
+
+    def show() -> None:
+        """Samples given the labels of the first held-out images: a picture, or their codes."""
+        weights = training.result_weights()
+        if rank() > 0:
+            return
+        shown = GPT(architecture).to(device)
+        shown.load_state_dict(weights)
+        labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
+        with deterministic(False):  # on CUDA torch refuses a cumulative sum, and no weight depends on these codes
+            sampled = sample_codes(shown, labels, config.run.seed, sampling, _without_scaling(precision))
+            codes = torch.cat([codes for codes, _ in sampled])
+        picture = sheet_of(codes.numpy())
+        if picture is None:
+            buffer = io.BytesIO()
+            np.save(buffer, codes.numpy())
+            write_atomically(shown_codes, buffer.getvalue())
+        else:
+            write_atomically(sheet, picture)
+
+    with (
+        stop_on_signals(several_senders=world_size() > 1) as stop,
+        training_run,
+        wandb_log(config.logging.wandb, result, to_json(config), report) as to_wandb,
+        tensorboard_log(config.logging.tensorboard, result) as to_tensorboard,
+    ):
+
+        def also_log(record: dict[str, Any]) -> None:
+            to_wandb(record)
+            to_tensorboard(record)
+
+        training_run.also_log = also_log
+        every_epochs, patience = options.sample_and_save_freq, options.patience
+        try:
+            figures = run_training(
+                training, schedule, every_epochs, training_run, content, score, report, stop, patience, show
+            )
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise ResourceError(
+                    f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
+                    f"--precision {precision}",
+                    "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
+                ) from error
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                reason = str(error).splitlines()[0]
+                raise UsageError(f"the network cannot be compiled here ({reason})", "give --compile off") from error
+            raise
+    return {**plan, **figures}
+
+
+def sheets(description: Description) -> Callable[[NDArray[np.int64]], bytes | None]:
+    """What makes a PNG of codes (n, h, w); None where their VQ-GAN, or its code, is not at hand.
+
+    The VQ-GAN is loaded at the first picture, and stays.
+    """
+
+    @functools.cache
+    def vqgan() -> Any:
+        return render.vqgan_at(vqgan_path(description.dataset), description)
+
+    try:
+        from vqgpt.api import render
+    except ImportError:
+        return lambda codes: None
+    return lambda codes: render.plain_sheet(codes, vqgan(), description) if vqgan() else None
+
+
+def _without_scaling(precision: str) -> str:
+    """The precision in which to sample: fp16 is for training, whose scaler looks after its range."""
+    return "fp32" if precision == "fp16" else precision
+
+
+def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
+    """The architecture for a cache. Raises UsageError if an option contradicts what the cache knows."""
+    description = cache.description
+    height, width = description.grid
+    if config.block_size not in (None, height * width):
+        raise UsageError(
+            f"--block-size {config.block_size} contradicts {cache.path}: {height} x {width} = {height * width} tokens",
+            "leave the flag out",
+        )
+    condition = config.model.condition
+    if condition not in ("none", description.label_kind):
+        there_are = "no classes" if condition == "class" else "no bits"
+        remedy = "none" if description.label_kind == "none" else f"{description.label_kind} or none"
+        raise UsageError(
+            f"{cache.path} has {there_are} to condition on (labels: {description.label_kind})",
+            f"use --condition {remedy}",
+        )
+    return GPTConfig(
+        options=config.model,
+        codebook_size=description.codebook_size,
+        grid=description.grid,
+        num_classes=0 if condition == "none" else len(description.class_names),
+    )
+
+
+def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
+    """The classes or bits that some training image has; a notice tells of those that none has."""
+    if not architecture.num_classes:
+        return frozenset()
+    seen = occurring(cache.labels("train"))
+    unseen = names_without(seen, cache.description.class_names)
+    if unseen:
+        report(Notice(text=f"no training image has the label {unseen}: the GPT cannot learn it"))
+    return seen
+
+
+def load_start(path: Path, architecture: GPTConfig) -> GPT:
+    """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
+    hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
+    start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint)[0].model
+    same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
+    different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
+    if different:
+        raise InputError(
+            f"{path} is of another architecture ({different})", "give options and a cache that agree with it"
+        )
+    model = GPT(architecture)
+    model.load_state_dict(start.state_dict())
+    return model
+
+
+def training_rows(
+    config: TrainConfig, cache: TokenCache, architecture: GPTConfig, device: torch.device
+) -> tuple[TrainingRows, StreamOrder | None]:
+    """The training split, in memory or as a stream in the order given. Raises InputError if it is empty or damaged."""
+    if not config.training.stream:
+        return load_sequences(cache, "train", architecture, device), None
+    if not cache.rows("train"):
+        raise _empty(cache, "train")
+    order = StreamOrder(
+        seed=config.run.seed,
+        num_rows=cache.rows("train"),
+        shard_rows=cache.description.shard_rows,
+        buffer_rows=config.training.shuffle_buffer,
+    )
+
+    def load(shards: Sequence[int]) -> Sequences:
+        return load_sequences(cache, "train", architecture, device, shards)
+
+    views = len(cache.description.views)
+    return StreamedSequences(order, config.training.n_epochs, load, views, device), order
+
+
+def load_sequences(
+    cache: TokenCache,
+    split: str,
+    architecture: GPTConfig,
+    device: torch.device,
+    shards: Sequence[int] | None = None,
+) -> Sequences:
+    """A split, or some of its shards, on the device. Raises InputError if it is empty or damaged."""
+    tokens = cache.read_split(split, shards)
+    if not len(tokens.codes):
+        raise _empty(cache, split)
+    codes = tokens.codes if tokens.codes.itemsize == 1 else tokens.codes.view(np.int16)
+    return Sequences.from_grids(
+        torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
+    )
+
+
+def _empty(cache: TokenCache, split: str) -> InputError:
+    return InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")

@@ -1,0 +1,170 @@
+"""`vqgpt vqgan train`: images of a dataset -> a VQ-GAN checkpoint, metrics, and panels of reconstructions."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqgpt.api.options import VQGANTrainConfig
+from vqgpt.data.images import ImageDataset
+from vqgpt.data.preparing import load_tensor
+from vqgpt.data.preprocessing import Preprocessing
+from vqgpt.data.reading import check_options, read_dataset
+from vqgpt.data.table import Dataset, find_dataset, held_out_split
+from vqgpt.errors import InputError, UsageError
+from vqgpt.options.definition import to_json
+from vqgpt.pictures.panel import reconstruction_panel
+from vqgpt.progress import Notice, Report
+from vqgpt.runtime.device import derived_seed, resolve_precision, select_device
+from vqgpt.runtime.distributed import main_first, process_group, rank, world_size
+from vqgpt.runtime.interrupt import stop_on_signals
+from vqgpt.storage.files import place_of, write_atomically
+from vqgpt.training.loggers import wandb_log
+from vqgpt.training.loop import run_training
+from vqgpt.training.run import TrainingRun, check_result
+from vqgpt.training.schedule import Schedule
+from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
+from vqgpt.vqgan.metrics import likeness_captions
+from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
+from vqgpt.vqgan.perceptual import SMALLEST_SIZE, load_perceptual_loss
+from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
+
+
+def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
+    """Train as configured; the result names the checkpoint, the picture and the held-out figures."""
+    with process_group(select_device(config.run.device)) as device:
+        return _run(config, overwrite, dry_run, report, device)
+
+
+def _run(
+    config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report, device: torch.device
+) -> dict[str, Any]:
+    precision = resolve_precision(config.run.precision, device)
+    dataset = find_dataset(config.images.dataset)
+    check_options(dataset, config.images)
+    size = config.size if config.size is not None else dataset.default_size
+    images = read_images(config, dataset, size, report) if dataset.reader == "folder" else None
+    channels = config.images.preprocessing.image_channels or (images or dataset).channels
+    preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
+    model = new_model(config, channels, size)
+    result = place_of(config.result)
+    plan = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "grid": model.config.grid(size),
+        "perceptual_weight": config.training.perceptual_weight_at(size),
+        "checkpoint": result,
+    }
+    check_result(config.result, overwrite)
+    check_colors(config.model.colorize_nlabels, channels, dataset.name)
+    if plan["perceptual_weight"] and size < SMALLEST_SIZE:
+        raise InputError(
+            f"images of {size} pixels are too small for the perceptual loss",
+            f"use {SMALLEST_SIZE} or more, or --perceptual-weight 0",
+        )
+    missed = sorted(set(config.model.attn_resolutions) - {0} - {size // 2**level for level in model.config.attn_levels})
+    if missed:
+        report(Notice(text=f"no attention at {missed}: no level of the network has that resolution"))
+    if dry_run:
+        return plan
+    with main_first():  # which downloads what is missing
+        images = images or read_images(config, dataset, size, report)
+        perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
+        held_out_name = held_out_split(images.splits, dataset.name)
+        train, held_out = (
+            load_tensor(images.splits[name], preprocessing, config.images.workers, f"{dataset.name} {name}", report)
+            for name in ("train", held_out_name)
+        )
+    identity = {
+        "architecture": to_json(model.config),
+        "training": to_json(config.training),
+        "images": images.sha256,
+        "rows": [len(train), len(held_out)],
+        "preprocessing": preprocessing.rule,
+        "seed": config.run.seed,
+        "precision": precision,
+        "processes": world_size(),
+    }
+    panel = result.with_suffix(".png")
+    training_run = TrainingRun(result, KIND, identity, overwrite, report, pictures=[panel])
+
+    def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
+        if rank() == 0:
+            captions, seed = likeness_captions(originals, reconstructions), config.run.seed
+            png = reconstruction_panel(originals, reconstructions, captions, code_counts, seed, to_json(config))
+            write_atomically(panel, png)
+
+    schedule = Schedule(
+        seed=config.run.seed,
+        num_rows=len(train),
+        batch_size=config.training.batch_size,
+        n_epochs=config.training.n_epochs,
+    )
+    report(Notice(text=adversary_notice(config.training, schedule)))
+    training = VQGANTraining(
+        model.to(device),
+        perceptual_loss,
+        train.to(device),
+        held_out.to(device),
+        config.training,
+        schedule,
+        precision,
+        show,
+    )
+
+    def content(figures: dict[str, float]) -> dict[str, Any]:
+        return vqgan_content(model, training.result.state_dict(), dataset.name, to_json(config), figures)
+
+    def score(figures: dict[str, float]) -> float:
+        return figures["psnr_db"]
+
+    with (
+        stop_on_signals(several_senders=world_size() > 1) as stop,
+        training_run,
+        wandb_log(config.logging.wandb, result, to_json(config), report) as training_run.also_log,
+    ):
+        every_epochs = config.training.sample_and_save_freq
+        figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
+    return {**plan, **figures, "picture": panel}
+
+
+def read_images(config: VQGANTrainConfig, dataset: Dataset, size: int, report: Report) -> ImageDataset:
+    """The dataset, with as many training images as `--limit` leaves."""
+    images = read_dataset(dataset, config.images, size, report)
+    if config.limit is None:
+        return images
+    return replace(images, splits={**images.splits, "train": images.splits["train"].evenly_spaced(config.limit)})
+
+
+def new_model(config: VQGANTrainConfig, image_channels: int, size: int) -> VQGAN:
+    """The untrained network. Raises InputError if the size or the list of used codes does not fit it."""
+    used = read_remap(config.model.remap, config.model.n_embed) if config.model.remap else None
+    architecture = VQGANConfig.of(config.model, image_channels, size, None if used is None else len(used))
+    torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
+    model = VQGAN(architecture, config.model.sane_index_shape)
+    if used is not None:
+        assert model.quantize.used is not None
+        model.quantize.used.copy_(used)
+    return model
+
+
+def check_colors(nlabels: int | None, channels: int, images: str) -> None:
+    """Raise UsageError if images are to be projected onto three channels that do not have so many, or need it not."""
+    if nlabels is not None and (channels <= 3 or nlabels != channels):
+        raise UsageError(
+            f"--colorize-nlabels {nlabels} is for images of {nlabels} channels, more than 3; "
+            f"those of {images} have {channels} channel{'s' if channels > 1 else ''}",
+            "leave --colorize-nlabels out: they are shown as they are",
+        )
+
+
+def adversary_notice(options: VQGANTrainingOptions, schedule: Schedule) -> str:
+    """When the discriminator starts, or why it does not."""
+    start = first_adversarial_step(options, schedule)
+    if start is not None:
+        return f"the discriminator starts at step {start} of {schedule.num_steps}"
+    if not options.disc_weight:
+        return "no discriminator (--disc-weight 0)"
+    steps = options.discriminator_start(schedule.steps_per_epoch)
+    return f"no discriminator: it would start at step {steps} (--disc-start, --warmup) of {schedule.num_steps}"

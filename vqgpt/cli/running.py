@@ -1,0 +1,180 @@
+"""How every command runs: parse, resolve the configuration, do the work, show the result or the error.
+
+Must not import torch before a command's body runs.
+"""
+
+import logging
+import shlex
+import signal
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from vqgpt.cli.console import Screen
+from vqgpt.cli.streams import check_written
+from vqgpt.errors import (
+    ExitCode,
+    InputError,
+    InterruptedRun,
+    MissingDataError,
+    MissingFilesError,
+    UsageError,
+    VQGPTError,
+)
+from vqgpt.options.command import Command, Flags, OutputFlags
+from vqgpt.options.definition import options_of, resolve
+from vqgpt.options.recipe import read_recipe
+from vqgpt.progress import Notice, Report
+from vqgpt.runtime.interrupt import Terminated, terminated_as_interrupted
+from vqgpt.runtime.launch import process_rank, processes
+from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.shortage import shortage
+
+
+def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[str, Command]) -> int:
+    """Do the work of one of the `commands`, which a recipe may be for, and return its exit code."""
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    output = resolve(OutputFlags, given)
+    with Screen(quiet=output.quiet, as_json=output.json) as screen:
+        try:
+            alone = processes() == 1
+            if process_rank() > 0:
+                screen.quiet, screen.as_json = True, False
+            if not alone and not command.several_processes:
+                raise UsageError(
+                    f"vqgpt {command.words} was started as {processes()} processes and runs as one",
+                    "start it without torchrun",
+                )
+            flags = resolve(Flags, given)
+            recipe = _recipe_values(command, flags.recipe, commands)
+            config: Any = resolve(command.config, given, recipe)
+            if command.takes_recipe:
+                everything = output.verbose or flags.dry_run
+                screen.show_configuration(command.words, shown_values(config, everything))
+            keep_memory_pages()
+            with terminated_as_interrupted() if alone else nullcontext(), _warnings_told(screen.report):
+                screen.show_result(command.run(config, flags, screen.report))
+            if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
+                check_written()
+        except VQGPTError as error:
+            failure = error
+        except KeyboardInterrupt as stop:
+            name = stop.signal.name if isinstance(stop, Terminated) else signal.SIGINT.name
+            message = f"interrupted by {name} before it was done"
+            failure = InterruptedRun(message, "run the same command again", ExitCode[name])
+        except Exception as error:
+            failure = explain(error)
+            failure.__cause__ = error
+        else:
+            return int(ExitCode.OK)
+        if isinstance(failure, MissingFilesError):
+            failure.hint += f"; then run again: {command_line(command, given)}"
+        screen.show_error(failure)
+        if output.debug:
+            traceback.print_exception(failure)
+        return int(failure.exit_code)
+
+
+class _Notices(logging.Handler):
+    """Reports what is logged, each text once."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self.report = report
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called from one thread at a time."""
+        text = record.getMessage()
+        if text not in self.told:
+            self.told.add(text)
+            self.report(Notice(text=text))
+
+
+@contextmanager
+def _warnings_told(report: Report) -> Iterator[None]:
+    """What our modules log as a warning in the block is told to the user, each once."""
+    logger, handler = logging.getLogger("vqgpt"), _Notices(report)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def command_line(command: Command, given: Mapping[str, Any]) -> str:
+    """The command as it was given, by flags and environment, for a shell."""
+    words = ["vqgpt", *command.words.split()]
+    for item in [*options_of(command.config), *options_of(Flags)]:
+        value = given.get(item.name)
+        if item.is_argument:
+            words.append(str(value))
+        elif isinstance(value, bool):
+            words.append(item.flag if value else f"--no-{item.flag[2:]}")
+        elif value is not None:
+            words += [item.flag, *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join(words)
+
+
+def _recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, Command]) -> dict[str, Any]:
+    if recipe is None:
+        return {}
+    known = {table: set(item.recipe_keys) for table, item in commands.items() if item.takes_recipe}
+    values = read_recipe(recipe_path(recipe), command.table, known)
+    return {command.recipe_keys[key]: value for key, value in values.items()}
+
+
+def recipe_path(recipe: Path) -> Path:
+    """The file that `--recipe` means: a path, or a name among the recipes that come with vqgpt."""
+    if recipe.suffix == ".toml" or recipe.is_file():
+        return recipe
+    folders = recipe_folders()
+    for folder in folders:
+        if (folder / f"{recipe}.toml").is_file():
+            return folder / f"{recipe}.toml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
+    raise UsageError(
+        f"there is no recipe {str(recipe)!r}", f"known: {', '.join(known)}; or give the path of a .toml file"
+    )
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes lie: in the installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent.parent
+    return [package / "recipes", package.parent / "pipelines"]
+
+
+def shown_values(config: Any, everything: bool) -> dict[str, Any]:
+    """The option values of a configuration, by name; those that differ from the default, or all."""
+    values = _flat_values(config)
+    return {
+        item.name: values[item.name]
+        for item in options_of(type(config))
+        if everything or values[item.name] != item.default
+    }
+
+
+def _flat_values(config: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name in config.__dataclass_fields__:
+        value = getattr(config, name)
+        values |= _flat_values(value) if hasattr(value, "__dataclass_fields__") else {name: value}
+    return values
+
+
+def explain(error: Exception) -> VQGPTError:
+    """The error that an exception of Python, torch or the system means to the user."""
+    lacking = shortage(error)
+    if lacking is not None:
+        return lacking
+    if isinstance(error, OSError) and error.filename is not None:
+        return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
+    if isinstance(error, ImportError):
+        return MissingDataError(str(error), "install it; `vqgpt doctor` tells what is missing")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # pathlib has no class of its own for it
+        return UsageError("~ stands for no folder here: HOME is not set, and this user has no home", "set HOME")
+    return VQGPTError(
+        f"{type(error).__name__}: {error}", "run again with --debug for the traceback, and report it as a bug"
+    )

@@ -1,0 +1,204 @@
+"""Options of the GPT: its architecture, its training, and sampling from it. Must not import torch."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vqgpt.options.definition import check, option
+
+MODEL = "GPT"
+TRAINING = "Training"
+SAMPLING = "Sampling"
+
+MOST_TOKENS = 2**16  # per image
+MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
+
+Order = Literal["s-pattern", "raster", "hilbert"]
+Condition = Literal["none", "class", "bits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTOptions:
+    """What the user chooses about the network; codebook size, grid and classes come from the token cache."""
+
+    arch: Literal["gpt2", "llama"] = option(
+        "gpt2",
+        "Architecture: 'gpt2', or 'llama' (RMSNorm, SwiGLU, rotary positions from the grid, normalised queries and "
+        "keys).",
+        group=MODEL,
+    )
+    n_layer: int = option(6, "Transformer layers.", group=MODEL)
+    n_head: int = option(8, "Attention heads per layer.", group=MODEL)
+    embed_dim_t: int = option(64, "Transformer width.", group=MODEL)
+    bias: bool = option(False, "Bias terms in linear layers and norms.", group=MODEL)
+    dropout_t: float = option(0.1, "Dropout rate in the transformer.", group=MODEL)
+    order: Order = option(
+        "s-pattern",
+        "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not, 'hilbert' keeps "
+        "neighbours together.",
+        group=MODEL,
+    )
+    condition: Condition = option(
+        "none", "What the GPT is conditioned on: nothing, the class, or the bits of a multi-label set.", group=MODEL
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "embed_dim_t"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(
+            self.embed_dim_t % self.n_head == 0,
+            "embed_dim_t",
+            self.embed_dim_t,
+            f"a multiple of n_head = {self.n_head}",
+        )
+        check(0 <= self.dropout_t < 1, "dropout_t", self.dropout_t, "in [0, 1)")
+        if self.arch == "llama":
+            check(not self.bias, "bias", self.bias, "left out with --arch llama, which has no biases")
+            head = self.embed_dim_t // self.n_head
+            check(head % 4 == 0, "embed_dim_t", self.embed_dim_t, f"a multiple of 4 x n_head = {4 * self.n_head}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The whole architecture: what the user chose, and what the token cache brought."""
+
+    options: GPTOptions
+    codebook_size: int
+    grid: tuple[int, int]
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        check(0 < self.codebook_size <= 2**16, "codebook_size", self.codebook_size, "between 1 and 65536")
+        check(min(self.grid) > 0, "grid", self.grid, "rows and columns")
+        check(self.block_size <= MOST_TOKENS, "grid", self.grid, f"of {MOST_TOKENS} tokens at most")
+        check(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per image, which is the sequence length: the start token takes the place of the last one."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def bos(self) -> int:
+        """The start token of an image without a class, and of one with bits.
+
+        It is the first id after the codes and is never sampled.
+        """
+        return self.codebook_size
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Codes, BOS, and one token per class or bit."""
+        return self.codebook_size + 1 + self.num_classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTTrainingOptions:
+    """How the GPT is trained."""
+
+    batch_size: int = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
+    n_epochs: int = option(100, "Passes over the training tokens, in epochs.", group=TRAINING)
+    max_steps: int | None = option(
+        None, "Stop after so many optimiser steps, if the epochs are longer.", group=TRAINING
+    )
+    patience: int = option(
+        0, "Stop after so many validations without a lower held-out loss; 0 for never.", group=TRAINING
+    )
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw",
+        "What moves the weights: AdamW, or 'muon' for the matrices of the blocks and AdamW for all else.",
+        group=TRAINING,
+    )
+    lr: float = option(1e-4, "Peak learning rate, reached after the warm-up; a cosine leads back down.", group=TRAINING)
+    warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)
+    betas: tuple[float, float] = option((0.9, 0.95), "Betas of AdamW.", group=TRAINING)
+    weight_decay: float = option(0.1, "Weight decay of AdamW, on tensors of two or more dimensions.", group=TRAINING)
+    grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
+    grad_accum: int = option(
+        1, "Passes in which a step's batch is computed: more need less memory, and give the same.", group=TRAINING
+    )
+    ema: float = option(
+        0.0,
+        "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.",
+        group=TRAINING,
+    )
+    token_dropout: float = option(0.0, "Share of the tokens hidden from those that follow them.", group=TRAINING)
+    label_dropout: float = option(
+        0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
+    )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto",
+        "Compile the network (needs a C++ compiler on a CPU); auto does on a CUDA device, if there are Triton and cc.",
+        group=TRAINING,
+    )
+    shard: bool = option(
+        False,
+        "Cut weights, gradients and the optimiser's state among the processes (FSDP2), for networks that do not fit "
+        "on one device; needs torchrun.",
+        group=TRAINING,
+    )
+    sample_and_save_freq: int = option(20, "Validate, sample and save every that many epochs.", group=TRAINING)
+    keep_last: int = option(
+        2,
+        "How many of the last saved states to keep while the training runs; the newest sound one wins.",
+        group=TRAINING,
+    )
+    stream: bool = option(
+        False,
+        "Read the training tokens while training, instead of loading them first; for sets larger than memory.",
+        group=TRAINING,
+    )
+    shuffle_buffer: int = option(
+        262_144,
+        "With --stream, rows that are in memory and shuffled together; as many again are read ahead.",
+        group=TRAINING,
+    )
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "n_epochs", "lr", "grad_accum", "sample_and_save_freq", "keep_last", "shuffle_buffer")
+        for name in positive:
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(self.max_steps is None or self.max_steps > 0, "max_steps", self.max_steps, "positive")
+        check(self.patience >= 0, "patience", self.patience, "0 or more")
+        for name in ("ema", "token_dropout"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+        check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        check(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 or more")
+        check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are drawn."""
+
+    num_samples: int = option(16, "Images to generate.", group=SAMPLING)
+    temperature: float = option(1.0, "Softmax temperature; 0 takes the most likely code.", group=SAMPLING)
+    top_k: int | None = option(None, "Draw from the k most likely codes only (default: all).", group=SAMPLING)
+    top_p: float | None = option(
+        None,
+        "Draw from the fewest most likely codes that have this probability together (default: all).",
+        group=SAMPLING,
+    )
+    min_p: float | None = option(
+        None, "Draw from codes at least this many times as likely as the likeliest (default: all).", group=SAMPLING
+    )
+    cfg_scale: float = option(
+        1.0, "Classifier-free guidance towards the class or bits: 1 for none, above 1 to exaggerate.", group=SAMPLING
+    )
+    cfg_schedule: Literal["constant", "linear", "power-cosine"] = option(
+        "constant", "How guidance grows over the tokens of an image, from none to its scale.", group=SAMPLING
+    )
+    cfg_power: float = option(1.0, "Power of the power-cosine schedule: above 1, guidance comes later.", group=SAMPLING)
+
+    def __post_init__(self) -> None:
+        check(self.num_samples > 0, "num_samples", self.num_samples, "positive")
+        check(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
+        check(self.top_k is None or self.top_k > 0, "top_k", self.top_k, "positive")
+        check(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        check(self.min_p is None or 0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
+        check(0 <= self.cfg_scale <= MOST_GUIDANCE, "cfg_scale", self.cfg_scale, f"between 0 and {MOST_GUIDANCE:,}")
+        check(0 < self.cfg_power < math.inf, "cfg_power", self.cfg_power, "positive")
+        needless = self.cfg_power != 1 and self.cfg_schedule != "power-cosine"
+        check(not needless, "cfg_power", self.cfg_power, "given with --cfg-schedule power-cosine only")

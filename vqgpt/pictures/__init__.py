@@ -1,0 +1,1 @@
+"""Pictures of arrays of images: sheets, folders of files, panels, on a terminal."""

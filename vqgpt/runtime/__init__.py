@@ -1,0 +1,1 @@
+"""Devices, processes, signals, memory, versions: where and how the program runs."""

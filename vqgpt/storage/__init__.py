@@ -1,0 +1,1 @@
+"""Files that appear whole, locks, checkpoints, and the formats of torch and safetensors."""

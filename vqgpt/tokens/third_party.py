@@ -1,0 +1,207 @@
+"""Codes that other projects extracted, read and checked.
+
+    LlamaGen   NAME_codes/I.npy (1, V, T) and NAME_labels/I.npy (1,), for I from 0: image I, its V views of T tokens
+    RAR        a .jsonl file: a line {"class_id": ..., "tokens": [...]} per view of an image, in no known order
+
+They say nothing else of what they are. Must not import torch.
+"""
+
+import io
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqgpt.errors import InputError, MissingDataError
+from vqgpt.progress import Progress, Report
+from vqgpt.runtime.one_line import one_line
+from vqgpt.storage.files import open_regular
+
+LARGEST_FILE = 2**20  # bytes of one .npy file, or of one line
+MOST_CLASSES = 2**16
+ROWS_BETWEEN_REPORTS = 1000
+VIEWS = {
+    1: ("identity",),
+    2: ("identity", "hflip"),
+    10: (  # as torchvision's TenCrop, which mirrors first: its mirrored top left is the top right, mirrored
+        "crop-top-left",
+        "crop-top-right",
+        "crop-bottom-left",
+        "crop-bottom-right",
+        "crop-center",
+        "crop-top-right-hflip",
+        "crop-top-left-hflip",
+        "crop-bottom-right-hflip",
+        "crop-bottom-left-hflip",
+        "crop-center-hflip",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignCodes:
+    """Codes (N, V, T) uint16, labels (N,) int64, source_index (N,) int64, -1 where it is not known; names of V views.
+
+    `dataset` and `image_size` are what a name tells, "" and None if it does not.
+    """
+
+    home: str
+    codes: NDArray[np.uint16]
+    labels: NDArray[np.int64]
+    source_index: NDArray[np.int64]
+    views: tuple[str, ...]
+    dataset: str = ""
+    image_size: int | None = None
+
+    __repr__ = one_line
+
+
+def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ForeignCodes:
+    """A code folder of LlamaGen. Raises MissingDataError or InputError, naming the file, for what is not as it must be.
+
+    All codes are held in memory, two bytes each.
+    """
+    name = re.fullmatch(r"(?P<dataset>\w*?)(?P<size>\d{0,5})_codes", folder.resolve().name)
+    if name is None:
+        raise InputError(f"{folder} is not a folder NAME_codes", "give the folder of codes that LlamaGen wrote")
+    labels_folder = folder.resolve().with_name(folder.resolve().name.removesuffix("_codes") + "_labels")
+    count = _count_numbered(folder)
+    if not labels_folder.is_dir() or _count_numbered(labels_folder) != count:
+        raise InputError(
+            f"{labels_folder} does not hold a label for each of the {count:,} files in {folder}",
+            "put the folder of labels that LlamaGen wrote beside it",
+        )
+    first = _read_npy(folder / "0.npy")
+    if first.ndim != 3 or first.shape[0] != 1 or first.shape[1] not in VIEWS or not first.size:
+        raise InputError(
+            f"{folder}/0.npy has shape {first.shape}", "give codes of shape (1, V, tokens), of 1, 2 or 10 views"
+        )
+    codes = np.empty((count, *first.shape[1:]), np.uint16)
+    labels = np.empty(count, np.int64)
+    for row in range(count):
+        path = folder / f"{row}.npy"
+        found = _read_npy(path)
+        if found.shape != first.shape:
+            raise InputError(f"{path} has shape {found.shape}, 0.npy {first.shape}", "extract it again")
+        codes[row] = _checked(found, codebook_size, str(path))[0]
+        label = _read_npy(labels_folder / f"{row}.npy")
+        if label.shape != (1,) or not 0 <= int(label[0]) < MOST_CLASSES:
+            raise InputError(f"{labels_folder}/{row}.npy holds no class", "extract it again")
+        labels[row] = int(label[0])
+        if (row + 1) % ROWS_BETWEEN_REPORTS == 0 or row + 1 == count:
+            report(Progress(task="read", done=row + 1, total=count, unit="images"))
+    return ForeignCodes(
+        home="a code folder of LlamaGen",
+        codes=codes,
+        labels=labels,
+        source_index=np.arange(count),
+        views=VIEWS[first.shape[1]],
+        dataset=name["dataset"],
+        image_size=int(name["size"] or 0) or None,
+    )
+
+
+def read_rar(file: Path, codebook_size: int, views_per_image: int, report: Report) -> ForeignCodes:
+    """A .jsonl file of RAR; with `views_per_image` 10, ten lines in a row are one image.
+
+    Raises InputError that names the first line that is not as it must be. All codes are held in memory.
+    """
+    tokens_of_all, length = bytearray(), 0
+    labels: list[int] = []
+    total = file.stat().st_size
+    with open_regular(file) as lines:
+        while line := lines.readline(LARGEST_FILE + 1):
+            where = f"line {len(labels) + 1} of {file}"
+            if len(line) > LARGEST_FILE:
+                raise InputError(f"{where} has more than {LARGEST_FILE:,} bytes", "give a .jsonl file of RAR")
+            label, tokens = _read_line(line, where)
+            length = length or len(tokens)
+            if len(tokens) != length:
+                raise InputError(f"{where} has {len(tokens)} tokens, line 1 has {length}", "extract it again")
+            tokens_of_all += _checked(tokens, codebook_size, where).tobytes()
+            labels.append(label)
+            if len(labels) % ROWS_BETWEEN_REPORTS == 0:
+                report(Progress(task="read", done=lines.tell(), total=total, unit="bytes"))
+    if not labels or len(labels) % views_per_image:
+        raise InputError(
+            f"{file} has {len(labels):,} lines, {views_per_image} of them per image", "give another --views-per-image"
+        )
+    of_images = np.array(labels).reshape(-1, views_per_image)
+    different = np.flatnonzero((of_images != of_images[:, :1]).any(axis=1))
+    if len(different):
+        first = int(different[0]) * views_per_image + 1
+        raise InputError(
+            f"lines {first} to {first + views_per_image - 1} of {file} are of several classes, so not of one image",
+            "leave --views-per-image out",
+        )
+    return ForeignCodes(
+        home="a .jsonl file of RAR",
+        codes=np.frombuffer(tokens_of_all, np.uint16).reshape(-1, views_per_image, length),
+        labels=of_images[:, 0].astype(np.int64),
+        source_index=np.full(len(of_images), -1, np.int64),
+        views=VIEWS[views_per_image],
+    )
+
+
+def _count_numbered(folder: Path) -> int:
+    """How many files 0.npy, 1.npy, ... a folder holds. Raises if one of them is missing, or there is any other file."""
+    if not folder.is_dir():
+        raise MissingDataError(f"there is no folder {folder}", "give the folder of codes that LlamaGen wrote")
+    names = set(os.listdir(folder))
+    expected = {f"{number}.npy" for number in range(len(names))}
+    if not names:
+        raise InputError(f"{folder} is empty", "give the folder of codes that LlamaGen wrote")
+    if names != expected:
+        missing, other = min(expected - names), min(names - expected)
+        raise InputError(f"{folder} has no {missing}, but {other}", "extract the codes again, to the end")
+    return len(names)
+
+
+def _read_npy(path: Path) -> NDArray[np.integer[Any]]:
+    """A small array of whole numbers. Raises InputError if the file is anything else; nothing in it is trusted."""
+    fault = InputError(f"{path} is no .npy file of whole numbers", "extract it again")
+    with open_regular(path) as file:
+        data = file.read(LARGEST_FILE + 1)
+    stream = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise fault
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, TypeError, RecursionError, MemoryError):
+        raise fault from None
+    content = data[stream.tell() :]
+    size = 1
+    for side in shape:
+        size *= side
+    if dtype.kind not in "iu" or is_fortran or size * dtype.itemsize != len(content) or min(shape, default=0) < 0:
+        raise fault
+    return np.frombuffer(content, dtype).reshape(shape)
+
+
+def _read_line(line: bytes, where: str) -> tuple[int, NDArray[np.integer[Any]]]:
+    fault = InputError(
+        f'{where} is not {{"class_id": a class, "tokens": a list of codes}}', "give a .jsonl file of RAR"
+    )
+    try:
+        content = json.loads(line)
+        label, tokens = content["class_id"], np.array(content["tokens"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        raise fault from None
+    if type(label) is not int or not 0 <= label < MOST_CLASSES or tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+        raise fault
+    return label, tokens
+
+
+def _checked(codes: NDArray[np.integer[Any]], codebook_size: int, where: str) -> NDArray[np.uint16]:
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= codebook_size:
+        raise InputError(
+            f"{where} holds codes {low} to {high}, outside 0..{codebook_size - 1}",
+            "give the VQ-GAN that made them, with --checkpoint-vae, or its --codebook-size",
+        )
+    return codes.astype(np.uint16)

@@ -1,0 +1,1 @@
+"""What both trainings share: the loop, the files of a run, schedules, logs. Knows neither images nor tokens."""

@@ -1,0 +1,88 @@
+"""Which rows each optimiser step sees: a pure function of the seed and the step. Both trainings use it."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqgpt.errors import NonFiniteError
+from vqgpt.runtime.device import derived_seed, epoch_order
+from vqgpt.runtime.distributed import rank
+from vqgpt.runtime.one_line import one_line
+from vqgpt.training.stream_order import StreamOrder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step: `index` counts from 0 over all epochs; `rows` (B,) int64 are the dataset rows of its batch.
+
+    The last step ends its epoch, even where that is cut short.
+    """
+
+    index: int
+    epoch: int
+    rows: Tensor
+    ends_epoch: bool
+
+    __repr__ = one_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """`n_epochs` passes over `num_rows` rows in shuffled batches; the last batch of an epoch may be short.
+
+    With `max_steps` it ends after so many steps, if that is sooner. Rows that do not fit in memory come in the order of
+    `stream`.
+    """
+
+    seed: int
+    num_rows: int
+    batch_size: int
+    n_epochs: int
+    max_steps: int | None = None
+    stream: StreamOrder | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass."""
+        return math.ceil(self.num_rows / self.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in all."""
+        steps = self.n_epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def steps(self, first: int) -> Iterator[Step]:
+        """The steps from `first` on; torch's random numbers restart at each, from (seed, step, rank)."""
+        for index in range(first, self.num_steps):
+            epoch, batch = divmod(index, self.steps_per_epoch)
+            if batch == 0 or index == first:
+                order = self.stream.rows(epoch) if self.stream else epoch_order(self.seed, epoch, self.num_rows)
+            torch.manual_seed(derived_seed(self.seed, "step", index, *([rank()] if rank() else [])))
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=self._ends_epoch(index))
+
+    def _ends_epoch(self, index: int) -> bool:
+        return (index + 1) % self.steps_per_epoch == 0 or index == self.num_steps - 1
+
+    def images_after(self, step: Step) -> int:
+        """Images seen when a step is done."""
+        batches = step.index + 1 - step.epoch * self.steps_per_epoch
+        return step.epoch * self.num_rows + min(batches * self.batch_size, self.num_rows)
+
+    def is_checkpoint(self, step: Step, every_epochs: int) -> bool:
+        """True at the end of every `every_epochs`th epoch, and of the last one."""
+        return step.ends_epoch and ((step.epoch + 1) % every_epochs == 0 or step.index == self.num_steps - 1)
+
+
+def check_finite(value: float, name: str, step: Step) -> None:
+    """Raise NonFiniteError if a loss or gradient norm, with which no weight was moved, is not finite."""
+    if not math.isfinite(value):
+        rows = ", ".join(map(str, step.rows.tolist()))
+        raise NonFiniteError(
+            f"the {name} is {value} at step {step.index} (epoch {step.epoch}; rows {rows})",
+            "train anew with a lower --lr, or with --precision fp32",
+        )

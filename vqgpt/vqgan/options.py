@@ -1,0 +1,289 @@
+"""Options of the VQ-GAN: its architecture and its training. Must not import torch."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vqgpt.errors import InputError
+from vqgpt.options.definition import check, option
+
+MODEL = "VQ-GAN"
+TRAINING = "Training"
+LOSS = "Loss"
+CODEBOOK = "Codebook"
+
+REMAP_HELP = "A .npy list of codebook ids: only these are used, and tokens are indices into the list."
+
+Lookup = Literal["nearest", "cosine", "logits"]
+SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
+CODEBOOK_DECAY = 0.95
+REVIVE_BELOW = 0.05  # of an equal share
+MOST_PIXELS = 2**16  # of the side of an image
+GROUPS = 32  # of the group normalisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANOptions:
+    """What the user chooses about the network; image size and channels come from the dataset."""
+
+    channels: int = option(64, "Base channels of encoder and decoder.", group=MODEL)
+    z_channels: int = option(64, "Channels of the latent before quantisation.", group=MODEL)
+    ch_mult: tuple[int, ...] = option(
+        (1, 2, 2), "Channel multiplier per resolution; one halving between each two.", group=MODEL
+    )
+    num_res_blocks: int = option(2, "Residual blocks per resolution.", group=MODEL)
+    attn_resolutions: tuple[int, ...] = option(
+        (16,), "Resolutions that get attention, in pixels; 0 for none.", group=MODEL
+    )
+    dropout: float = option(0.0, "Dropout rate in encoder and decoder.", group=MODEL)
+    double_z: bool = option(False, "Let the encoder emit 2 x z-channels.", group=MODEL)
+    n_embed: int = option(128, "Codebook entries.", group=MODEL)
+    embed_dim: int = option(64, "Dimension of a codebook entry.", group=MODEL)
+    l2_codes: bool = option(
+        False, "Compare latents and codes by direction alone (l2-normalised; wants a small embed-dim).", group=MODEL
+    )
+    remap: Path | None = option(None, REMAP_HELP, group=MODEL)
+    sane_index_shape: bool = option(
+        False,
+        "Let the network's forward pass hand out codes as (B, h, w) rather than (B*h*w,). Token caches store grids "
+        "either way.",
+        group=MODEL,
+    )
+    colorize_nlabels: int | None = option(
+        None,
+        "Show images of more than 3 channels (segmentation maps of that many labels) through a fixed random "
+        "projection onto 3.",
+        group=MODEL,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("z_channels", "embed_dim"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check(self.channels > 0, "channels", self.channels, "positive")
+        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
+        check(
+            self.channels % GROUPS == 0,
+            "channels",
+            self.channels,
+            f"a multiple of {GROUPS} (GroupNorm has {GROUPS} groups)",
+        )
+        check(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "positive")
+        check(min(self.attn_resolutions, default=0) >= 0, "attn_resolutions", self.attn_resolutions, "0 or more")
+        check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANConfig:
+    """The whole architecture. All but dropout, size and attn_resolutions can be read off the weights' names and shapes.
+
+    Levels count the halvings of the resolution: level 0 is the whole image. `lookup` is how a latent finds its code:
+    the nearest code, the nearest by direction, or the largest of learned logits (GumbelVQ). With `used_codes`, only so
+    many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`). Some networks have no
+    attention in the middle either, at the lowest resolution (`mid_attention`).
+    `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
+    pixels; None where a checkpoint does not tell. With resolutions and no size, these are its family's defaults: then
+    attention at a higher resolution is taken for a mistake.
+    """
+
+    image_channels: int
+    channels: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_levels: tuple[int, ...]
+    z_channels: int
+    double_z: bool
+    n_embed: int
+    embed_dim: int
+    lookup: Lookup = "nearest"
+    used_codes: int | None = None
+    dropout: float = 0.0
+    size: int | None = None
+    attn_resolutions: tuple[int, ...] | None = None
+    mid_attention: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.channels > 0 and self.channels % GROUPS == 0, "channels", self.channels, f"a multiple of {GROUPS}")
+        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
+        for name in ("image_channels", "num_res_blocks", "z_channels", "embed_dim"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
+        check(0 < (self.used_codes or 1) <= 2**16, "used_codes", self.used_codes, "between 1 and 65536")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check(0 < (1 if self.size is None else self.size) <= MOST_PIXELS, "size", self.size, f"1 to {MOST_PIXELS}")
+        if self.size is not None:
+            self.check_size(self.size)
+
+    @classmethod
+    def of(cls, options: VQGANOptions, image_channels: int, size: int, used_codes: int | None = None) -> "VQGANConfig":
+        """The architecture that these options mean for such images. Raises InputError if the size does not divide."""
+        return cls(
+            image_channels=image_channels,
+            channels=options.channels,
+            ch_mult=options.ch_mult,
+            num_res_blocks=options.num_res_blocks,
+            attn_levels=attention_levels(size, options.attn_resolutions, len(options.ch_mult)),
+            z_channels=options.z_channels,
+            double_z=options.double_z,
+            n_embed=options.n_embed,
+            embed_dim=options.embed_dim,
+            lookup="cosine" if options.l2_codes else "nearest",
+            used_codes=used_codes,
+            dropout=options.dropout,
+            size=size,
+            attn_resolutions=options.attn_resolutions,
+        )
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per code, along one side."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def codebook_size(self) -> int:
+        """How many codes there are, which is one more than the largest."""
+        return self.used_codes or self.n_embed
+
+    @property
+    def what_codes_depend_on(self) -> dict[str, Any]:
+        """The fields that, with the weights, decide which codes an image has: not those of training alone.
+
+        The attention in the middle stands there where it is absent: caches know the identity without it.
+        """
+        left_out = {"dropout", "size", "attn_resolutions", *(["mid_attention"] if self.mid_attention else [])}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def grid(self, size: int) -> tuple[int, int]:
+        """Rows and columns of the code grid of an image of this side. Raises InputError if the size cannot be used."""
+        self.check_size(size)
+        return (size // self.downsampling, size // self.downsampling)
+
+    def check_size(self, size: int) -> None:
+        """Raise InputError if images of this side do not divide, or would have their attention at another level."""
+        if size % self.downsampling:
+            raise InputError(
+                f"size = {size} cannot be used: the VQ-GAN halves the image {len(self.ch_mult) - 1} times",
+                f"size must be a multiple of {self.downsampling}",
+            )
+        if self.attn_resolutions is None:
+            return
+        levels = attention_levels(size, self.attn_resolutions, len(self.ch_mult))
+        if self.size is None:
+            moves = any(size // 2**level > max(self.attn_resolutions, default=0) for level in self.attn_levels)
+        else:
+            moves = levels != self.attn_levels
+        if moves:
+            raise InputError(
+                f"size = {size} cannot be used: attention at {_pixels(self.attn_resolutions)} would move to "
+                f"{_levels(levels)}, and the weights have it at {_levels(self.attn_levels)}",
+                f"use size {self.size}, or a VQ-GAN that was trained at {size}"
+                if self.size
+                else f"use a smaller size; if it was trained at {size}, say so: vqgpt vqgan import FILE --size {size}",
+            )
+
+
+def attention_levels(size: int, attn_resolutions: tuple[int, ...], num_levels: int) -> tuple[int, ...]:
+    """The levels whose resolution, size / 2^level, is one of `attn_resolutions`."""
+    return tuple(level for level in range(num_levels) if size // 2**level in attn_resolutions)
+
+
+def _pixels(resolutions: tuple[int, ...]) -> str:
+    return " and ".join(f"{side} x {side}" for side in resolutions)
+
+
+def _levels(levels: tuple[int, ...]) -> str:
+    return f"level {', '.join(map(str, levels))}" if levels else "no level"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANTrainingOptions:
+    """How the VQ-GAN is trained."""
+
+    batch_size: int = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
+    n_epochs: int = option(100, "Passes over the training images, in epochs.", group=TRAINING)
+    lr: float = option(4.5e-6, "Learning rate of Adam (betas 0.5, 0.9), for the discriminator too.", group=TRAINING)
+    lr_schedule: Literal["constant", "cosine"] = option(
+        "constant", "Course of the learning rate: 'cosine' takes it down to 0 over the training.", group=TRAINING
+    )
+    grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
+    ema: float = option(
+        0.0,
+        "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.",
+        group=TRAINING,
+    )
+    winograd: Literal["auto", "off"] = option(
+        "auto",
+        "On a CPU in float32, let training steps compute 3x3 convolutions by Winograd's algorithm: faster, and rounded "
+        "otherwise (1e-6). 'auto' does where there is a C compiler (cc).",
+        group=TRAINING,
+    )
+    sample_and_save_freq: int = option(20, "Validate, render a panel and save every that many epochs.", group=TRAINING)
+    perceptual_weight: float | None = option(
+        None,
+        "Weight of the perceptual loss (LPIPS with VGG16, of the extra 'lpips'); 0 for none "
+        f"(default: 1 for images of {SMALLEST_PERCEPTUAL_SIZE} pixels or more, else 0).",
+        group=LOSS,
+    )
+    disc_weight: float = option(0.8, "Weight of the adversarial term; 0 for no discriminator.", group=LOSS)
+    disc_start: int = option(10_000, "Optimiser step at which the discriminator starts.", group=LOSS)
+    warmup: int = option(
+        10, "Epochs before the discriminator starts; it starts when both --disc-start and this are over.", group=LOSS
+    )
+    codebook_weight: float = option(
+        1.0, "Weight of the codebook term (which contains the commitment term).", group=LOSS
+    )
+    codebook: Literal["ema", "loss"] = option(
+        "ema",
+        "How the codebook learns: 'ema' follows the mean of the latents assigned to each code and revives unused "
+        "codes; 'loss' takes gradient steps, as taming-transformers does.",
+        group=CODEBOOK,
+    )
+    codebook_start: Literal["kmeans", "latents", "uniform"] | None = option(
+        None,
+        "Where the codes start: at the k-means of some images' latents, at random latents, or at random small vectors "
+        "(default: kmeans with --codebook ema, uniform with loss).",
+        group=CODEBOOK,
+    )
+    codebook_decay: float | None = option(
+        None, f"Decay of the moving averages of --codebook ema (default: {CODEBOOK_DECAY}).", group=CODEBOOK
+    )
+    revive_below: float | None = option(
+        None,
+        "With --codebook ema, put a code onto a random latent when its average use falls below this part of an equal "
+        f"share; 0 for never (default: {REVIVE_BELOW}).",
+        group=CODEBOOK,
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        at_least_zero = ("grad_clip", "disc_weight", "disc_start", "warmup", "codebook_weight")
+        for name in (*at_least_zero, "perceptual_weight", "revive_below"):
+            check((getattr(self, name) or 0) >= 0, name, getattr(self, name), "0 or more")
+        check((self.revive_below or 0) < 1, "revive_below", self.revive_below, "below 1")
+        for name in ("ema", "codebook_decay"):
+            check(0 <= (getattr(self, name) or 0) < 1, name, getattr(self, name), "in [0, 1)")
+        for name in ("codebook_decay", "revive_below"):
+            fits = self.codebook == "ema" or getattr(self, name) is None
+            check(fits, name, getattr(self, name), "left out with --codebook loss, which has no moving averages")
+
+    def perceptual_weight_at(self, size: int) -> float:
+        """The weight of the perceptual loss for images of this side, in pixels."""
+        if self.perceptual_weight is None:
+            return float(size >= SMALLEST_PERCEPTUAL_SIZE)
+        return self.perceptual_weight
+
+    @property
+    def start_of_codebook(self) -> str:
+        """Where the codes start: what was chosen, else what suits the way the codebook learns."""
+        return self.codebook_start or ("kmeans" if self.codebook == "ema" else "uniform")
+
+    @property
+    def moving_average_of_codes(self) -> tuple[float, float]:
+        """The decay of the codes' moving averages, and the share of use below which a code is revived."""
+        decay = CODEBOOK_DECAY if self.codebook_decay is None else self.codebook_decay
+        return decay, REVIVE_BELOW if self.revive_below is None else self.revive_below
+
+    def discriminator_start(self, steps_per_epoch: int) -> int:
+        """The first step with an adversarial term: `disc_start` or the end of `warmup`, whichever is later."""
+        return max(self.disc_start, self.warmup * steps_per_epoch)

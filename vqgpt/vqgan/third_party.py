@@ -1,0 +1,176 @@
+"""Other people's VQ-GAN checkpoints: file -> names and weights as ours, and the architecture.
+
+Reads taming-transformers and latent-diffusion (Lightning files, bare or wrapped state dicts, safetensors), LlamaGen and
+GenerativeZoo. Tensors are loaded only when asked for. Must not import GPT and token caches.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vqgpt.errors import InputError
+from vqgpt.runtime.one_line import one_line
+from vqgpt.storage.checkpoint import read_tensor
+from vqgpt.storage.stored_tensor import StoredTensor, check_stored
+from vqgpt.vqgan.architecture import infer_config
+from vqgpt.vqgan.options import Lookup, VQGANConfig
+
+WhichWeights = Literal["model", "ema"]
+StateDict = dict[str, StoredTensor]
+
+FIRST_WEIGHT = "encoder.conv_in.weight"  # every VQ-GAN has it; what stands before it is the prefix of all
+PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names
+TRAINING_BUFFERS = re.compile(r"quantize\.(codebook_used|.*cluster_size|.*embed_avg)$")
+GENERATIVEZOO_ATTENTION = (16,)  # its --attn_resolutions; its files do not say at which size they were trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignVQGAN:
+    """A VQ-GAN in a file: `tensors` have the names of our network. `extra` counts the tensors that are left out."""
+
+    family: str
+    tensors: StateDict
+    config: VQGANConfig
+    extra: int
+
+    __repr__ = one_line
+
+    def read(self, source: Path) -> dict[str, Tensor]:
+        """All weights. Raises InputError if one is damaged."""
+        return {name: read_tensor(stored, name, source) for name, stored in self.tensors.items()}
+
+
+def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> ForeignVQGAN:
+    """The VQ-GAN in what `read_checkpoint_file` gave. `which` weights, where there are two: the model's, if None.
+
+    Raises InputError if there is no VQ-GAN, or one whose layout is not known, or not the weights asked for.
+    """
+    found = [(name, weights) for name, weights in _state_dicts(content) if _prefixes(weights)]
+    if not found:
+        raise InputError(f"{path} has no VQ-GAN in it: {_guess(content)}", "give the checkpoint of a VQ-GAN")
+    place, tensors = _choose(found, which, path)
+    prefix = _choose_prefix(_prefixes(tensors), path)
+    if which == "ema" and not _is_ema(place):
+        tensors = _moving_average(tensors, prefix, path)
+    parts = {
+        name: tensor
+        for key, tensor in tensors.items()
+        if (name := key.removeprefix(prefix)) and key.startswith(prefix) and name.startswith(PARTS)
+    }
+    parts = {name: tensor for name, tensor in parts.items() if not TRAINING_BUFFERS.match(name)}
+    if not any(name.startswith("quantize.") for name in parts):
+        raise InputError(
+            f"{path} has an autoencoder without a codebook, which is no VQ-GAN ({_guess(content)})",
+            "give the checkpoint of a VQ-GAN",
+        )
+    check_stored(parts, path)
+    family, lookup, parts = _in_our_names(parts, _family(place, prefix, tensors))
+    config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
+    if family == "GenerativeZoo":
+        config = replace(config, attn_resolutions=GENERATIVEZOO_ATTENTION)
+    return ForeignVQGAN(family=family, tensors=parts, config=config, extra=len(tensors) - len(parts))
+
+
+def _state_dicts(content: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, StateDict]]:
+    """All dicts of tensors in a file, with their places, `.module.` and `_orig_mod` taken out of the names."""
+    if not isinstance(content, Mapping) or not depth:
+        return
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, StoredTensor)}
+    if tensors:
+        yield (
+            place,
+            {".".join(part for part in key.split(".") if part not in WRAPPERS): tensors[key] for key in tensors},
+        )
+    for key, value in content.items():
+        if isinstance(key, str):
+            yield from _state_dicts(value, f"{place}.{key}" if place else key, depth - 1)
+
+
+def _prefixes(tensors: StateDict) -> list[str]:
+    return [key.removesuffix(FIRST_WEIGHT) for key in tensors if key.endswith(FIRST_WEIGHT)]
+
+
+def _is_ema(place: str) -> bool:
+    return "ema" in place.split(".")[-1].split("_")
+
+
+def _choose(found: list[tuple[str, StateDict]], which: WhichWeights | None, path: Path) -> tuple[str, StateDict]:
+    averaged = [item for item in found if _is_ema(item[0])]
+    plain = [item for item in found if not _is_ema(item[0])]
+    if which == "model" and not plain:
+        raise InputError(f"{path} has no weights but a moving average of them", "give --weights ema")
+    wanted = (averaged or plain) if which == "ema" else (plain or averaged)
+    if len(wanted) > 1:
+        places = ", ".join(place for place, _ in wanted)
+        raise InputError(f"{path} has several VQ-GANs in it ({places})", "save the one you want as a file of its own")
+    return wanted[0]
+
+
+def _choose_prefix(prefixes: list[str], path: Path) -> str:
+    first_stages = [prefix for prefix in prefixes if prefix.endswith("first_stage_model.")]
+    candidates = first_stages or [prefix for prefix in prefixes if not prefix] or prefixes
+    if len(candidates) > 1:
+        raise InputError(
+            f"{path} has several VQ-GANs in it ({', '.join(candidates)})", "save the one you want as a file of its own"
+        )
+    return candidates[0]
+
+
+def _moving_average(tensors: StateDict, prefix: str, path: Path) -> StateDict:
+    """The averaged weights that latent-diffusion keeps beside the others, as `model_ema.` and the name without dots."""
+    averaged = {
+        key: tensors.get(f"{prefix}model_ema.{key.removeprefix(prefix).replace('.', '')}", tensor)
+        for key, tensor in tensors.items()
+    }
+    if all(averaged[key] is tensor for key, tensor in tensors.items()):
+        raise InputError(f"{path} has no moving average of the weights", "leave --weights out")
+    return averaged
+
+
+def _family(place: str, prefix: str, tensors: StateDict) -> str:
+    bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
+    return "GenerativeZoo" if bare else "taming-transformers"
+
+
+def _in_our_names(parts: StateDict, family: str) -> tuple[str, Lookup, StateDict]:
+    """The weights under the names of our network, which are those of taming-transformers."""
+    if any(name.startswith("encoder.conv_blocks.") for name in parts):
+        return "LlamaGen", "cosine", _from_llamagen(parts)
+    if "quantize.embed.weight" in parts:
+        renamed = {name.replace("quantize.embed.", "quantize.embedding."): parts[name] for name in parts}
+        return f"{family} (GumbelVQ)", "logits", renamed
+    return family, "nearest", parts
+
+
+def _from_llamagen(parts: StateDict) -> StateDict:
+    last = max(
+        (int(match[1]) for name in parts if (match := re.match(r"decoder\.conv_blocks\.(\d+)\.", name))), default=0
+    )
+    middle = {"0": "block_1", "1": "attn_1", "2": "block_2"}
+
+    def ours(name: str) -> str:
+        name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)
+        name = re.sub(r"^decoder\.conv_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
+        name = re.sub(r"^((?:en|de)coder)\.mid\.([012])\.", lambda match: f"{match[1]}.mid.{middle[match[2]]}.", name)
+        return re.sub(r"^(encoder\.down|decoder\.up)\.(\d+)\.res\.", r"\1.\2.block.", name)
+
+    return {ours(name): tensor for name, tensor in parts.items()}
+
+
+def _guess(content: Any) -> str:
+    """What a file without a VQ-GAN seems to be."""
+    names = [name for _, tensors in _state_dicts(content) for name in tensors]
+    signs = {
+        "model.diffusion_model.": "it looks like a diffusion model",
+        "transformer.": "it looks like a GPT",
+        "tok_emb": "it looks like a GPT",
+        "fc.": "it looks like a classifier",
+        "classifier.": "it looks like a classifier",
+    }
+    looks = [text for sign, text in signs.items() if any(name.startswith(sign) for name in names)]
+    return looks[0] if looks else f"it holds {len(names)} tensors" + (f", such as {names[0]}" if names else "")
