@@ -20,7 +20,6 @@ from torch import Tensor
 
 from vqgpt.api import tokenize
 from vqgpt.api.options import TokenizeConfig
-from vqgpt.api.tokenize import encode_batch
 from vqgpt.api.train import load_sequences
 from vqgpt.data.preparing import load_tensor
 from vqgpt.data.preprocessing import Preprocessing
@@ -37,6 +36,7 @@ from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan, vqgan_content
+from vqgpt.vqgan.coding import encode_images
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
 
@@ -57,7 +57,7 @@ class EncodedRows:
         """The same as `Sequences.batch`."""
         parts = self.images[rows][:, None].numpy()
         batches = [parts[first : first + ENCODED_AT_ONCE] for first in range(0, len(parts), ENCODED_AT_ONCE)]
-        codes = np.concatenate([encode_batch(self.vqgan, batch, self.precision, self.device) for batch in batches])
+        codes = np.concatenate([encode_images(self.vqgan, batch, self.precision) for batch in batches])
         nothing = torch.full((len(rows),), -1, device=self.device)
         sequences = Sequences.from_grids(torch.from_numpy(codes).to(self.device), nothing, self.architecture)
         everything = torch.arange(len(rows))

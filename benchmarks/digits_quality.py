@@ -18,7 +18,6 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
-from vqgpt.api.render import decode
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.preparing import load_tensor
 from vqgpt.data.preprocessing import Preprocessing
@@ -30,6 +29,7 @@ from vqgpt.progress import silent
 from vqgpt.tokens import TokenCache
 from vqgpt.tokens.statistics import code_statistics
 from vqgpt.vqgan.checkpoint import load_vqgan
+from vqgpt.vqgan.coding import decode_in_passes
 from vqgpt.vqgan.metrics import figures_of, reconstruct
 
 NUM_SAMPLES = 500
@@ -68,7 +68,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "vqgpt", "sample", *flags, *sys.argv[1:]], check=True)
         samples = TokenCache(path).read_split("samples")
     codes, classes = samples.codes[:, 0], samples.labels
-    pixels = decode(model, codes, "fp32", silent).reshape(len(codes), -1)
+    pixels = decode_in_passes(model, codes, "fp32", silent).reshape(len(codes), -1)
     training_rows = {row.tobytes() for row in train_codes}
     distances = (codes[:, None] != train_codes[None]).sum(axis=(2, 3)).min(axis=1)
 

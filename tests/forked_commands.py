@@ -56,7 +56,7 @@ def counted(encode):
 def run_command(request):
     if "file_limit" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"], resource.RLIM_INFINITY))
-    stage.encode_batch = counted(stage.encode_batch)
+    stage.encode_images = counted(stage.encode_images)
     with disturbed(request):
         if "cache" in request:
             fill_small_cache(Path(request["cache"]))

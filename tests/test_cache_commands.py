@@ -42,8 +42,8 @@ def test_repair_encodes_only_the_shards_that_are_damaged(pipeline, monkeypatch):
 
     (DIGITS / "test/codes/c/0/0/0/0").write_bytes(b"x")
     encoded = []
-    encode = tokenize.encode_batch
-    monkeypatch.setattr(tokenize, "encode_batch", lambda *args: encoded.append(len(args[1])) or encode(*args))
+    encode = tokenize.encode_images
+    monkeypatch.setattr(tokenize, "encode_images", lambda *args: encoded.append(len(args[1])) or encode(*args))
     assert run_here("cache", "verify", "--repair", str(DIGITS), "--batch-size", "100").code == 0
     assert sum(encoded) == read_manifest(DIGITS).description.splits[1].rows
 

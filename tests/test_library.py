@@ -19,6 +19,8 @@ from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.runtime.one_line import one_line
 
 README = Path(__file__).parent.parent / "README.md"
+SMALL_VQGAN = {"size": 16, "channels": 32, "z_channels": 8, "ch_mult": (1, 1), "num_res_blocks": 1, "n_embed": 16}
+SMALL_VQGAN |= {"embed_dim": 4, "attn_resolutions": (8,), "limit": 32, "batch_size": 16, "n_epochs": 1}
 
 
 def test_the_five_lines_of_the_readme_do_what_the_commands_do(pipeline):
@@ -155,7 +157,7 @@ def types_of(holder) -> list[str]:
 
 
 def test_no_dataclass_prints_the_arrays_that_it_holds():
-    arrays = re.compile(r"ndarray|Tensor\b|StoredTensor|vqgpt\.gpt\.model|VQGAN$")
+    arrays = re.compile(r"ndarray|Tensor\b|StoredTensor|vqgpt\.gpt\.model|VQGAN\b")
     modules = [importlib.import_module(found.name) for found in pkgutil.walk_packages(vqgpt.__path__, "vqgpt.")]
     holders = {
         thing
@@ -168,7 +170,30 @@ def test_no_dataclass_prints_the_arrays_that_it_holds():
 
 
 def test_the_package_shows_its_public_names_alone():
-    assert dir(vqgpt) == ["Generator", "TokenCache", "Tokenizer", "contact_sheet", "load_gpt", "load_vqgan"]
+    things = ["Generator", "TokenCache", "Tokenizer", "contact_sheet", "load_gpt", "load_vqgan"]
+    assert dir(vqgpt) == [*things, "tokenize", "train", "train_vqgan"]
     namespace: dict = {}
     exec("from vqgpt import *", namespace)
     assert set(dir(vqgpt)) == namespace.keys() - {"__builtins__"}
+
+
+def test_the_whole_way_in_python_is_that_of_the_commands(pipeline, capsys):
+    options = {"checkpoint_vae": "runs/digits/vqgan.pt", "cache": "p.zarr"}
+    cache = vqgpt.tokenize(dataset="digits", size=16, limit=64, **options)
+    assert run_here("tokenize", "--dataset", "digits", "--limit", "64", "--cache", "c.zarr", "-q").code == 0
+    assert cache.digest == vqgpt.TokenCache(Path("c.zarr")).digest
+    told = capsys.readouterr().err
+    assert "tokenize: " in told
+    assert told.endswith("\n")
+    events = []
+    sizes = {"n_layer": 1, "n_head": 2, "embed_dim_t": 16, "n_epochs": 1}
+    gpt = vqgpt.train(cache=cache.path, out="p.pt", progress=events.append, **sizes)
+    assert gpt.sample(num_samples=2).shape == (2, 8, 8)
+    assert any(getattr(event, "task", "") == "gpt" for event in events)
+    with pytest.raises(UsageError, match=r"p\.pt"):
+        vqgpt.train(cache=cache.path, out="p.pt", progress=events.append, **sizes)
+    with pytest.raises(UsageError, match="n_layers"):
+        vqgpt.train(n_layers=1)
+    vqgan = vqgpt.train_vqgan(dataset="digits", out="v.pt", progress=events.append, **SMALL_VQGAN)
+    images = vqgan.decode(cache.read_split("test").codes[:2, 0])
+    assert vqgpt.contact_sheet(images)._repr_png_().startswith(b"\x89PNG")

@@ -11,11 +11,11 @@ from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
 from vqgpt.api.preview import LEAST_BEYOND_CHANCE, Comparison, compare
-from vqgpt.api.render import decode
 from vqgpt.data.array_readers import read_digits
 from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan
+from vqgpt.vqgan.coding import decode_in_passes
 from vqgpt.vqgan.metrics import psnr
 
 DIGITS = Path("cache/digits.zarr")
@@ -78,7 +78,7 @@ def test_psnr_is_that_of_the_decoded_rows(pipeline):
     assert result["rows"] == count
     tokens = TokenCache(DIGITS).read_split("test")
     model = load_vqgan(Path("runs/digits/vqgan.pt"), "digits", torch.device("cpu"))
-    decoded = decode(model, tokens.codes[:, 0], "fp32", silent)
+    decoded = decode_in_passes(model, tokens.codes[:, 0], "fp32", silent)
     expected = psnr(torch.from_numpy(images_of_digits(tokens)), torch.from_numpy(decoded)).mean()
     assert result["psnr_db"] == pytest.approx(float(expected), abs=1e-4)
 
@@ -99,7 +99,7 @@ def test_imported_codes_are_wrong_if_they_lose_much_or_agree_as_if_by_chance(
 def test_agreement_beyond_chance_tells_codes_of_the_images_from_others(pipeline):
     tokens = TokenCache(DIGITS).read_split("test")
     model = load_vqgan(Path("runs/digits/vqgan.pt"), "digits", torch.device("cpu"))
-    decoded = decode(model, tokens.codes[:, 0], "fp32", silent)
+    decoded = decode_in_passes(model, tokens.codes[:, 0], "fp32", silent)
     images = images_of_digits(tokens)[:, None]
 
     def beyond_chance(codes):

@@ -14,15 +14,16 @@ from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
 from tests.forked import fork_command
-from vqgpt.api import render as stage
+from vqgpt.api import render as rendering
 from vqgpt.api.output_options import RenderConfig
-from vqgpt.api.render import decode
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.storage.write_lock import WriteLock
 from vqgpt.tokens import CacheWriter, Split, TokenCache
 from vqgpt.tokens.parts import parts_of
+from vqgpt.vqgan import coding
 from vqgpt.vqgan.checkpoint import load_vqgan
+from vqgpt.vqgan.coding import decode_in_passes
 
 DIGITS = "cache/digits.zarr"
 VQGAN = Path("runs/digits/vqgan.pt")
@@ -38,7 +39,7 @@ def images_of(cache, split, rows, view=0) -> np.ndarray:
     """What the decoder makes of rows, (n, H, W)."""
     model = load_vqgan(VQGAN, "digits", torch.device("cpu"))
     codes = TokenCache(Path(cache)).read_split(split).codes[rows, view]
-    return decode(model, codes, "fp32", silent)[:, 0]
+    return decode_in_passes(model, codes, "fp32", silent)[:, 0]
 
 
 def read_png(path) -> np.ndarray:
@@ -194,7 +195,7 @@ def test_the_same_command_continues_after_a_signal(pipeline, number):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("out", ["all.npz", "sheet.png"])
 def test_a_signal_leaves_nothing_of_a_file_that_is_not_whole(pipeline, monkeypatch, out, number, code):
-    healthy, passes = stage.one_pass, []
+    healthy, passes = coding.decode_codes, []
 
     def signalled_in_the_second_pass(*arguments):
         passes.append(arguments)
@@ -202,8 +203,9 @@ def test_a_signal_leaves_nothing_of_a_file_that_is_not_whole(pipeline, monkeypat
             signal.raise_signal(number)
         return healthy(*arguments)
 
-    monkeypatch.setattr(stage, "images_per_pass", lambda *_: 50)
-    monkeypatch.setattr(stage, "one_pass", signalled_in_the_second_pass)
+    for module in (rendering, coding):
+        monkeypatch.setattr(module, "images_per_pass", lambda *_: 50)
+    monkeypatch.setattr(coding, "decode_codes", signalled_in_the_second_pass)
     before, handler = set(Path().iterdir()), signal.getsignal(signal.SIGTERM)
     outcome = run_here("render", DIGITS, "--out", out, "--limit", "200", "-q")
     assert_refused(outcome, code, f"interrupted by {number.name} before it was done", "same command again")

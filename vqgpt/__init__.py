@@ -7,17 +7,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqgpt.api.generator import Generator, Tokenizer, contact_sheet, load_gpt, load_vqgan
+    from vqgpt.api.generator import Generator, load_gpt
+    from vqgpt.api.tokenizer import Tokenizer, contact_sheet, load_vqgan
+    from vqgpt.api.verbs import tokenize, train, train_vqgan
     from vqgpt.tokens import TokenCache
 
-__all__ = ["Generator", "TokenCache", "Tokenizer", "contact_sheet", "load_gpt", "load_vqgan"]
+HOMES = {
+    "Generator": "api.generator",
+    "TokenCache": "tokens",
+    "Tokenizer": "api.tokenizer",
+    "contact_sheet": "api.tokenizer",
+    "load_gpt": "api.generator",
+    "load_vqgan": "api.tokenizer",
+    "tokenize": "api.verbs",
+    "train": "api.verbs",
+    "train_vqgan": "api.verbs",
+}
+__all__ = [
+    "Generator",
+    "TokenCache",
+    "Tokenizer",
+    "contact_sheet",
+    "load_gpt",
+    "load_vqgan",
+    "tokenize",
+    "train",
+    "train_vqgan",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "vqgpt.tokens" if name == "TokenCache" else "vqgpt.api.generator"
-    return getattr(importlib.import_module(home), name)
+    return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

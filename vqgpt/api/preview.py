@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from vqgpt.api.cache_options import PreviewConfig
 from vqgpt.api.options import EncoderOptions
-from vqgpt.api.render import captions, columns, decode, load_its_vqgan
+from vqgpt.api.render import captions, columns, load_its_vqgan
 from vqgpt.api.repair import tokenize_config
-from vqgpt.api.tokenize import encode_batch
 from vqgpt.data.downloads import is_here
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.preparing import prepared_batches, row_batches
@@ -30,6 +29,7 @@ from vqgpt.runtime.one_line import one_line
 from vqgpt.storage.files import write_atomically
 from vqgpt.storage.results import check_place, sole_writer
 from vqgpt.tokens import Description, SplitTokens, TokenCache
+from vqgpt.vqgan.coding import decode_in_passes, encode_images
 from vqgpt.vqgan.metrics import psnr
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.pixels import images_per_pass
@@ -103,7 +103,7 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
     if dry_run:
         return plan
     with sole_writer(config.result, config, overwrite):
-        decoded = decode(model, tokens.codes[:, 0], description.precision, report)
+        decoded = decode_in_passes(model, tokens.codes[:, 0], description.precision, report)
         images = source_images(config, description, split, tokens, report)
         shown = to_displayable(decoded, SEED_OF_COLORS)
         comparison = None
@@ -214,11 +214,10 @@ def compare(
     report: Report,
 ) -> Comparison:
     """Images (n, V, C, H, W), their codes (n, V, h, w) in the cache, and what view 0 decodes to, (n, C, H, W)."""
-    device = model.quantize.embedding.weight.device
     at_once = max(1, images_per_pass(*images.shape[3:]) // images.shape[1])
     batches = (images[start : start + at_once] for start in range(0, len(images), at_once))
-    now = np.concatenate([encode_batch(model, batch, precision, device) for batch in batches])
-    best = decode(model, now[:, 0], precision, report)
+    now = np.concatenate([encode_images(model, batch, precision) for batch in batches])
+    best = decode_in_passes(model, now[:, 0], precision, report)
     originals = torch.from_numpy(np.ascontiguousarray(images[:, 0]))
     measured, reachable = (psnr(originals, torch.from_numpy(result)).numpy() for result in (decoded, best))
     agreement = (now == codes).reshape(len(codes), -1).mean(axis=1)

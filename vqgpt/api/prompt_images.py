@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vqgpt.api.tokenize import encode_batch
 from vqgpt.data.decoding import BrokenImageError, decode
 from vqgpt.data.file_trees import LARGEST_FILE
 from vqgpt.data.preparing import prepare
@@ -15,6 +14,7 @@ from vqgpt.data.preprocessing import Preprocessing, PreprocessingOptions
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.storage.files import read_regular
 from vqgpt.tokens import Description
+from vqgpt.vqgan.coding import encode_images
 from vqgpt.vqgan.model import VQGAN
 
 WHITE = 128  # of 255; a pixel of a mask that is at least as bright is kept
@@ -34,10 +34,8 @@ def encode_image(path: Path, description: Description, load: Callable[[], VQGAN]
             f"the prompt {path} has {image.width} x {image.height} pixels, the GPT's images {size[1]} x {size[0]}",
             "resize or crop it to that size",
         )
-    model = load()
     preprocessing = Preprocessing(size=size[0], channels=description.image_channels, options=options)
-    device = model.quantize.embedding.weight.device
-    return encode_batch(model, prepare(image, preprocessing)[None], "fp32", device)[0, 0]
+    return encode_images(load(), prepare(image, preprocessing)[None], "fp32")[0, 0]
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ Rows pass shard by shard and a pass of the decoder at a time: no more images tha
 """
 
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.options.definition import nearest_hint, to_json
 from vqgpt.pictures.folder import PictureFolder
 from vqgpt.pictures.sheet import contact_sheet, png_bytes, to_displayable, to_rgb
-from vqgpt.progress import Notice, Picture, Progress, Report, silent
-from vqgpt.runtime.device import autocast, select_device
+from vqgpt.progress import Notice, Picture, Report, silent
+from vqgpt.runtime.device import select_device
 from vqgpt.storage.files import open_atomically, write_atomically
 from vqgpt.storage.results import check_place, sole_writer
 from vqgpt.tokens import Description, TokenCache
@@ -34,8 +34,9 @@ from vqgpt.tokens.label_occurrence import names_without, occurring
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.tokens.parts import Part, parts_of
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
+from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.pixels import images_per_pass, to_uint8
+from vqgpt.vqgan.pixels import images_per_pass
 
 MOST_COLUMNS = 16
 MOST_ROWS_ON_A_SHEET = 1000
@@ -81,13 +82,13 @@ def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, r
             tell_of_empty_folders(cache.labels(split)[rows.start : rows.stop], description, report)
         folder = PictureFolder(config.result, identity, [*folders, WITHOUT_CLASS] if folders else None, overwrite)
         if not dry_run:
-            folder.fill(parts, len(rows), lambda codes: one_pass(model, codes, precision), about, report)
+            folder.fill(parts, len(rows), lambda codes: decode_codes(model, codes, precision), about, report)
         return plan
     if dry_run:
         return plan
     with sole_writer(config.result, config, overwrite):
         if config.form == "npz":
-            images = decoded(model, (part.codes for part in parts), len(rows), precision, report)
+            images = decode_batches(model, (part.codes for part in parts), len(rows), precision, report)
             write_npz(config.result, (len(rows), *image_shape(model, description)[1:], 3), images)
         else:
             write_atomically(config.result, png_bytes(sheet(list(parts), model, description, precision, report), about))
@@ -110,7 +111,7 @@ def tell_of_empty_folders(labels: NDArray[np.integer], description: Description,
 
 def sheet(parts: Sequence[Part], model: VQGAN, description: Description, precision: str, report: Report) -> Image:
     """The contact sheet of rows."""
-    images = decode(model, np.concatenate([part.codes for part in parts]), precision, report)
+    images = decode_in_passes(model, np.concatenate([part.codes for part in parts]), precision, report)
     texts = captions(np.concatenate([part.labels for part in parts]), description)
     return contact_sheet(to_displayable(images, SEED_OF_COLORS), texts, columns(description))
 
@@ -155,7 +156,7 @@ def write_npz(path: Path, shape: tuple[int, ...], batches: Iterator[NDArray[np.u
 
 def plain_sheet(codes: NDArray[np.int64], model: VQGAN, description: Description) -> bytes:
     """A PNG of codes (n, h, w), without captions."""
-    images = decode(model, codes, "fp32", silent)
+    images = decode_in_passes(model, codes, "fp32", silent)
     return png_bytes(contact_sheet(images, [""] * len(images), columns(description)), {})
 
 
@@ -211,32 +212,6 @@ def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
             "do not use what tells that; make it again",
         )
     return model
-
-
-def decode(model: VQGAN, codes: NDArray[Any], precision: str, report: Report) -> NDArray[np.uint8]:
-    """Codes (N, h, w) -> images (N, C, H, W) uint8, all of them in memory."""
-    at_once = images_per_pass(*(side * model.config.downsampling for side in codes.shape[1:]))
-    batches = (codes[start : start + at_once] for start in range(0, len(codes), at_once))
-    return np.concatenate(list(decoded(model, batches, len(codes), precision, report)))
-
-
-def decoded(
-    model: VQGAN, batches: Iterable[NDArray[Any]], total: int, precision: str, report: Report
-) -> Iterator[NDArray[np.uint8]]:
-    """The images (n, C, H, W) of each batch of codes (n, h, w), of `total` in all."""
-    done = 0
-    for codes in batches:
-        yield one_pass(model, codes, precision)
-        done += len(codes)
-        report(Progress(task="render", done=done, total=total, unit="images"))
-
-
-@torch.no_grad()
-def one_pass(model: VQGAN, codes: NDArray[Any], precision: str) -> NDArray[np.uint8]:
-    """Codes (n, h, w) -> images (n, C, H, W) uint8, at once."""
-    device = model.quantize.embedding.weight.device
-    with autocast(device, precision):
-        return to_uint8(model.decode(torch.from_numpy(codes.astype(np.int64)).to(device))).cpu().numpy()
 
 
 def captions(labels: NDArray[np.integer[Any]], description: Description) -> list[str]:

@@ -19,15 +19,16 @@ from vqgpt.data.preprocessing import VIEWS, Preprocessing, parse_views
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.device import autocast, select_device
+from vqgpt.runtime.device import select_device
 from vqgpt.runtime.distributed import main_first, process_group
 from vqgpt.tokens import Description, ShardRows, Split
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.tokens.store import check_can_lie_at
 from vqgpt.vqgan.checkpoint import check_channels, load_vqgan, tokenizer_sha256
+from vqgpt.vqgan.coding import encode_images
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig
-from vqgpt.vqgan.pixels import images_per_pass, to_unit_range
+from vqgpt.vqgan.pixels import images_per_pass
 
 
 def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _run(
         "bytes_per_image": row_bytes(model.config, grid, views),
     }
     if dry_run:
-        return {**plan, **expected_work(config, dataset, plan["bytes_per_image"], model, preprocessing, device)}
+        return {**plan, **expected_work(config, dataset, plan["bytes_per_image"], model, preprocessing)}
     check_can_lie_at(config.result)
     with main_first():  # which downloads what is missing
         images = read_dataset(dataset, config.images, size, report)
@@ -69,7 +70,7 @@ def _run(
     def codes_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64]]]:
         batches = row_batches(shard.start, shard.stop, max(1, config.batch_size // len(views)))
         for batch in prepared_batches(images.splits[shard.split], batches, preprocessing, config.images.workers):
-            yield (encode_batch(model, batch, config.vqgan.precision, device),)
+            yield (encode_images(model, batch, config.vqgan.precision),)
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[Any], NDArray[np.int64]]:
         split = images.splits[shard.split]
@@ -158,7 +159,6 @@ def expected_work(
     bytes_per_image: int,
     model: VQGAN,
     preprocessing: Preprocessing,
-    device: torch.device,
 ) -> dict[str, Any]:
     """Rows, bytes before compression, and seconds, by the rows as published and the encoder's speed here.
 
@@ -167,9 +167,9 @@ def expected_work(
     count = min(config.batch_size, images_per_pass(preprocessing.size, preprocessing.size))
     shape = (count, 1, preprocessing.channels, preprocessing.size, preprocessing.size)
     images = np.zeros(shape, dtype=np.uint8)
-    encode_batch(model, images, config.vqgan.precision, device)  # to warm up
+    encode_images(model, images, config.vqgan.precision)  # to warm up
     start = time.perf_counter()
-    encode_batch(model, images, config.vqgan.precision, device)
+    encode_images(model, images, config.vqgan.precision)
     images_per_second = count / len(preprocessing.views) / (time.perf_counter() - start)
     if not dataset.rows:
         return {"rows": "known once the folder is read", "images_per_second": images_per_second}
@@ -180,12 +180,3 @@ def expected_work(
         "images_per_second": images_per_second,
         "seconds": rows / images_per_second,
     }
-
-
-@torch.no_grad()
-def encode_batch(model: VQGAN, images: NDArray[np.uint8], precision: str, device: torch.device) -> NDArray[np.int64]:
-    """Images (n, V, C, H, W) uint8 -> codes (n, V, h, w) int64."""
-    views = torch.from_numpy(images).to(device).flatten(0, 1)
-    with autocast(device, precision):
-        codes = model.encode(to_unit_range(views))
-    return codes.view(*images.shape[:2], *codes.shape[1:]).cpu().numpy()
