@@ -49,14 +49,14 @@ def fuzz(
     """
     chance = random.Random(f"{SEED} {name}")
     outcomes: Counter[str] = Counter()
-    before, files = peak_memory(), {*bad.parent.rglob("*"), bad}
+    files = {*bad.parent.rglob("*"), bad}
     usual = signal.signal(signal.SIGALRM, too_slow)
     start = time.monotonic()
     try:
         while outcomes.total() < fewest or time.monotonic() < start + SECONDS:
             change = chance.choice(changes)
             bad.write_bytes(change(data, chance))
-            said = str(named or bad)
+            before, said = peak_memory(), str(named or bad)
             signal.alarm(SLOWEST)
             try:
                 outcome = read(change)

@@ -96,6 +96,15 @@ def test_what_cannot_be_is_refused(caches, kind, place, value):
         read_manifest(path)
 
 
+def test_a_dataset_that_we_do_not_know_is_neither_repaired_nor_compared_with(pipeline):
+    path = pipeline / "cache/digits.zarr"
+    change(path, ("description", "dataset"), "unheard-of")
+    assert_refused(run_here("cache", "verify", str(path), "--repair"), 3, str(path), "'unheard-of'")
+    looked_at = run_here("cache", "preview", str(path), "--checkpoint-vae", "runs/digits/vqgan.pt", "--out", "p.png")
+    assert looked_at.code == 0, looked_at.err
+    assert "'unheard-of' is a dataset that this vqgpt does not know" in looked_at.err
+
+
 def test_a_listing_shows_what_is_wrong_with_one_cache_and_goes_on(caches):
     change(caches / "encoded-bits.zarr", ("description", "class_names"), [])
     change(caches / "sampled-bits.zarr", ("description", "sampling"), {})

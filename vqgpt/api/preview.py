@@ -20,7 +20,7 @@ from vqgpt.data.options import ImageOptions
 from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
-from vqgpt.data.table import Dataset, find_dataset
+from vqgpt.data.table import DATASETS, Dataset, find_dataset
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.definition import to_json
 from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, png_bytes, to_displayable
@@ -163,6 +163,10 @@ def source_images(
         return None
     if tokens.source_index.min() < 0:
         report(Notice(text="the imported file does not say which image is which: the decoded rows are shown alone"))
+        return None
+    if description.dataset not in DATASETS:
+        unknown = f"{description.dataset!r} is a dataset that this vqgpt does not know"
+        report(Notice(text=f"{unknown}: the decoded rows are shown alone"))
         return None
     made_by = tokenize_config(config.cache, description, config.sources)
     dataset, options, size = find_dataset(description.dataset), made_by.images, description.image_size[0]

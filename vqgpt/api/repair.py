@@ -12,6 +12,7 @@ import numpy as np
 
 from vqgpt.api.cache_options import SourceOptions, VerifyConfig
 from vqgpt.api.options import SampleConfig, TokenizeConfig
+from vqgpt.data.table import DATASETS
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.completion import Prompts
 from vqgpt.gpt.labels import number_word
@@ -35,6 +36,11 @@ def run(config: VerifyConfig, report: Report) -> None:
         raise InputError(
             f"{config.cache} was imported, so it cannot be made again from images",
             continue_hint(config.cache, description),
+        )
+    if description.origin == "encoded" and description.dataset not in DATASETS:
+        raise InputError(
+            f"{config.cache} is of {description.dataset!r}, a dataset that this vqgpt does not know",
+            "repair it with the version that made it",
         )
     try:
         if description.origin == "encoded":
