@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import assert_refused, description, files_of, run_here, write_cache
 from vqgpt.cli.app import COMMANDS
-from vqgpt.cli.parameters import environment_variable
+from vqgpt.cli.variables import environment_variable
 from vqgpt.options.cache_path import CachePath, CacheURL
 from vqgpt.options.codec import convert
 from vqgpt.options.command import Flags
@@ -63,7 +63,7 @@ def test_an_unknown_home_is_named_wherever_it_is_written(home, monkeypatch, comm
     if command.takes_recipe and item.name != "recipe":
         Path("r.toml").write_text(f'[{command.table}]\n{item.key} = "{path}"\n')
         assert_refused(run_here(*words, "--recipe", "r.toml"), *error)
-    monkeypatch.setenv(environment_variable(item), path)
+    monkeypatch.setenv(environment_variable(item, command.words), path)
     assert_refused(run_here(*words), *error)
 
 
@@ -80,12 +80,12 @@ def test_what_a_file_of_ours_says_is_not_another_users_home(home):
 
 def test_files_lie_in_the_home_and_in_no_folder_of_that_name(home, monkeypatch):
     write_cache(home / "a.zarr", description())
-    monkeypatch.setenv("VQGPT_OUT", "~/from a variable")
+    monkeypatch.setenv("VQGPT_CACHE_EXPORT_OUT", "~/from a variable")
     (home / "r.toml").write_text('[cache-export]\nout = "~/from a recipe"\n')
     for arguments in ([], ["--recipe=~/r.toml"], ["--out=~/from a flag"], ["--out", "./~"]):
         outcome = run_here("cache", "export", "~/a.zarr", *arguments)
         assert outcome.code == 0, outcome.err
-        monkeypatch.delenv("VQGPT_OUT", raising=False)
+        monkeypatch.delenv("VQGPT_CACHE_EXPORT_OUT", raising=False)
     assert {path.name for path in home.iterdir()} == {"a.zarr", "r.toml", *(f"from a {x}" for x in WRITTEN)}
     assert [path.name for path in Path.cwd().iterdir()] == ["~"]
     assert files_of(Path("~")) == files_of(home / "from a flag")
