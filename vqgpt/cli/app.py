@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     configs = {each for command in COMMANDS.values() for each in (command.config, command.flags)}
     list_flags = {item.flag for config in configs for item in options_of(config) if item.is_list}
     try:
-        check_not_refused(arguments)
+        check_not_refused(arguments, COMMANDS.values())
         if not arguments or arguments in ([name] for name in GROUPS):  # a command is needed after these
             _run_typer([*arguments, "--help"])
             code = int(ExitCode.USAGE)

@@ -27,6 +27,6 @@ def check_environment(environment: Mapping[str, str], commands: Iterable[Command
             if not item.is_argument:
                 new = environment_variable(item, command.words)
                 by_option.setdefault(PREFIX + _upper(item.flag[2:]), []).append(new)
-    for name, new in by_option.items():
-        if environment.get(name) and name not in new:
-            raise UsageError(f"{name} is set, and does not say for which command", f"set {' or '.join(new)} instead")
+    for name, names in by_option.items():
+        if environment.get(name) and name not in names:
+            raise UsageError(f"{name} is set, and does not say for which command", f"set {' or '.join(names)} instead")

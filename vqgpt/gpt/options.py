@@ -112,7 +112,9 @@ class GPTTrainingOptions:
     lr: float = option(1e-4, "Peak learning rate, reached after the warm-up; a cosine leads back down.", group=TRAINING)
     warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)
     betas: tuple[float, float] = option((0.9, 0.95), "Betas of AdamW.", group=TRAINING)
-    weight_decay: float = option(0.1, "Weight decay of AdamW, on tensors of two or more dimensions.", group=TRAINING)
+    weight_decay: float = option(
+        0.1, "Weight decay of AdamW and of Muon, on tensors of two or more dimensions.", group=TRAINING
+    )
     grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
     grad_accum: int = option(
         1, "Passes in which a step's batch is computed: more need less memory, and give the same.", group=TRAINING

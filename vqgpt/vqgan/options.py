@@ -43,18 +43,6 @@ class VQGANOptions:
         False, "Compare latents and codes by direction alone (l2-normalised; wants a small embed-dim).", group=MODEL
     )
     remap: Path | None = option(None, REMAP_HELP, group=MODEL)
-    sane_index_shape: bool = option(
-        False,
-        "Let the network's forward pass hand out codes as (B, h, w) rather than (B*h*w,). Token caches store grids "
-        "either way.",
-        group=MODEL,
-    )
-    colorize_nlabels: int | None = option(
-        None,
-        "Show images of more than 3 channels (segmentation maps of that many labels) through a fixed random "
-        "projection onto 3.",
-        group=MODEL,
-    )
 
     def __post_init__(self) -> None:
         for name in ("z_channels", "embed_dim"):
