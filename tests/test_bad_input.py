@@ -147,9 +147,20 @@ def test_a_group_without_a_command_shows_its_help(group):
     assert "Commands" in outcome.out
 
 
-@pytest.mark.parametrize("flag", ["--sane_index_shape", "--sane-index-shape=1"])
-def test_flags_of_generativezoo_that_are_not_here_are_refused_with_the_reason(here, flag):
-    assert_refused(run_here("tokenize", "--dataset", "digits", flag), 2, flag.split("=")[0].replace("_", "-"))
+@pytest.mark.parametrize("command", ["tokenize", "vqgan train", "train", ""])
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--sane_index_shape", "codes are grids"),
+        ("--sane-index-shape=1", "codes are grids"),
+        ("--colorize_nlabels", "1 or 3 channels"),
+        ("--colorize-nlabels=5", "1 or 3 channels"),
+    ],
+)
+def test_flags_of_generativezoo_that_are_not_here_are_refused_with_the_reason(here, command, flag, reason):
+    name = flag.split("=")[0].replace("_", "-")
+    outcome = run_here(*command.split(), "--dataset", "digits", flag)
+    assert_refused(outcome, 2, f"vqgpt {command}".strip(), name, reason)
 
 
 def test_results_are_not_overwritten(pipeline):

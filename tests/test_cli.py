@@ -62,9 +62,9 @@ def test_a_value_that_is_not_one_of_a_choice_is_named(here):
 
 def test_flag_wins_over_environment_over_recipe_over_default(here, monkeypatch):
     Path("r.toml").write_text('dataset = "digits"\nsize = 16\n[vqgan-train]\nn_embed = 32\nlr = 0.5\nbatch_size = 7\n')
-    monkeypatch.setenv("VQGPT_N_EMBED", "64")
-    monkeypatch.setenv("VQGPT_LR", "0.25")
-    monkeypatch.setenv("VQGPT_CH_MULT", "1 2")
+    monkeypatch.setenv("VQGPT_VQGAN_TRAIN_N_EMBED", "64")
+    monkeypatch.setenv("VQGPT_VQGAN_TRAIN_LR", "0.25")
+    monkeypatch.setenv("VQGPT_VQGAN_TRAIN_CH_MULT", "1 2")
     err = run_here("vqgan", "train", "--recipe", "r.toml", "--lr", "0.125", "--dry-run").err
     for text in ("n_embed=64", "lr=0.125", "batch_size=7", "ch_mult=1 2 ", "n_epochs=100", "dataset=digits"):
         assert text in err

@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import typing
+from collections import Counter
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +67,24 @@ def test_every_option_has_a_help_text_that_is_a_sentence():
         for option in options_of(command.config):
             assert option.help[0].isupper() or option.help.startswith(("auto", "fp32")), option.name
             assert option.help.endswith("."), option.name
+
+
+def definitions_in(config_class):
+    """Each field that defines an option of a class, by its identity: a shared one is one."""
+    hints = typing.get_type_hints(config_class)
+    found = {}
+    for name, item in config_class.__dataclass_fields__.items():
+        assert item.name == name
+        found |= definitions_in(hints[name]) if is_dataclass(hints[name]) else {id(item): item}
+    return found
+
+
+def test_the_help_of_an_option_that_commands_share_is_no_copy():
+    definitions = {}
+    for command in COMMANDS.values():
+        definitions |= definitions_in(command.config) | definitions_in(command.flags)
+    helps = Counter(item.metadata["help"] for item in definitions.values())
+    assert [text for text, count in helps.items() if count > 1] == []
 
 
 def test_the_page_of_datasets_agrees_with_the_table():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import assert_refused, description, files_of, run_here, write_cache
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.tokens import TokenCache
 
 ARRAYS = ("codes", "labels", "source_index")

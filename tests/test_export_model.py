@@ -15,7 +15,7 @@ from tests.peer_checkpoints import taming_state
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.runtime.torchvision_import import import_torchvision
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache

@@ -20,7 +20,7 @@ from tests.fuzzing import ODD_NUMBERS, REFUSED, SECONDS, changed_bytes, changed_
 from tests.peer_checkpoints import taming_state
 from tests.test_export_model import save_gpt
 from vqgpt.gpt.trained import load_gpt
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import METADATA, save_checkpoint
 from vqgpt.storage.safetensors_files import read_safetensors
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan

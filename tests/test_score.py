@@ -17,7 +17,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.gpt.scoring import nats_of_images, nearest
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import CacheWriter, TokenCache
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import assert_refused, run_here
+from tests.conftest import assert_refused, files_of, run_here
 from tests.forked import fork_command, run_ranks
 from tests.test_interruption import STOPS, assert_same_training, lines_of, saved_step, wait_for
 from vqgpt.training.run import TrainingRun
@@ -203,7 +203,7 @@ def test_remap_and_double_z_and_l2_codes_train_and_tokenize(here):
     import numpy as np
 
     np.save("used.npy", np.array([3, 0, 11, 7, 5]))
-    flags = [*SMALL, "--remap", "used.npy", "--double-z", "--l2-codes", "--sane-index-shape"]
+    flags = [*SMALL, "--remap", "used.npy", "--double-z", "--l2-codes"]
     outcome = run_here("vqgan", "train", "--dataset", "digits", *flags, "--json")
     assert outcome.code == 0, outcome.err
     assert 1 < outcome.json["used_codes"] <= 5
@@ -229,9 +229,18 @@ def test_tokenize_takes_a_remap_and_render_wants_the_same(pipeline):
     assert_refused(run_here(*command[:-2], "cache/digits.zarr"), 3, "tokenizer_sha256")
 
 
-def test_colours_for_many_channels_are_refused_where_there_are_few(here):
-    command = ["vqgan", "train", "--dataset", "digits", *SMALL, "--colorize-nlabels", "5"]
-    assert_refused(run_here(*command), 2, "1 channel", "--colorize-nlabels")
+def test_a_checkpoint_that_recorded_options_of_before_stays_readable(pipeline):
+    path = Path("runs/digits/vqgan.pt")
+    content = torch.load(path, weights_only=True)
+    content["configuration"]["model"] |= {"sane_index_shape": True, "colorize_nlabels": None}
+    torch.save(content, path)
+    plain = run_here("vqgan", "info", "runs/digits/vqgan.pt", "--json")
+    assert plain.code == 0, plain.err
+    for words in (["tokenize", "--dataset", "digits", "--cache", "again.zarr"], ["export", "vqgan.safetensors"]):
+        flags = ["--checkpoint-vae", str(path), "--to", "safetensors"] if words[0] == "export" else []
+        outcome = run_here(*words, *flags)
+        assert outcome.code == 0, outcome.err
+    assert files_of(Path("again.zarr")) == files_of(Path("cache/digits.zarr"))
 
 
 def test_help_of_the_training_names_its_groups(here):

@@ -147,7 +147,7 @@ def test_usage_is_counted_over_the_epoch():
         training.take_step(step)
         if step.ends_epoch:
             break
-    counts = torch.bincount(torch.cat(seen), minlength=16)
+    counts = torch.bincount(torch.cat(seen).flatten(), minlength=16)
     assert torch.equal(training.epoch_counts, counts)
     figures = training.epoch_figures()
     assert figures["epoch_used_codes"] == int((counts > 0).sum())

@@ -7,11 +7,24 @@ from typing import Literal
 from vqgpt.options.cache_path import CachePath, beside
 from vqgpt.options.definition import argument, check, option
 from vqgpt.options.places import can_be_a_dataset
-from vqgpt.options.shared import DATA, DEVICE_HELP, RUN
-from vqgpt.vqgan.options import REMAP_HELP
+from vqgpt.options.shared import (
+    CACHE,
+    CHECKPOINT_GPT,
+    CHECKPOINT_VAE,
+    DATA,
+    DATA_ROOT,
+    DEVICE,
+    IMAGES_PER_PASS,
+    NEW_CACHE,
+    ONLY_SPLIT,
+    REMAP,
+    SEED,
+    SPLIT_OF_ROWS,
+    check_seed,
+    out_option,
+)
 
 REPAIR = "Repair"
-SOURCES = "What made the cache"
 IDENTITY = "What the codes do not tell"
 
 
@@ -19,24 +32,20 @@ IDENTITY = "What the codes do not tell"
 class SourceOptions:
     """Where that lies which made an encoded cache: the cache knows what it was, not where it is."""
 
-    data_root: Path | None = option(None, "Folder of the images, as for `vqgpt tokenize`.", group=SOURCES)
-    checkpoint_vae: Path | None = option(
-        None, "The VQ-GAN that encoded the cache (default: runs/DATASET/vqgan.pt).", group=SOURCES
-    )
-    remap: Path | None = option(None, REMAP_HELP, group=SOURCES)
-    device: str = option("auto", DEVICE_HELP, group=SOURCES)
+    data_root: Path | None = DATA_ROOT
+    checkpoint_vae: Path | None = CHECKPOINT_VAE
+    remap: Path | None = REMAP
+    device: str = DEVICE
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """`vqgpt cache verify`."""
 
-    cache: CachePath = argument("A token cache.")
+    cache: CachePath = CACHE
     repair: bool = option(False, "Make what is damaged or missing again, and nothing else.", group=REPAIR)
-    batch_size: int = option(256, "Images per pass of the encoder.", group=REPAIR)
-    checkpoint_gpt: Path | None = option(
-        None, "The GPT that sampled the cache (default: runs/DATASET/gpt.pt).", group=SOURCES
-    )
+    batch_size: int = IMAGES_PER_PASS
+    checkpoint_gpt: Path | None = CHECKPOINT_GPT
     sources: SourceOptions
 
     def __post_init__(self) -> None:
@@ -47,16 +56,16 @@ class VerifyConfig:
 class PreviewConfig:
     """`vqgpt cache preview`."""
 
-    cache: CachePath = argument("The token cache to look at, encoded or sampled.")
-    split: str | None = option(None, "Split to take rows from (default: the first).", group=DATA)
+    cache: CachePath = CACHE
+    split: str | None = SPLIT_OF_ROWS
     num_images: int = option(16, "Rows to decode, chosen at random.", group=DATA)
-    out: Path | None = option(None, "The .png file to write (default: the cache's name with -preview.png).", group=DATA)
-    seed: int = option(0, "Seed of the choice of rows.", group=RUN)
+    out: Path | None = out_option("The .png file to write", "the cache's name with -preview.png")
+    seed: int = SEED
     sources: SourceOptions
 
     def __post_init__(self) -> None:
         check(self.num_images > 0, "num_images", self.num_images, "positive")
-        check(0 <= self.seed < 2**63, "seed", self.seed, "between 0 and 2^63 - 1")
+        check_seed(self.seed)
         check(self.out is None or self.out.suffix == ".png", "out", self.out, "a file name that ends in .png")
 
     @property
@@ -70,14 +79,14 @@ class CacheImportConfig:
     """`vqgpt cache import`."""
 
     source: Path = argument("A folder NAME_codes of LlamaGen, with NAME_labels beside it, or a .jsonl file of RAR.")
-    cache: CachePath | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
+    cache: CachePath | None = NEW_CACHE
     val_split: float | None = option(
         None, "Make this share of the images, of each class, split val, on which `vqgpt train` is judged.", group=DATA
     )
     checkpoint_vae: Path | None = option(
         None, "The VQ-GAN that made the codes; without it, nothing can be decoded.", group=IDENTITY
     )
-    remap: Path | None = option(None, REMAP_HELP, group=IDENTITY)
+    remap: Path | None = REMAP
     codebook_size: int | None = option(
         None, "Codes of the VQ-GAN (default: its own, else 16384 for LlamaGen, 1024 for RAR).", group=IDENTITY
     )
@@ -117,17 +126,15 @@ class CacheImportConfig:
 class ExportConfig:
     """`vqgpt cache export`."""
 
-    cache: CachePath = argument("The token cache to export.")
+    cache: CachePath = CACHE
     format: Literal["npy", "npz", "bin", "webdataset"] = option(
         "npy",
         "What to write. npy: a file per array; npz: all arrays in one file; bin: raw tokens as nanoGPT reads them; "
         "webdataset: tar files with a sample per image.",
         group=DATA,
     )
-    split: str | None = option(None, "Export only this split (default: all).", group=DATA)
-    out: Path | None = option(
-        None, "The folder to write, or the .npz file (default: the cache's name with -FORMAT, or .npz).", group=DATA
-    )
+    split: str | None = ONLY_SPLIT
+    out: Path | None = out_option("The folder to write, or the .npz file", "the cache's name with -FORMAT, or .npz")
 
     def __post_init__(self) -> None:
         named = self.out is None or (self.out.suffix == ".npz") == (self.format == "npz")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.api.cache_options import ExportConfig
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.progress import Progress, Report
 from vqgpt.storage.files import canonical_json, folder_atomically, open_atomically
 from vqgpt.storage.results import check_place, sole_writer

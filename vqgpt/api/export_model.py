@@ -11,7 +11,7 @@ from vqgpt.errors import UsageError
 from vqgpt.gpt.checkpoint import KIND
 from vqgpt.gpt.trained import read_gpt
 from vqgpt.gpt.transformers_format import transformers_files
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint, weights_sha256
 from vqgpt.storage.files import check_can_be_written, folder_atomically, write_atomically
 from vqgpt.storage.results import check_place, sole_writer

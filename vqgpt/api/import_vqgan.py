@@ -9,7 +9,7 @@ import torch
 from vqgpt.api.options import ImportConfig
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.storage.files import check_can_be_written
 from vqgpt.storage.results import check_place, sole_writer

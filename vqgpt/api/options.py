@@ -10,13 +10,24 @@ from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, Sampling
 from vqgpt.options.cache_path import CachePath
 from vqgpt.options.definition import argument, check, option
 from vqgpt.options.places import RUNS_FOLDER, cache_path, vqgan_path
-from vqgpt.options.shared import DATA, DEVICE_HELP, RUN, LoggingOptions, RunOptions
-from vqgpt.vqgan.options import REMAP_HELP, VQGANOptions, VQGANTrainingOptions
-
-SIZE_HELP = "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own)."
-FP32_HELP = "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes, or some pixels."
-SHOW_HELP = "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel)."
-N_HEAD_HELP = "For a GPT of GenerativeZoo: its attention heads, which the file does not tell (default: 8)."
+from vqgpt.options.shared import (
+    CHECKPOINT_GPT,
+    CHECKPOINT_VAE,
+    DATA,
+    DATASET_OF_GPT,
+    DEVICE,
+    IMAGES_PER_PASS,
+    N_HEAD,
+    NEW_CACHE,
+    REMAP,
+    RUN,
+    SHOW,
+    SIZE,
+    LoggingOptions,
+    RunOptions,
+    out_option,
+)
+from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +39,7 @@ class VQGANTrainConfig:
     limit: int | None = option(
         None, "Train on this many of the training images, evenly spaced; all are held in memory.", group=DATA
     )
-    out: Path | None = option(None, "The checkpoint to write (default: runs/DATASET/vqgan.pt).", group=DATA)
+    out: Path | None = out_option("The checkpoint to write", "runs/DATASET/vqgan.pt")
     model: VQGANOptions
     training: VQGANTrainingOptions
     run: RunOptions
@@ -49,15 +60,14 @@ class VQGANTrainConfig:
 class EncoderOptions:
     """Which VQ-GAN a command loads, and how exactly it computes."""
 
-    checkpoint_vae: Path | None = option(
-        None,
-        "VQ-GAN checkpoint, ours or of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo "
-        "(default: runs/DATASET/vqgan.pt).",
-        group=DATA,
+    checkpoint_vae: Path | None = CHECKPOINT_VAE
+    remap: Path | None = REMAP
+    device: str = DEVICE
+    precision: Literal["fp32", "bf16"] = option(
+        "fp32",
+        "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes, or some pixels.",
+        group=RUN,
     )
-    remap: Path | None = option(None, REMAP_HELP, group=DATA)
-    device: str = option("auto", DEVICE_HELP, group=RUN)
-    precision: Literal["fp32", "bf16"] = option("fp32", FP32_HELP, group=RUN)
 
     def path(self, dataset: str) -> Path:
         """The checkpoint: the one that was given, else the one of the dataset."""
@@ -69,10 +79,10 @@ class ReconstructConfig:
     """`vqgpt vqgan reconstruct`."""
 
     images: ImageOptions
-    size: int | None = option(None, SIZE_HELP, group=DATA)
+    size: int | None = SIZE
     vqgan: EncoderOptions
     num_images: int = option(16, "Held-out images to show.", group=DATA)
-    out: Path | None = option(None, "The picture to write (default: runs/DATASET/reconstructions.png).", group=DATA)
+    out: Path | None = out_option("The picture to write", "runs/DATASET/reconstructions.png")
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
@@ -98,9 +108,9 @@ class ImportConfig:
         None, "Which weights to take from a file that has both (default: model).", group=DATA
     )
     size: int | None = option(None, "Image size in pixels at which it was trained, where no YAML tells.", group=DATA)
-    remap: Path | None = option(None, REMAP_HELP, group=DATA)
+    remap: Path | None = REMAP
     dataset: str | None = option(None, "Make it the VQ-GAN of this dataset: runs/DATASET/vqgan.pt.", group=DATA)
-    out: Path | None = option(None, "The checkpoint to write (default: runs/NAME OF FILE/vqgan.pt).", group=DATA)
+    out: Path | None = out_option("The checkpoint to write", "runs/NAME OF FILE/vqgan.pt")
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
@@ -116,8 +126,8 @@ class TokenizeConfig:
     """`vqgpt tokenize`."""
 
     images: ImageOptions
-    size: int | None = option(None, SIZE_HELP, group=DATA)
-    cache: CachePath | None = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
+    size: int | None = SIZE
+    cache: CachePath | None = NEW_CACHE
     views: tuple[str, ...] = option(
         (),
         "Views of each image to encode: identity, hflip, five-crop, ten-crop, with commas between "
@@ -128,7 +138,7 @@ class TokenizeConfig:
         None, "Take so many images of each split, evenly spaced, to try things out (default: all).", group=DATA
     )
     vqgan: EncoderOptions
-    batch_size: int = option(256, "Images per pass of the encoder.", group=RUN)
+    batch_size: int = IMAGES_PER_PASS
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size > 0, "size", self.size, "positive")
@@ -150,7 +160,7 @@ class TrainConfig:
 
     dataset: str | None = option(None, "Train on cache/DATASET.zarr (default: the only cache there is).", group=DATA)
     cache: CachePath | None = option(None, "The token cache to train on.", group=DATA)
-    out: Path | None = option(None, "The checkpoint to write (default: runs/DATASET/gpt.pt).", group=DATA)
+    out: Path | None = out_option("The checkpoint to write", "runs/DATASET/gpt.pt")
     checkpoint_gpt: Path | None = option(
         None, "GPT to start from, of the same architecture, ours or of GenerativeZoo.", group=DATA
     )
@@ -170,20 +180,18 @@ class TrainConfig:
 class SampleConfig:
     """`vqgpt sample`."""
 
-    dataset: str | None = option(None, "Sample from runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
-    checkpoint_gpt: Path | None = option(None, "GPT checkpoint, ours or of GenerativeZoo.", group=DATA)
+    dataset: str | None = DATASET_OF_GPT
+    checkpoint_gpt: Path | None = CHECKPOINT_GPT
     cache: CachePath | None = option(
         None,
         "The token cache of --prompt cache:SPLIT/ROW (default: cache/DATASET.zarr); for a GPT of GenerativeZoo, one of "
         "the tokenizer that it was trained with (default: that, or the only one there is).",
         group=DATA,
     )
-    n_head: int | None = option(None, N_HEAD_HELP, group=DATA)
-    checkpoint_vae: Path | None = option(
-        None, "VQ-GAN checkpoint to render with (default: runs/DATASET/vqgan.pt).", group=DATA
-    )
-    out: CachePath | None = option(
-        None, "The token cache to write (default: runs/DATASET/samples.zarr); the picture lies beside it.", group=DATA
+    n_head: int | None = N_HEAD
+    checkpoint_vae: Path | None = CHECKPOINT_VAE
+    out: CachePath | None = out_option(
+        "The token cache to write, with its picture beside it", "runs/DATASET/samples.zarr"
     )
     tokens_only: bool = option(False, "Write the tokens and no picture: needs no VQ-GAN.", group=DATA)
     classes: tuple[str, ...] = option(
@@ -208,7 +216,7 @@ class SampleConfig:
     )
     sampling: SamplingOptions
     run: RunOptions
-    show: bool = option(False, SHOW_HELP, group=RUN)
+    show: bool = SHOW
 
     def __post_init__(self) -> None:
         check(not (self.show and self.tokens_only), "show", self.show, "left out with --tokens-only")

@@ -8,10 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqgpt.api.options import N_HEAD_HELP, SHOW_HELP, EncoderOptions
+from vqgpt.api.options import EncoderOptions
 from vqgpt.options.cache_path import CachePath, beside
 from vqgpt.options.definition import argument, check, option
-from vqgpt.options.shared import DATA, DEVICE_HELP, RUN
+from vqgpt.options.shared import (
+    CACHE,
+    CHECKPOINT_GPT,
+    DATA,
+    DATASET_OF_GPT,
+    DEVICE,
+    N_HEAD,
+    ONLY_SPLIT,
+    PRECISION,
+    SHOW,
+    SPLIT_OF_ROWS,
+    out_option,
+)
 
 ROWS_ON_A_SHEET = 100
 NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
@@ -21,7 +33,7 @@ NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp",
 class RenderConfig:
     """`vqgpt render`."""
 
-    cache: CachePath = argument("The token cache to render, encoded or sampled.")
+    cache: CachePath = CACHE
     vqgan: EncoderOptions
     format: Literal["sheet", "png", "tree", "npz"] | None = option(
         None,
@@ -29,13 +41,11 @@ class RenderConfig:
         "class; npz: an array arr_0 (N, H, W, 3) as the evaluator of ADM reads it (default: as --out ends).",
         group=DATA,
     )
-    out: Path | None = option(
-        None,
-        "A .png file for a sheet, an .npz file, or a folder (default: the cache's name with .png, -images.npz, -png or "
-        "-tree).",
-        group=DATA,
+    out: Path | None = out_option(
+        "A .png file for a sheet, an .npz file, or a folder",
+        "the cache's name with .png, -images.npz, -png or -tree",
     )
-    split: str | None = option(None, "Split of the cache to render (default: the first).", group=DATA)
+    split: str | None = SPLIT_OF_ROWS
     rows: str | None = option(
         None, "Rows to render, START:STOP, from 0, either may be left out (default: all).", group=DATA
     )
@@ -43,7 +53,7 @@ class RenderConfig:
         None, f"At most this many rows; 0 for all (default: {ROWS_ON_A_SHEET} on a sheet, else all).", group=DATA
     )
     view: str | None = option(None, "Which view of each image to render, by its name (default: the first).", group=DATA)
-    show: bool = option(False, SHOW_HELP, group=RUN)
+    show: bool = SHOW
 
     def __post_init__(self) -> None:
         check(self.limit is None or self.limit >= 0, "limit", self.limit, "0 or more")
@@ -80,25 +90,19 @@ class RenderConfig:
 class ScoreConfig:
     """`vqgpt score`."""
 
-    cache: CachePath = argument("The token cache to score, encoded or sampled.")
-    checkpoint_gpt: Path | None = option(
-        None, "GPT checkpoint, ours or of GenerativeZoo (default: runs/DATASET/gpt.pt).", group=DATA
-    )
-    n_head: int | None = option(None, N_HEAD_HELP, group=DATA)
-    split: str | None = option(None, "Score only this split (default: all).", group=DATA)
+    cache: CachePath = CACHE
+    checkpoint_gpt: Path | None = CHECKPOINT_GPT
+    n_head: int | None = N_HEAD
+    split: str | None = ONLY_SPLIT
     against: CachePath | None = option(
         None,
         "A token cache: find for each row the nearest one of its split train, in tokens that differ. 0 is a copy.",
         group=DATA,
     )
-    out: Path | None = option(
-        None, "The .csv or .npz file to write, a line per row (default: the cache's name with -scores.csv).", group=DATA
-    )
+    out: Path | None = out_option("The .csv or .npz file to write, a line per row", "the cache's name with -scores.csv")
     show_rows: int = option(5, "How many of the least and of the most likely rows to show.", group=DATA)
-    device: str = option("auto", DEVICE_HELP, group=RUN)
-    precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto", "auto takes bf16 on a CUDA device that has it, else fp32.", group=RUN
-    )
+    device: str = DEVICE
+    precision: Literal["auto", "fp32", "bf16"] = PRECISION
 
     def __post_init__(self) -> None:
         check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
@@ -123,7 +127,7 @@ class ModelExportConfig:
         "safetensors: one file of any GPT or VQ-GAN, which vqgpt reads wherever it reads a checkpoint.",
         group=DATA,
     )
-    dataset: str | None = option(None, "Export runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
+    dataset: str | None = DATASET_OF_GPT
     checkpoint_gpt: Path | None = option(None, "The GPT to export, trained by vqgpt.", group=DATA)
     checkpoint_vae: Path | None = option(
         None, "Export this VQ-GAN instead, ours or someone else's; --to safetensors only.", group=DATA

@@ -22,7 +22,7 @@ from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import DATASETS, Dataset, find_dataset
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, png_bytes, to_displayable
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.one_line import one_line

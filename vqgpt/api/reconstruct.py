@@ -9,7 +9,7 @@ from vqgpt.api.tokenize import image_size, preprocessing_for
 from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import find_dataset, held_out_split
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.pictures.panel import reconstruction_panel
 from vqgpt.progress import Report
 from vqgpt.runtime.device import autocast, select_device

@@ -27,7 +27,7 @@ from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sampling import Sampler
 from vqgpt.gpt.trained import load_gpt
 from vqgpt.options.cache_path import CachePath
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.options.places import samples_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import resolve_precision, select_device

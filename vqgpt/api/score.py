@@ -23,7 +23,7 @@ from vqgpt.gpt.labels import told_labels, untold
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.gpt.trained import load_gpt
-from vqgpt.options.definition import composed
+from vqgpt.options.names import composed
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.device import resolve_precision, select_device
 from vqgpt.storage.files import write_atomically

@@ -25,7 +25,7 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.trained import load_gpt
 from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
-from vqgpt.options.definition import differences, to_json
+from vqgpt.options.codec import differences, to_json
 from vqgpt.options.places import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import derived_seed, deterministic, resolve_precision, select_device

@@ -12,8 +12,8 @@ from vqgpt.data.preparing import load_tensor
 from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
-from vqgpt.errors import InputError, UsageError
-from vqgpt.options.definition import to_json
+from vqgpt.errors import InputError
+from vqgpt.options.codec import to_json
 from vqgpt.pictures.panel import reconstruction_panel
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import derived_seed, resolve_precision, select_device
@@ -57,7 +57,6 @@ def _run(
         "checkpoint": result,
     }
     check_result(config.result, overwrite)
-    check_colors(config.model.colorize_nlabels, channels, dataset.name)
     if plan["perceptual_weight"] and size < SMALLEST_SIZE:
         raise InputError(
             f"images of {size} pixels are too small for the perceptual loss",
@@ -142,21 +141,11 @@ def new_model(config: VQGANTrainConfig, image_channels: int, size: int) -> VQGAN
     used = read_remap(config.model.remap, config.model.n_embed) if config.model.remap else None
     architecture = VQGANConfig.of(config.model, image_channels, size, None if used is None else len(used))
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
-    model = VQGAN(architecture, config.model.sane_index_shape)
+    model = VQGAN(architecture)
     if used is not None:
         assert model.quantize.used is not None
         model.quantize.used.copy_(used)
     return model
-
-
-def check_colors(nlabels: int | None, channels: int, images: str) -> None:
-    """Raise UsageError if images are to be projected onto three channels that do not have so many, or need it not."""
-    if nlabels is not None and (channels <= 3 or nlabels != channels):
-        raise UsageError(
-            f"--colorize-nlabels {nlabels} is for images of {nlabels} channels, more than 3; "
-            f"those of {images} have {channels} channel{'s' if channels > 1 else ''}",
-            "leave --colorize-nlabels out: they are shown as they are",
-        )
 
 
 def adversary_notice(options: VQGANTrainingOptions, schedule: Schedule) -> str:

@@ -47,7 +47,7 @@ def make_app() -> typer.Typer:
         help="Generate images with a GPT over VQ-GAN tokens, in two stages.\n\n"
         "Stage one turns a dataset into a token cache, once: `vqgpt vqgan train`, `vqgpt tokenize`. "
         "Stage two needs the cache alone: `vqgpt train`, `vqgpt sample`.",
-        epilog="Every option can also be set by an environment variable (VQGPT_BATCH_SIZE=64) or in a recipe; "
+        epilog="Every option can also be set by an environment variable (VQGPT_TRAIN_BATCH_SIZE=64) or in a recipe; "
         "a flag wins over both.",
     )
     app.callback()(_root)
@@ -56,7 +56,7 @@ def make_app() -> typer.Typer:
         app.add_typer(groups[name], name=name)
     for command in sorted(COMMANDS.values(), key=_place_in_help):
         group, _, name = command.words.rpartition(" ")
-        groups[group].command(name)(with_signature(_runner(command), [command.config, command.flags], command.doc))
+        groups[group].command(name)(with_signature(_runner(command), command))
     return app
 
 
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     configs = {each for command in COMMANDS.values() for each in (command.config, command.flags)}
     list_flags = {item.flag for config in configs for item in options_of(config) if item.is_list}
     try:
-        check_not_refused(arguments)
+        check_not_refused(arguments, COMMANDS.values())
         if not arguments or arguments in ([name] for name in GROUPS):  # a command is needed after these
             _run_typer([*arguments, "--help"])
             code = int(ExitCode.USAGE)

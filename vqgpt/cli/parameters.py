@@ -6,20 +6,20 @@ Must not import torch.
 
 import inspect
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from vqgpt.cli.variables import environment_variable
 from vqgpt.options.cache_path import CachePath
+from vqgpt.options.command import Command
 from vqgpt.options.definition import Option, options_of
 
-ENVIRONMENT_PREFIX = "VQGPT_"
 
-
-def typer_parameter(option: Option) -> inspect.Parameter:
-    """The typer parameter of one option."""
+def typer_parameter(option: Option, words: str) -> inspect.Parameter:
+    """The typer parameter of one option of the command `words`."""
     help_text = option.help if option.is_argument else _with_default(option)
     annotation = _typer_type(option.type)
     if option.is_argument:
@@ -28,17 +28,12 @@ def typer_parameter(option: Option) -> inspect.Parameter:
     declared = typer.Option(
         *([flag, option.short] if option.short else [flag]),
         help=help_text,
-        envvar=environment_variable(option),
+        envvar=environment_variable(option, words),
         show_envvar=False,
         rich_help_panel=option.group,
         metavar=_metavar(option),
     )
     return _parameter(option.name, Annotated[annotation | None, declared], None)
-
-
-def environment_variable(option: Option) -> str:
-    """The environment variable that stands in for the flag."""
-    return ENVIRONMENT_PREFIX + option.flag[2:].upper().replace("-", "_")
 
 
 def default_text(option: Option) -> str:
@@ -80,11 +75,12 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def with_signature(function: Callable[..., None], configs: Iterable[type], doc: str) -> Callable[..., None]:
-    """Give `function(**values)` the signature that typer reads: the options of `configs`, in order."""
-    parameters = [typer_parameter(option) for config in configs for option in options_of(config)]
+def with_signature(function: Callable[..., None], command: Command) -> Callable[..., None]:
+    """Give `function(**values)` the signature that typer reads: the options of the command, in order."""
+    options = [*options_of(command.config), *options_of(command.flags)]
+    parameters = [typer_parameter(option, command.words) for option in options]
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__doc__ = doc
+    function.__doc__ = command.doc
     return function
 
 

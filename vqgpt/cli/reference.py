@@ -1,6 +1,7 @@
 """The reference page of all commands and options, made from their one definition: `python -m vqgpt.cli.reference`."""
 
-from vqgpt.cli.parameters import default_text, environment_variable
+from vqgpt.cli.parameters import default_text
+from vqgpt.cli.variables import environment_variable
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode
 from vqgpt.options.command import Command, Flags, OutputFlags
@@ -13,6 +14,10 @@ This page is generated from the definitions of the options: `make format` writes
 Every flag is understood with hyphens and with underscores. An option is looked up on the command line, then in the
 environment, then in the recipe (`--recipe`), then in its default. In a recipe, a key at the top goes to each command
 that has this option, a key in the table of a command to that command. A path may start with `~` in all of these.
+
+An environment variable names its command: `VQGPT_TRAIN_BATCH_SIZE` is `--batch-size` of `vqgpt train`, and
+`VQGPT_VQGAN_TRAIN_BATCH_SIZE` that of `vqgpt vqgan train`. `VQGPT_DATA_ROOT`, `VQGPT_DEVICE` and `VQGPT_SEED` serve
+every command that has the option. A name without a command (`VQGPT_BATCH_SIZE`) is an error.
 """
 
 EXIT_CODES = {
@@ -33,8 +38,8 @@ def reference_page() -> str:
     """The page, in Markdown."""
     sections = [HEADING]
     sections += [_section(command) for command in sorted(all_commands().values(), key=lambda item: item.table)]
-    sections.append(_table("Common to the commands of the pipeline", list(options_of(Flags))))
-    sections.append(_table("Common to all commands", list(options_of(OutputFlags))))
+    sections.append(_table("Common to the commands of the pipeline", "COMMAND", list(options_of(Flags))))
+    sections.append(_table("Common to all commands", "COMMAND", list(options_of(OutputFlags))))
     sections.append(_exit_codes())
     return "\n".join(sections)
 
@@ -47,19 +52,20 @@ def _exit_codes() -> str:
 
 def _section(command: Command) -> str:
     table = f"Table in a recipe: `[{command.table}]`.\n\n" if command.takes_recipe else ""
-    return _table(f"`vqgpt {command.words}`", list(options_of(command.config)), f"{command.doc}\n\n{table}")
+    heading = f"`vqgpt {command.words}`"
+    return _table(heading, command.words, list(options_of(command.config)), f"{command.doc}\n\n{table}")
 
 
-def _table(title: str, options: list[Option], introduction: str = "") -> str:
+def _table(title: str, words: str, options: list[Option], introduction: str = "") -> str:
     header = "| option | environment | default | |\n|---|---|---|---|\n" if options else ""
-    return f"## {title}\n\n{introduction}{header}" + "".join(_row(option) for option in options)
+    return f"## {title}\n\n{introduction}{header}" + "".join(_row(option, words) for option in options)
 
 
-def _row(option: Option) -> str:
+def _row(option: Option, words: str) -> str:
     if option.is_argument:
         return f"| `{option.name.upper()}` | | | {option.help} |\n"
     default = f"`{default_text(option)}`" if default_text(option) else ""
-    return f"| `{option.flag}` | `{environment_variable(option)}` | {default} | {option.help} |\n"
+    return f"| `{option.flag}` | `{environment_variable(option, words)}` | {default} | {option.help} |\n"
 
 
 if __name__ == "__main__":

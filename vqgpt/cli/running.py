@@ -4,6 +4,7 @@ Must not import torch before a command's body runs.
 """
 
 import logging
+import os
 import shlex
 import signal
 import traceback
@@ -14,6 +15,7 @@ from typing import Any
 
 from vqgpt.cli.console import Screen
 from vqgpt.cli.streams import check_written
+from vqgpt.cli.variables import check_environment
 from vqgpt.errors import (
     ExitCode,
     InputError,
@@ -47,6 +49,7 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
                     f"vqgpt {command.words} was started as {processes()} processes and runs as one",
                     "start it without torchrun",
                 )
+            check_environment(os.environ, commands.values())
             flags = resolve(Flags, given)
             recipe = _recipe_values(command, flags.recipe, commands)
             config: Any = resolve(command.config, given, recipe)

@@ -6,7 +6,7 @@ from typing import Any
 
 from vqgpt.options.cache_path import CachePath
 from vqgpt.options.command import Command, Flags
-from vqgpt.options.definition import argument
+from vqgpt.options.shared import CACHE
 from vqgpt.progress import Report
 
 
@@ -14,7 +14,7 @@ from vqgpt.progress import Report
 class CacheConfig:
     """`vqgpt cache info`."""
 
-    cache: CachePath = argument("A token cache.")
+    cache: CachePath = CACHE
 
 
 def run(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from vqgpt.options.cache_path import CachePath
 from vqgpt.options.command import Command, Flags
-from vqgpt.options.definition import argument, option
-from vqgpt.options.shared import DATA
+from vqgpt.options.definition import option
+from vqgpt.options.shared import CACHE, DATA
 from vqgpt.progress import Report
 
 
@@ -15,12 +15,12 @@ from vqgpt.progress import Report
 class RemoveConfig:
     """`vqgpt cache rm`."""
 
-    cache: CachePath = argument("The token cache to delete, finished or not.")
+    cache: CachePath = CACHE
     yes: bool = option(False, "Delete it; without this, the command only says what it would delete.", group=DATA)
 
 
 def run(config: RemoveConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """Delete a cache, if --yes is given."""
+    """Delete a cache, finished or not, if --yes is given."""
     from vqgpt.api import remove_cache
 
     return remove_cache.run(config.cache, config.yes, report)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.options.command import Command, Flags
-from vqgpt.options.definition import option
 from vqgpt.options.places import default_data_root
-from vqgpt.options.shared import DATA, DATA_ROOT_HELP
+from vqgpt.options.shared import DATA_ROOT
 from vqgpt.progress import Report
 
 
@@ -16,7 +15,7 @@ from vqgpt.progress import Report
 class DatasetsConfig:
     """`vqgpt datasets`."""
 
-    data_root: Path | None = option(None, f"{DATA_ROOT_HELP}.", group=DATA)
+    data_root: Path | None = DATA_ROOT
 
     @property
     def root(self) -> Path:

@@ -18,7 +18,7 @@ from vqgpt.data.file_trees import FileTree, is_hidden, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.data.listings import Color, Listing
 from vqgpt.errors import InputError, printable
-from vqgpt.options.definition import composed
+from vqgpt.options.names import composed
 from vqgpt.progress import Notice, Report
 
 SPLIT_NAMES = {

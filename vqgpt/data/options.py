@@ -9,9 +9,8 @@ from vqgpt.data.preprocessing import IMAGES, PreprocessingOptions
 from vqgpt.data.table import DATASETS
 from vqgpt.options.definition import check, option
 from vqgpt.options.places import default_data_root
-from vqgpt.options.shared import DATA, DATA_ROOT_HELP, RUN
+from vqgpt.options.shared import DATA, DATA_ROOT, RUN
 
-DATASET_HELP = "Dataset: " + ", ".join(DATASETS) + "."
 MOST_WORKERS = 16  # unless told otherwise
 
 
@@ -19,12 +18,8 @@ MOST_WORKERS = 16  # unless told otherwise
 class ImageOptions:
     """Which images a command reads."""
 
-    dataset: str = option("mnist", DATASET_HELP, group=DATA)
-    data_root: Path | None = option(
-        None,
-        f"{DATA_ROOT_HELP}; with --dataset folder, the folder, zip or tar file of your own.",
-        group=DATA,
-    )
+    dataset: str = option("mnist", f"Dataset: {', '.join(DATASETS)}.", group=DATA)
+    data_root: Path | None = DATA_ROOT
     val_split: float | None = option(
         None,
         "Hold out this share of the training images, of each class, as split val "

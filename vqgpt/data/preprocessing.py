@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vqgpt.errors import UsageError
-from vqgpt.options.definition import check, nearest_hint, option
+from vqgpt.options.definition import check, option
+from vqgpt.options.names import nearest_hint
 
 IMAGES = "Images"
 COLORS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}

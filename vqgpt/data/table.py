@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.definition import nearest_hint
+from vqgpt.options.names import nearest_hint
 
 Reader = Literal[
     "digits", "torchvision", "medmnist", "dtd", "places365", "tinyimagenet", "imagenet", "celeba", "folder"

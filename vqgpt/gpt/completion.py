@@ -19,7 +19,7 @@ from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.gpt.labels import told_labels, untold
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.options.cache_path import CachePath, expand_home, parse_cache_path
-from vqgpt.options.definition import composed
+from vqgpt.options.names import composed
 from vqgpt.options.places import CACHE_FOLDER, cache_path
 from vqgpt.runtime.one_line import one_line
 from vqgpt.tokens import Description, TokenCache

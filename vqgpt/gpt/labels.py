@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vqgpt.errors import UsageError, printable
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.options.definition import composed, nearest_hint
+from vqgpt.options.names import composed, nearest_hint
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import Description, SplitTokens
 from vqgpt.tokens.label_occurrence import names_without, occurring

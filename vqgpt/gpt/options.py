@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vqgpt.options.definition import check, option
+from vqgpt.options.shared import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING
 
 MODEL = "GPT"
-TRAINING = "Training"
 SAMPLING = "Sampling"
 
 MOST_TOKENS = 2**16  # per image
@@ -96,8 +96,8 @@ class GPTConfig:
 class GPTTrainingOptions:
     """How the GPT is trained."""
 
-    batch_size: int = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
-    n_epochs: int = option(100, "Passes over the training tokens, in epochs.", group=TRAINING)
+    batch_size: int = BATCH_SIZE
+    n_epochs: int = N_EPOCHS
     max_steps: int | None = option(
         None, "Stop after so many optimiser steps, if the epochs are longer.", group=TRAINING
     )
@@ -112,16 +112,14 @@ class GPTTrainingOptions:
     lr: float = option(1e-4, "Peak learning rate, reached after the warm-up; a cosine leads back down.", group=TRAINING)
     warmup: float = option(10.0, "Length of the linear warm-up of the learning rate, in epochs.", group=TRAINING)
     betas: tuple[float, float] = option((0.9, 0.95), "Betas of AdamW.", group=TRAINING)
-    weight_decay: float = option(0.1, "Weight decay of AdamW, on tensors of two or more dimensions.", group=TRAINING)
-    grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
+    weight_decay: float = option(
+        0.1, "Weight decay of AdamW and of Muon, on tensors of two or more dimensions.", group=TRAINING
+    )
+    grad_clip: float = GRAD_CLIP
     grad_accum: int = option(
         1, "Passes in which a step's batch is computed: more need less memory, and give the same.", group=TRAINING
     )
-    ema: float = option(
-        0.0,
-        "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.",
-        group=TRAINING,
-    )
+    ema: float = EMA
     token_dropout: float = option(0.0, "Share of the tokens hidden from those that follow them.", group=TRAINING)
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
@@ -137,7 +135,7 @@ class GPTTrainingOptions:
         "on one device; needs torchrun.",
         group=TRAINING,
     )
-    sample_and_save_freq: int = option(20, "Validate, sample and save every that many epochs.", group=TRAINING)
+    sample_and_save_freq: int = SAMPLE_AND_SAVE_FREQ
     keep_last: int = option(
         2,
         "How many of the last saved states to keep while the training runs; the newest sound one wins.",

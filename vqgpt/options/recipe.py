@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.errors import UsageError
-from vqgpt.options.definition import nearest_hint
+from vqgpt.options.names import nearest_hint
 from vqgpt.storage.files import read_regular
 
 LARGEST_RECIPE = 2**20  # bytes

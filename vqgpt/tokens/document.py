@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.definition import from_json
+from vqgpt.options.codec import from_json
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.storage.plain_values import check_plain
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vqgpt.options.definition import to_json
+from vqgpt.options.codec import to_json
 from vqgpt.runtime.one_line import one_line
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.definition import differences
+from vqgpt.options.codec import differences
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.distributed import main_first, of_main, rank
 from vqgpt.storage.checkpoint import load_checkpoint, save_checkpoint

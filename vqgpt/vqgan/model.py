@@ -22,7 +22,7 @@ MOST_POSITIONS = 1024  # of which an image's attention weights are kept in train
 
 
 class Reconstruction(NamedTuple):
-    """What one pass through the whole VQ-GAN gives: (B, C, H, W), twice (B, D, h, w), and codes."""
+    """What one pass through the whole VQ-GAN gives: (B, C, H, W), twice (B, D, h, w), and codes (B, h, w)."""
 
     images: Tensor
     latents: Tensor
@@ -190,11 +190,9 @@ class Decoder(nn.Module):
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder. `encode` and `decode` are inverses up to what the codebook loses."""
 
-    def __init__(self, config: VQGANConfig, sane_index_shape: bool = False) -> None:
-        """With `sane_index_shape`, `forward` gives codes as (B, h, w), else flat as (B*h*w,)."""
+    def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.sane_index_shape = sane_index_shape
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quantize = Codebook(config)
@@ -224,7 +222,6 @@ class VQGAN(nn.Module):
         codes = self.quantize.latents_to_codes(latents)
         quantized = self.quantize.codes_to_latents(codes)
         straight_through = latents + (quantized - latents).detach()
-        codes = codes if self.sane_index_shape else codes.flatten()
         return Reconstruction(self.decode_latents(straight_through), latents, quantized, codes)
 
 

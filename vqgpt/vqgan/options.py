@@ -6,13 +6,11 @@ from typing import Any, Literal
 
 from vqgpt.errors import InputError
 from vqgpt.options.definition import check, option
+from vqgpt.options.shared import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, REMAP, SAMPLE_AND_SAVE_FREQ, TRAINING
 
 MODEL = "VQ-GAN"
-TRAINING = "Training"
 LOSS = "Loss"
 CODEBOOK = "Codebook"
-
-REMAP_HELP = "A .npy list of codebook ids: only these are used, and tokens are indices into the list."
 
 Lookup = Literal["nearest", "cosine", "logits"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
@@ -42,19 +40,7 @@ class VQGANOptions:
     l2_codes: bool = option(
         False, "Compare latents and codes by direction alone (l2-normalised; wants a small embed-dim).", group=MODEL
     )
-    remap: Path | None = option(None, REMAP_HELP, group=MODEL)
-    sane_index_shape: bool = option(
-        False,
-        "Let the network's forward pass hand out codes as (B, h, w) rather than (B*h*w,). Token caches store grids "
-        "either way.",
-        group=MODEL,
-    )
-    colorize_nlabels: int | None = option(
-        None,
-        "Show images of more than 3 channels (segmentation maps of that many labels) through a fixed random "
-        "projection onto 3.",
-        group=MODEL,
-    )
+    remap: Path | None = REMAP
 
     def __post_init__(self) -> None:
         for name in ("z_channels", "embed_dim"):
@@ -199,25 +185,21 @@ def _levels(levels: tuple[int, ...]) -> str:
 class VQGANTrainingOptions:
     """How the VQ-GAN is trained."""
 
-    batch_size: int = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
-    n_epochs: int = option(100, "Passes over the training images, in epochs.", group=TRAINING)
+    batch_size: int = BATCH_SIZE
+    n_epochs: int = N_EPOCHS
     lr: float = option(4.5e-6, "Learning rate of Adam (betas 0.5, 0.9), for the discriminator too.", group=TRAINING)
     lr_schedule: Literal["constant", "cosine"] = option(
         "constant", "Course of the learning rate: 'cosine' takes it down to 0 over the training.", group=TRAINING
     )
-    grad_clip: float = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
-    ema: float = option(
-        0.0,
-        "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.",
-        group=TRAINING,
-    )
+    grad_clip: float = GRAD_CLIP
+    ema: float = EMA
     winograd: Literal["auto", "off"] = option(
         "auto",
         "On a CPU in float32, let training steps compute 3x3 convolutions by Winograd's algorithm: faster, and rounded "
         "otherwise (1e-6). 'auto' does where there is a C compiler (cc).",
         group=TRAINING,
     )
-    sample_and_save_freq: int = option(20, "Validate, render a panel and save every that many epochs.", group=TRAINING)
+    sample_and_save_freq: int = SAMPLE_AND_SAVE_FREQ
     perceptual_weight: float | None = option(
         None,
         "Weight of the perceptual loss (LPIPS with VGG16, of the extra 'lpips'); 0 for none "

@@ -1,0 +1,128 @@
+"""Frozen dataclasses as JSON and back: how manifests and checkpoints hold what they say of themselves.
+
+Values are plain Python (int, float, bool, str, paths), tuples, dicts and other such dataclasses. Must not import torch.
+"""
+
+import functools
+import operator
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from vqgpt.errors import InputError, UsageError
+from vqgpt.options.cache_path import CachePath, parse_cache_path
+from vqgpt.options.names import nearest_hint
+
+LONGEST_VALUE = 200  # characters of a value in a message
+
+DataT = TypeVar("DataT")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The configuration as nested dicts and lists that JSON and `torch.save` can hold. Inverse of `from_json`."""
+    return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return to_json(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(element) for element in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(element) for key, element in value.items()}
+    return str(value) if isinstance(value, CachePath) else value
+
+
+def from_json(config_class: type[DataT], data: Mapping[str, Any], source: str) -> DataT:
+    """The configuration that `to_json` wrote. Raises InputError, naming `source`, on missing, unknown or bad fields."""
+    hints = typing.get_type_hints(config_class)
+    known = {item.name: item for item in fields(typing.cast(Any, config_class))}
+    required = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
+    wrong = sorted(set(data) - set(known)) + sorted(required - set(data))
+    if wrong:
+        raise InputError(
+            f"{source}: the configuration does not fit this version of vqgpt (fields: {', '.join(wrong)})",
+            "make the file again with this version, or use the version that wrote it",
+        )
+    try:
+        return config_class(**{name: convert(value, hints[name], f"{source}: {name}") for name, value in data.items()})
+    except (UsageError, InputError) as error:
+        named = error.message if source in error.message else f"{source}: {error.message}"
+        raise InputError(named, error.hint) from None
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """What differs between two configurations in JSON form, both sides shown; "" if nothing does."""
+    new, old = _flat(ours), _flat(theirs)
+    names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
+    return "; ".join(f"{name}: {old.get(name)} there, {new.get(name)} here" for name in names)
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def convert(value: Any, annotation: Any, name: str) -> Any:
+    """Check `value` (from a flag, a TOML or a JSON file) against a field's type and give it that type.
+
+    Raises UsageError that names the field, what it takes and what it was given.
+    """
+    if annotation == CachePath:
+        if isinstance(value, str):
+            return parse_cache_path(value)
+        annotation = Path
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return None if value is None else convert(value, without_none(annotation), name)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise UsageError(f"{name} = {_shown(value)} is not one of {', '.join(args)}", nearest_hint(str(value), args))
+    if is_dataclass(annotation) and isinstance(value, Mapping):
+        return from_json(typing.cast(type, annotation), value, name)
+    if origin is dict and isinstance(value, Mapping):
+        return {args[0](key): convert(element, args[1], f"{name}.{key}") for key, element in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)):
+        element_types = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(element_types) == len(value):
+            return tuple(convert(element, kind, name) for element, kind in zip(value, element_types, strict=True))
+    elif annotation is Path and isinstance(value, str):
+        return Path(value)
+    elif annotation is float and type(value) is int:
+        return float(value)
+    elif (
+        isinstance(annotation, type)
+        and isinstance(value, annotation)
+        and isinstance(value, bool) == (annotation is bool)
+    ):
+        return value
+    raise UsageError(f"{name} = {_shown(value)} has the wrong type", f"{name} takes {_describe(annotation)}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def without_none(annotation: Any) -> Any:
+    """A type without its None, if it has one: int | None -> int."""
+    if typing.get_origin(annotation) not in (Union, types.UnionType):
+        return annotation
+    return functools.reduce(operator.or_, (arg for arg in typing.get_args(annotation) if arg is not type(None)))
+
+
+def _describe(annotation: Any) -> str:
+    if typing.get_origin(annotation) is tuple:
+        args = typing.get_args(annotation)
+        if args[-1] is Ellipsis:
+            return f"a list of {args[0].__name__}"
+        return f"a list of {len(args)} {args[0].__name__}"
+    return f"one {getattr(annotation, '__name__', annotation)}"
