@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from vqgpt.api.options import TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.errors import UsageError
-from vqgpt.options.definition import nearest_hint, options_of, resolve
+from vqgpt.options.definition import options_of, resolve
+from vqgpt.options.names import nearest_hint
 from vqgpt.progress import PlainBar, Report
 from vqgpt.tokens import TokenCache
 
