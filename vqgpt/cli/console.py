@@ -184,6 +184,8 @@ def _figures(values: Mapping[str, float]) -> str:
 
 
 def _plain_text(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -180,6 +180,15 @@ def check(condition: bool, name: str, value: Any, requirement: str) -> None:
         raise UsageError(f"{name} = {value} cannot be used", f"{name} must be {requirement}")
 
 
+def flat_values(config: Any) -> dict[str, Any]:
+    """The option values of a configuration and of those in it, by name."""
+    values: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        values |= flat_values(value) if is_dataclass(value) else {item.name: value}
+    return values
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """The configuration as nested dicts and lists that JSON and `torch.save` can hold. Inverse of `from_json`."""
     return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
@@ -215,16 +224,17 @@ def from_json(config_class: type[ConfigT], data: Mapping[str, Any], source: str)
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What differs between two configurations in JSON form, both sides shown; "" if nothing does."""
-    new, old = _flat(ours), _flat(theirs)
+    new, old = flat(ours), flat(theirs)
     names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
     return "; ".join(f"{name}: {old.get(name)} there, {new.get(name)} here" for name in names)
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings, by their innermost name."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
-    return flat
+        found |= flat(value) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def nearest_hint(name: str, known: Iterable[str]) -> str:
