@@ -4,11 +4,13 @@ A stage runs as its own command does, with the same recipe; `up_to_date.py` has 
 """
 
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vqgpt.api.chosen_recipe import choose_recipe
 from vqgpt.api.options import ReconstructConfig, SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.api.run_options import RunConfig
 from vqgpt.api.up_to_date import (
@@ -25,6 +27,7 @@ from vqgpt.api.up_to_date import (
     write_record,
 )
 from vqgpt.data.options import ImageOptions
+from vqgpt.data.table import find_dataset
 from vqgpt.errors import UsageError
 from vqgpt.options.cache_path import CachePath, beside
 from vqgpt.options.command import Command, Flags
@@ -32,6 +35,7 @@ from vqgpt.options.definition import resolve, to_json
 from vqgpt.options.places import RUNS_FOLDER, gpt_path, samples_path
 from vqgpt.options.recipe import load_recipe, recipe_path, recipes, values_for
 from vqgpt.progress import Notice, Report
+from vqgpt.storage.files import write_atomically
 
 Digest = Callable[[CachePath], str | None]
 Place = tuple[CachePath, Digest]  # a file or cache, and what tells its content
@@ -71,10 +75,10 @@ def run(config: RunConfig, flags: Flags, commands: Mapping[str, Command], report
 
     Raises UsageError if what took long is out of date and `flags` do not ask to replace it, and what the stages raise.
     """
-    recipe = recipe_of(config, flags)
+    recipe, content = recipe_of(config, flags, report)
     told: dict[str, dict[str, Any]] = {}
     made_anew: dict[CachePath, str] = {}  # by a dry run: which stage would
-    for stage in stages_of(config, recipe, commands):
+    for stage in stages_of(config, content, str(recipe), commands):
         words = stage.command.words
         before = read_record(stage.record)
         now = Made(options={}, inputs={}, results=digests(stage.results))
@@ -107,33 +111,49 @@ def run(config: RunConfig, flags: Flags, commands: Mapping[str, Command], report
     return {"recipe": recipe, "stages": told}
 
 
-def recipe_of(config: RunConfig, flags: Flags) -> Path:
-    """The recipe to run: the one given, or the one of the dataset. Raises UsageError if there is none."""
-    if flags.recipe is not None:
-        return recipe_path(flags.recipe)
-    known = recipes()
-    if config.dataset in known:
-        return known[config.dataset]
-    raise UsageError(
-        f"there is no recipe for --dataset {config.dataset}"
-        if config.dataset
-        else "no recipe and no dataset was given",
-        f"give --recipe with one of {', '.join(known)}, or the path of a .toml file",
-    )
+def recipe_of(config: RunConfig, flags: Flags, report: Report) -> tuple[Path, dict[str, Any]]:
+    """The recipe to run and what it says: the one given, that of the dataset, or one that is chosen for it and saved.
 
-
-def stages_of(config: RunConfig, recipe: Path, commands: Mapping[str, Command]) -> list[Stage]:
-    """The stages up to `until`, configured as their commands are by the recipe, and each for what the last one made.
-
-    There is no training of a VQ-GAN where the recipe names another one to tokenize with.
+    Raises UsageError if neither a recipe nor a dataset is given, and what reading one's own images raises.
     """
-    content = load_recipe(recipe)
+    known = recipes()
+    if flags.recipe is not None:
+        path = recipe_path(flags.recipe)
+    elif config.dataset is None:
+        remedy = f"give --recipe, one of {', '.join(known)}, or a .toml file; or --dataset folder --data-root DIR"
+        raise UsageError("no recipe and no dataset was given", remedy)
+    elif config.dataset in known:
+        path = known[config.dataset]
+    else:
+        find_dataset(config.dataset)
+        path = RUNS_FOLDER / config.dataset / "recipe.toml"
+        if not path.exists():
+            text = choose_recipe(config.data_root, config.device, report)
+            saved = "" if flags.dry_run else f" and saved as {path}"
+            report(Notice(text=f"{config.dataset} has no recipe; this one is chosen{saved}:"))
+            for line in text.splitlines():
+                report(Notice(text=line))
+            if not flags.dry_run:
+                write_atomically(path, text.encode())
+            return path, tomllib.loads(text)
+    report(Notice(text=f"recipe: {path}"))
+    return path, load_recipe(path)
+
+
+def stages_of(
+    config: RunConfig, recipe: Mapping[str, Any], source: str, commands: Mapping[str, Command]
+) -> list[Stage]:
+    """The stages up to `until`, configured by the recipe read from `source` as their commands are.
+
+    Each takes what the one before it makes. No VQ-GAN is trained where the recipe names another
+    one to tokenize with.
+    """
     wanted = {"dataset": config.dataset, "data_root": config.data_root, "device": config.device}
-    said = {name: content.get(name) for name in wanted} | {"device": content.get("device", "auto")}
+    said = {name: recipe.get(name) for name in wanted} | {"device": recipe.get("device", "auto")}
     given = {name: value for name, value in wanted.items() if value is not None and str(value) != said[name]}
 
     def resolved(table: str, **made: Any) -> Any:
-        return resolve(commands[table].config, given, values_for(commands[table], content, str(recipe), commands), made)
+        return resolve(commands[table].config, given, values_for(commands[table], recipe, source, commands), made)
 
     train_vqgan: VQGANTrainConfig = resolved("vqgan-train")
     reconstruct: ReconstructConfig = resolved("vqgan-reconstruct", checkpoint_vae=train_vqgan.result)
