@@ -4,13 +4,13 @@ Must not import torch before a command's body runs.
 """
 
 import logging
-import shlex
 import signal
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from vqgpt.cli.command_lines import command_line, next_line
 from vqgpt.cli.console import Screen
 from vqgpt.cli.streams import check_written
 from vqgpt.errors import (
@@ -54,7 +54,10 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
                 screen.show_configuration(command.words, shown_values(config, everything))
             keep_memory_pages()
             with terminated_as_interrupted() if alone else nullcontext(), _warnings_told(screen.report):
-                screen.show_result(command.run(config, flags, screen.report))
+                result = command.run(config, flags, screen.report)
+                screen.show_result(result)
+            if not flags.dry_run:
+                screen.show_next(next_line(command, given, result, commands))
             if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
                 check_written()
         except VQGPTError as error:
@@ -101,20 +104,6 @@ def _warnings_told(report: Report) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-def command_line(command: Command, given: Mapping[str, Any]) -> str:
-    """The command as it was given, by flags and environment, for a shell."""
-    words = ["vqgpt", *command.words.split()]
-    for item in [*options_of(command.config), *options_of(Flags)]:
-        value = given.get(item.name)
-        if item.is_argument:
-            words.append(str(value))
-        elif isinstance(value, bool):
-            words.append(item.flag if value else f"--no-{item.flag[2:]}")
-        elif value is not None:
-            words += [item.flag, *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
 
 
 def shown_values(config: Any, everything: bool) -> dict[str, Any]:

@@ -24,6 +24,12 @@ def recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, 
     return values_for(command, load_recipe(path), str(path), commands)
 
 
+def recipe_advice(dataset: str) -> str:
+    """One line that says which recipe is better than the defaults."""
+    better = f"--recipe {dataset}" if dataset in recipes() else f"`vqgpt run --dataset {dataset}`, which chooses one,"
+    return f"no recipe and no --lr: the defaults are those of GenerativeZoo, and slow to learn; {better} is better"
+
+
 def values_for(
     command: Command, recipe: Mapping[str, Any], source: str, commands: Mapping[str, Command]
 ) -> dict[str, Any]:
