@@ -153,6 +153,7 @@ def test_images_larger_than_the_codes_make_are_refused_before_any_is_prepared(pi
         ("encoded-class", ("preprocessing",), {"rule": "x", "background": "no color"}),
         ("encoded-class", ("precision",), "fp7"),
         ("encoded-class", ("views",), ["upside-down"]),
+        ("encoded-class", ("views",), ["identity\n"]),
         ("encoded-class", ("image_channels",), 5),
         ("sampled-class", ("sampling", "temperature"), -1.0),
         ("sampled-class", ("sampling", "top_k"), "many"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from vqgpt.api.cache_options import SourceOptions, VerifyConfig
 from vqgpt.api.options import SampleConfig, TokenizeConfig
+from vqgpt.data.preprocessing import parse_views
 from vqgpt.data.table import DATASETS
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.completion import Prompts
@@ -63,7 +64,7 @@ def tokenize_config(
     cache: CachePath, description: Description, sources: SourceOptions, batch_size: int | None = None
 ) -> TokenizeConfig:
     """The `vqgpt tokenize` that makes the cache which `description` describes; None for what does not matter."""
-    return _as_recorded(
+    config = _as_recorded(
         TokenizeConfig,
         cache,
         {
@@ -85,6 +86,9 @@ def tokenize_config(
             "batch_size": batch_size,
         },
     )
+    if config.views and parse_views(config.views) != description.views:
+        raise InputError(f"no vqgpt made {cache} with what it records: views = {description.views}", "make it again")
+    return config
 
 
 def sample_config(config: VerifyConfig, description: Description) -> SampleConfig:

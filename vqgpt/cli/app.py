@@ -21,7 +21,7 @@ GROUPS = {
     "vqgan": "The tokenizer: train or import one, look at its reconstructions.",
     "cache": "Look after token caches.",
 }
-IN_ORDER = ["tokenize", "train", "sample", "render", "score", "export"]  # come first in help
+IN_ORDER = ["run", "tokenize", "train", "sample", "render", "score", "export"]  # come first in help
 COMMANDS = all_commands()
 
 
@@ -45,6 +45,7 @@ def make_app() -> typer.Typer:
         context_settings=SETTINGS,
         pretty_exceptions_enable=False,
         help="Generate images with a GPT over VQ-GAN tokens, in two stages.\n\n"
+        "`vqgpt run --recipe digits` does it all. "
         "Stage one turns a dataset into a token cache, once: `vqgpt vqgan train`, `vqgpt tokenize`. "
         "Stage two needs the cache alone: `vqgpt train`, `vqgpt sample`.",
         epilog="Every option can also be set by an environment variable (VQGPT_TRAIN_BATCH_SIZE=64) or in a recipe; "

@@ -136,6 +136,11 @@ class Screen:
                 print(printable(line))
         sys.stdout.flush()
 
+    def show_next(self, line: str) -> None:
+        """On a terminal, the command to give next, if there is one."""
+        if line and self.stderr.is_terminal and not self.quiet and not self.as_json:
+            self._tell(f"next: {line}")
+
     def show_error(self, error: VQGPTError) -> None:
         """One line for what is wrong, one for what to do."""
         self._stop_bar()
@@ -184,6 +189,8 @@ def _figures(values: Mapping[str, float]) -> str:
 
 
 def _plain_text(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

@@ -5,14 +5,13 @@ Must not import torch before a command's body runs.
 
 import logging
 import os
-import shlex
 import signal
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
+from vqgpt.cli.command_lines import command_line, next_line
 from vqgpt.cli.console import Screen
 from vqgpt.cli.streams import check_written
 from vqgpt.cli.variables import check_environment
@@ -26,8 +25,8 @@ from vqgpt.errors import (
     VQGPTError,
 )
 from vqgpt.options.command import Command, Flags, OutputFlags
-from vqgpt.options.definition import options_of, resolve
-from vqgpt.options.recipe import read_recipe
+from vqgpt.options.definition import flat_values, options_of, resolve
+from vqgpt.options.recipe import recipe_values
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.interrupt import Terminated, terminated_as_interrupted
 from vqgpt.runtime.launch import process_rank, processes
@@ -51,14 +50,17 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
                 )
             check_environment(os.environ, commands.values())
             flags = resolve(Flags, given)
-            recipe = _recipe_values(command, flags.recipe, commands)
+            recipe = recipe_values(command, flags.recipe, commands)
             config: Any = resolve(command.config, given, recipe)
             if command.takes_recipe:
                 everything = output.verbose or flags.dry_run
                 screen.show_configuration(command.words, shown_values(config, everything))
             keep_memory_pages()
             with terminated_as_interrupted() if alone else nullcontext(), _warnings_told(screen.report):
-                screen.show_result(command.run(config, flags, screen.report))
+                result = command.run(config, flags, screen.report)
+                screen.show_result(result)
+            if not flags.dry_run:
+                screen.show_next(next_line(command, given, result, commands))
             if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
                 check_written()
         except VQGPTError as error:
@@ -107,64 +109,14 @@ def _warnings_told(report: Report) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def command_line(command: Command, given: Mapping[str, Any]) -> str:
-    """The command as it was given, by flags and environment, for a shell."""
-    words = ["vqgpt", *command.words.split()]
-    for item in [*options_of(command.config), *options_of(Flags)]:
-        value = given.get(item.name)
-        if item.is_argument:
-            words.append(str(value))
-        elif isinstance(value, bool):
-            words.append(item.flag if value else f"--no-{item.flag[2:]}")
-        elif value is not None:
-            words += [item.flag, *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
-
-
-def _recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, Command]) -> dict[str, Any]:
-    if recipe is None:
-        return {}
-    known = {table: set(item.recipe_keys) for table, item in commands.items() if item.takes_recipe}
-    values = read_recipe(recipe_path(recipe), command.table, known)
-    return {command.recipe_keys[key]: value for key, value in values.items()}
-
-
-def recipe_path(recipe: Path) -> Path:
-    """The file that `--recipe` means: a path, or a name among the recipes that come with vqgpt."""
-    if recipe.suffix == ".toml" or recipe.is_file():
-        return recipe
-    folders = recipe_folders()
-    for folder in folders:
-        if (folder / f"{recipe}.toml").is_file():
-            return folder / f"{recipe}.toml"
-    known = sorted({path.stem for folder in folders for path in folder.glob("*.toml")})
-    raise UsageError(
-        f"there is no recipe {str(recipe)!r}", f"known: {', '.join(known)}; or give the path of a .toml file"
-    )
-
-
-def recipe_folders() -> list[Path]:
-    """Where recipes lie: in the installed package, or beside it in a source checkout."""
-    package = Path(__file__).parent.parent
-    return [package / "recipes", package.parent / "pipelines"]
-
-
 def shown_values(config: Any, everything: bool) -> dict[str, Any]:
     """The option values of a configuration, by name; those that differ from the default, or all."""
-    values = _flat_values(config)
+    values = flat_values(config)
     return {
         item.name: values[item.name]
         for item in options_of(type(config))
         if everything or values[item.name] != item.default
     }
-
-
-def _flat_values(config: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name in config.__dataclass_fields__:
-        value = getattr(config, name)
-        values |= _flat_values(value) if hasattr(value, "__dataclass_fields__") else {name: value}
-    return values
 
 
 def explain(error: Exception) -> VQGPTError:

@@ -4,14 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqgpt.api.options import TrainConfig
+from vqgpt.gpt.options import GPTTrainingOptions
 from vqgpt.options.command import Command, Flags
-from vqgpt.progress import Report
+from vqgpt.options.recipe import recipe_advice
+from vqgpt.progress import Notice, Report
 
 
 def run(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Stage two: train a GPT on a token cache."""
     from vqgpt.api import train
+    from vqgpt.api.find import find_cache
 
+    if flags.recipe is None and config.training.lr == GPTTrainingOptions.lr:
+        report(Notice(text=recipe_advice(config.dataset or find_cache(config.cache, None).stem)))
     return train.run(config, flags.overwrite, flags.dry_run, report)
 
 

@@ -5,13 +5,17 @@ from typing import Any
 
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.options.command import Command, Flags
-from vqgpt.progress import Report
+from vqgpt.options.recipe import recipe_advice
+from vqgpt.progress import Notice, Report
+from vqgpt.vqgan.options import VQGANTrainingOptions
 
 
 def run(config: VQGANTrainConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Train a VQ-GAN on a dataset."""
     from vqgpt.api import train_vqgan
 
+    if flags.recipe is None and config.training.lr == VQGANTrainingOptions.lr:
+        report(Notice(text=recipe_advice(config.images.dataset)))
     return train_vqgan.run(config, flags.overwrite, flags.dry_run, report)
 
 

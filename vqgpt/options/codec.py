@@ -56,16 +56,17 @@ def from_json(config_class: type[DataT], data: Mapping[str, Any], source: str) -
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """What differs between two configurations in JSON form, both sides shown; "" if nothing does."""
-    new, old = _flat(ours), _flat(theirs)
+    new, old = flat(ours), flat(theirs)
     names = [name for name in {**new, **old} if new.get(name) != old.get(name)]
     return "; ".join(f"{name}: {old.get(name)} there, {new.get(name)} here" for name in names)
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of nested mappings, by their innermost name."""
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        flat |= _flat(value) if isinstance(value, Mapping) else {name: value}
-    return flat
+        found |= flat(value) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def convert(value: Any, annotation: Any, name: str) -> Any:

@@ -117,3 +117,12 @@ def check(condition: bool, name: str, value: Any, requirement: str) -> None:
     """Raise UsageError unless `condition` holds: `name` = `value` must be what `requirement` says."""
     if not condition:
         raise UsageError(f"{name} = {value} cannot be used", f"{name} must be {requirement}")
+
+
+def flat_values(config: Any) -> dict[str, Any]:
+    """The option values of a configuration and of those in it, by name."""
+    values: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        values |= flat_values(value) if is_dataclass(value) else {item.name: value}
+    return values

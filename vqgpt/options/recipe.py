@@ -6,35 +6,87 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.errors import UsageError
+from vqgpt.options.command import Command
 from vqgpt.options.names import nearest_hint
 from vqgpt.storage.files import read_regular
 
 LARGEST_RECIPE = 2**20  # bytes
 
 
-def read_recipe(path: Path, command: str, options_by_command: Mapping[str, set[str]]) -> dict[str, Any]:
-    """The values that the recipe at `path` gives to `command`.
+def recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, Command]) -> dict[str, Any]:
+    """What a recipe, a path or a name, gives to a command, by option; `commands` are all that it may speak to.
 
-    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
-    command. Raises UsageError that names the nearest known key, for a key that no command has.
+    Raises UsageError if there is no such recipe, or if it is not valid.
     """
+    if recipe is None:
+        return {}
+    path = recipe_path(recipe)
+    return values_for(command, load_recipe(path), str(path), commands)
+
+
+def recipe_advice(dataset: str) -> str:
+    """One line that says which recipe is better than the defaults."""
+    better = f"--recipe {dataset}" if dataset in recipes() else f"`vqgpt run --dataset {dataset}`, which chooses one,"
+    return f"no recipe and no --lr: the defaults are those of GenerativeZoo, and slow to learn; {better} is better"
+
+
+def values_for(
+    command: Command, recipe: Mapping[str, Any], source: str, commands: Mapping[str, Command]
+) -> dict[str, Any]:
+    """What the recipe read from `source` gives to a command, by option. Raises UsageError if it is not valid."""
+    known = {table: set(item.recipe_keys) for table, item in commands.items() if item.takes_recipe}
+    values = keys_for(command.table, recipe, source, known)
+    return {command.recipe_keys[key]: value for key, value in values.items()}
+
+
+def recipe_path(recipe: Path) -> Path:
+    """The file that `--recipe` means: a path, or a name among the recipes that come with vqgpt."""
+    if recipe.suffix == ".toml" or recipe.is_file():
+        return recipe
+    known = recipes()
+    if str(recipe) not in known:
+        raise UsageError(
+            f"there is no recipe {str(recipe)!r}", f"known: {', '.join(known)}; or give the path of a .toml file"
+        )
+    return known[str(recipe)]
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with vqgpt, by name: in the installed package, or beside it in a source checkout."""
+    package = Path(__file__).parent.parent
+    folders = (package.parent / "pipelines", package / "recipes")
+    return dict(sorted((path.stem, path) for folder in folders for path in folder.glob("*.toml")))
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """The keys and tables of a recipe. Raises UsageError if there is no such file, or if it is not TOML."""
     try:
-        recipe = tomllib.loads(read_regular(path, LARGEST_RECIPE).decode())
+        return tomllib.loads(read_regular(path, LARGEST_RECIPE).decode())
     except FileNotFoundError:
         raise UsageError(
             f"there is no recipe {path}", "give the path of a .toml file, or one of the names in pipelines/"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "correct the file at that place") from None
+
+
+def keys_for(
+    command: str, recipe: Mapping[str, Any], source: str, options_by_command: Mapping[str, set[str]]
+) -> dict[str, Any]:
+    """The values that a recipe gives to `command`, by key.
+
+    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
+    command. Raises UsageError that names the nearest known key, for a key that no command has.
+    """
     tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
     shared = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
     all_options = set().union(*options_by_command.values())
     for key in shared:
-        _check_known(key, all_options, f"{path}: unknown key {key!r}")
+        _check_known(key, all_options, f"{source}: unknown key {key!r}")
     for table, values in tables.items():
-        _check_known(table, options_by_command, f"{path}: unknown table [{table}]")
+        _check_known(table, options_by_command, f"{source}: unknown table [{table}]")
         for key in values:
-            _check_known(key, options_by_command[table], f"{path}: unknown key {key!r} in [{table}]")
+            _check_known(key, options_by_command[table], f"{source}: unknown key {key!r} in [{table}]")
     values = {key: value for key, value in shared.items() if key in options_by_command[command]}
     return values | tables.get(command, {})
 
