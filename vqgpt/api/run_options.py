@@ -14,8 +14,8 @@ class RunConfig:
 
     dataset: str | None = option(
         None,
-        "The dataset whose pipeline to run (default: the recipe's). Without --recipe, its own recipe is taken, or one is "
-        "chosen for it.",
+        "The dataset whose pipeline to run (default: the recipe's). Without --recipe, its own recipe is taken, or one "
+        "is chosen for it.",
         group=DATA,
     )
     data_root: Path | None = DATA_ROOT
