@@ -21,8 +21,10 @@ struct sizes {
 static long least(long a, long b) { return a < b ? a : b; }
 static long up_to(long number, long of) { return (number + of - 1) / of * of; }
 
-// The lanes of x that are kept.
-static inline lanes kept(lanes x, const short *drawn, long lowest_kept) {
+// The lanes of x that are kept, of which the first `there` have a mask.
+static inline lanes kept(lanes x, const short *drawn, long there, long lowest_kept) {
+    short last[LANES] = {0};  // the masks of the last head end with the memory
+    if (there < LANES) drawn = memcpy(last, drawn, there * sizeof(short));
     chance stays = *(const chance *)drawn >= (short)lowest_kept;
     return (lanes)((bits)x & __builtin_convertvector(stays, bits));
 }
@@ -115,7 +117,7 @@ void attend(const struct sizes *of, const float *qkv, const short *drawn, float 
                     for (long t = 0; t < full; t += LANES) {
                         lanes weight = exponential(AT(row, t) - most);
                         total += weight;
-                        AT(row, t) = mask ? kept(weight, mask + r * keys + t, of->lowest_kept) : weight;
+                        AT(row, t) = mask ? kept(weight, mask + r * keys + t, keys - t, of->lowest_kept) : weight;
                     }
                     for (long t = full; t < up_to(keys, COLUMNS); t += LANES) AT(row, t) = (lanes){0};
                     factors[r] = value_scale(of, drawn) / sum_of(total);
@@ -162,9 +164,9 @@ void attend_backward(const struct sizes *of, const float *qkv, const short *draw
                     for (long t = count; t < full; t++) weight[t] = -INFINITY, gradient[t] = 0;
                     for (long t = 0; t < full; t += LANES) {
                         lanes share = exponential(AT(weight, t) - sum), by_share = AT(gradient, t);
-                        if (mask) by_share = kept(by_share, mask + r * keys + t, of->lowest_kept);
+                        if (mask) by_share = kept(by_share, mask + r * keys + t, keys - t, of->lowest_kept);
                         AT(gradient, t) = share * (by_share - inner);
-                        AT(weight, t) = mask ? kept(share, mask + r * keys + t, of->lowest_kept) : share;
+                        AT(weight, t) = mask ? kept(share, mask + r * keys + t, keys - t, of->lowest_kept) : share;
                     }
                     for (long t = full; t < up_to(keys, COLUMNS); t += LANES) AT(weight, t) = AT(gradient, t) = (lanes){0};
                 }

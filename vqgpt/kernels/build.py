@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vqgpt.storage.files import user_cache_folder
@@ -32,6 +33,7 @@ OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC"]
 LOAD = [sys.executable, "-I", "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])"]
 FUNCTION = re.compile(r"^(?:void|long) (\w+)\(", re.MULTILINE)  # how those begin in a C file that are called from here
 ROOM = 2**20  # bytes, which a compiler's files need
+NUMBERS = (torch.float32, torch.int16, torch.int64)  # what our C code computes with
 LONGEST_RUN = 60  # seconds; a compiler takes one or two
 hung: set[str] = set()  # programs that took longer, and are not tried again by this process
 
@@ -179,8 +181,21 @@ def _is_own(status: os.stat_result, of_others: int = stat.S_IWGRP | stat.S_IWOTH
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & of_others
 
 
+def _can_be_read(tensor: Tensor) -> bool:
+    in_one_piece = tensor.is_contiguous() or tensor.stride(-1) == 1
+    return tensor.is_cpu and tensor.dtype in NUMBERS and in_one_piece
+
+
 def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int) -> int:
-    """Call a function that takes pointers and longs; Python's other threads run meanwhile."""
+    """Call a function that takes pointers and longs; Python's other threads run meanwhile.
+
+    Raises ValueError for a tensor that our C code would read wrongly: on another device, of other numbers than it
+    computes with, or whose rows do not lie in one piece.
+    """
+    for argument in arguments:
+        if isinstance(argument, Tensor) and not _can_be_read(argument):
+            kind = f"{argument.dtype} on {argument.device} with strides {argument.stride()}"
+            raise ValueError(f"{name} does not take {kind}")
     result: int = getattr(library, name)(
         *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)
     )

@@ -105,7 +105,8 @@ class _Convolution(torch.autograd.Function):
             _call("convolve_transposed", of_result, kernels, of_pixels, scratch, *pixels.shape, len(weight))
         if ctx.needs_input_grad[1]:
             of_weight = torch.empty_like(weight, memory_format=torch.channels_last)
-            _call("numbers_to_kernel", _weight_gradient(pixels, of_result), of_weight, *weight.shape[:2])
+            in_c_order = of_weight.permute(0, 2, 3, 1)
+            _call("numbers_to_kernel", _weight_gradient(pixels, of_result), in_c_order, *weight.shape[:2])
         return (
             None if of_pixels is None else of_pixels.permute(0, 3, 1, 2),
             of_weight,
