@@ -111,5 +111,7 @@ def unfinished(stopped, here):
 @pytest.mark.parametrize(("kind", "change"), ALL.values(), ids=ALL)
 def test_a_state_that_does_not_fit_is_refused_by_name(unfinished, kind, change):
     outcome = unfinished(kind, lambda state: change(state["training"]))
-    assert_refused(outcome, 3, f"{kind}.unfinished.pt is not of this training", "give --overwrite to start anew")
+    assert_refused(
+        outcome, 3, f"{kind}.unfinished.pt does not belong to this training", "give --overwrite to start anew"
+    )
     assert Path(f"{kind}.unfinished.pt").exists()

@@ -50,7 +50,7 @@ class Training(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state. Raises StateMisfitError if it is not of this training."""
+        """Go back to a state. Raises StateMisfitError if it does not belong to this training."""
         ...
 
 
@@ -72,7 +72,7 @@ def run_training(
 
     `content(figures)` is the finished checkpoint as the training stands; the one of the highest `score(figures)` is
     kept beside the last one. Returns the figures of the last validation. Raises NonFiniteError, InputError if the state
-    to continue from is not of this training, and InterruptedRun once the state is saved.
+    to continue from does not belong to this training, and InterruptedRun once the state is saved.
 
     Several ranks go the same way at every branch: each is taken on what all of them know, and never on what one rank
     alone has heard or computed.
@@ -118,7 +118,7 @@ def run_training(
         try:
             training.load_state_dict(run.state["training"])
         except StateMisfitError as error:
-            raise InputError(f"{run.unfinished} is not of this training: {error}", START_ANEW) from None
+            raise InputError(f"{run.unfinished} does not belong to this training: {error}", START_ANEW) from None
         report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
         if run.state.get("unvalidated"):
             validate(run.state["unvalidated"])

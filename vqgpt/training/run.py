@@ -47,7 +47,7 @@ def _newest_state(result: Path) -> Path:
 
 def _check_absent(path: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no file", "move it elsewhere, or give another --out")
+        raise UsageError(f"{path} is not a file", "move it elsewhere, or give another --out")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists", "give --overwrite to replace it, or another --out")
 
