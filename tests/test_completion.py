@@ -42,7 +42,7 @@ def test_a_row_of_the_cache_is_completed_in_variants(pipeline):
         assert (tokens.codes[number, 0, :4] == source.codes[row, 0, :4]).all()
         assert tokens.labels[number] == source.labels[row]
     assert (tokens.codes[0, 0] != tokens.codes[2, 0]).any()
-    assert "come after drawn ones" not in said
+    assert "come after sampled ones" not in said
     assert (tokens.log_prob < 0).all()
 
 
@@ -62,7 +62,7 @@ def test_prompts_and_classes_are_combined(pipeline):
 def test_what_the_scan_order_cannot_serve_is_said(pipeline):
     source = TokenCache(Path("cache/digits.zarr")).read_split("train")
     tokens, said = sample("--prompt", ROW, "--keep", "left-half", "--num-samples", "2")
-    assert "come after drawn ones" in said
+    assert "come after sampled ones" in said
     assert (tokens.codes[:, 0, :, :4] == source.codes[17, 0, :, :4]).all()
 
 

@@ -113,7 +113,7 @@ def test_codes_that_all_came_without_their_vqgan_are_put_together_with_a_notice(
     write_llamagen(*made_up(rows=40))
     imported(FOLDER, "--val-split", "0.25", "--codebook-size", "100")
     assert run_here("train", *TINY_GPT).code == 0
-    same = "whether it was the same one is not known"
+    same = "vqgpt cannot tell whether it was the same one"
     assert same in run_here("score", "cache/imagenet.zarr").err
     for prompt in (["--prompt", "cache:train/3", "--keep", "2"], ["--cache", "cache/imagenet.zarr"], []):
         outcome = run_here("sample", *prompt, "--num-samples", "2", "--tokens-only", "--overwrite")
@@ -211,18 +211,24 @@ def header_that_claims(rows):
 DAMAGES = {
     "too large": (lambda: np.save(FOLDER / "3.npy", np.full((1, 2, 16), 16384)), "3.npy holds codes 16384 to 16384"),
     "negative": (lambda: np.save(FOLDER / "3.npy", np.full((1, 2, 16), -1)), "3.npy holds codes -1 to -1"),
-    "fractions": (lambda: np.save(FOLDER / "3.npy", np.zeros((1, 2, 16))), "3.npy is no .npy file of whole numbers"),
+    "fractions": (
+        lambda: np.save(FOLDER / "3.npy", np.zeros((1, 2, 16))),
+        "3.npy is not an .npy file of whole numbers",
+    ),
     "another shape": (lambda: np.save(FOLDER / "3.npy", np.zeros((1, 2, 15), int)), "3.npy has shape (1, 2, 15)"),
     "other views": (lambda: np.save(FOLDER / "0.npy", np.zeros((1, 3, 16), int)), "0.npy has shape (1, 3, 16)"),
     "columns first": (
         lambda: np.save(FOLDER / "3.npy", np.zeros((1, 2, 16), int, order="F")),
-        "3.npy is no .npy file",
+        "3.npy is not an .npy file",
     ),
-    "pickle": (lambda: (FOLDER / "3.npy").write_bytes(pickle.dumps([1])), "3.npy is no .npy file"),
-    "objects": (lambda: np.save(FOLDER / "3.npy", np.array([{}]), allow_pickle=True), "3.npy is no .npy file"),
-    "a bomb": (lambda: (FOLDER / "3.npy").write_bytes(header_that_claims(10**9)), "3.npy is no .npy file"),
-    "cut off": (lambda: (FOLDER / "3.npy").write_bytes((FOLDER / "3.npy").read_bytes()[:-1]), "3.npy is no .npy file"),
-    "empty": (lambda: (FOLDER / "3.npy").write_bytes(b""), "3.npy is no .npy file"),
+    "pickle": (lambda: (FOLDER / "3.npy").write_bytes(pickle.dumps([1])), "3.npy is not an .npy file"),
+    "objects": (lambda: np.save(FOLDER / "3.npy", np.array([{}]), allow_pickle=True), "3.npy is not an .npy file"),
+    "a bomb": (lambda: (FOLDER / "3.npy").write_bytes(header_that_claims(10**9)), "3.npy is not an .npy file"),
+    "cut off": (
+        lambda: (FOLDER / "3.npy").write_bytes((FOLDER / "3.npy").read_bytes()[:-1]),
+        "3.npy is not an .npy file",
+    ),
+    "empty": (lambda: (FOLDER / "3.npy").write_bytes(b""), "3.npy is not an .npy file"),
     "a gap": (lambda: (FOLDER / "3.npy").rename(FOLDER / "7.npy"), "has no 3.npy, but 7.npy"),
     "a label too few": (lambda: (LABELS / "4.npy").unlink(), "does not hold a label for each of the 5 files"),
     "no class": (lambda: np.save(LABELS / "3.npy", np.array([-1])), "imagenet256_labels/3.npy holds no class"),

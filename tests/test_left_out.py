@@ -156,7 +156,7 @@ def test_links_inside_zip_files_are_followed_or_told(tmp_path):
     found, told = told_by(tmp_path / "a.zip")
     assert sum(map(len, found.splits.values())) == 7
     assert found.class_names == ("cat", "dog")
-    assert any(line.startswith("5 files or folders are left out, being links that lead to no file") for line in told)
+    assert any(line.startswith("5 files or folders are left out: links that lead to no file") for line in told)
 
 
 def test_an_encrypted_zip_file_is_called_so(tmp_path):

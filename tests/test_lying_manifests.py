@@ -169,5 +169,5 @@ def test_settings_that_no_command_has_are_read_and_not_repaired(caches, kind, pl
         "encoded": lambda: tokenize_config(path, what, sources),
         "sampled": lambda: sample_config(VerifyConfig(cache=path, sources=sources), what),
     }
-    with pytest.raises(InputError, match=r"what it records|does not record"):
+    with pytest.raises(InputError, match=r"settings that it records|does not record"):
         ways[what.origin]()

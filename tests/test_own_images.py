@@ -116,7 +116,7 @@ def test_a_class_may_be_called_train_and_a_test_folder_may_be_flat(tmp_path):
     assert vehicles.class_names == ("car", "train")
     files = {"train/cat/1.png": image, "val/cat/2.png": image, "test/3.png": image}
     assert contents(read(write_tree(tmp_path / "b", files)))["test"] == [(None, "test/3.png")]
-    with pytest.raises(InputError, match="in no class folders"):
+    with pytest.raises(InputError, match="are not in class folders"):
         read(write_tree(tmp_path / "d", {"train/1.png": image, "val/cat/2.png": image}))
     with pytest.raises(InputError, match="no train"):
         read(write_tree(tmp_path / "c", {"val/cat/1.png": image, "test/cat/1.png": image}))

@@ -156,7 +156,7 @@ def test_images_that_are_not_at_hand_are_told(pipeline):
         writer.write(shard, tokens.codes, tokens.labels, tokens.source_index)
     outcome = preview("m.zarr", "--checkpoint-vae", "runs/digits/vqgan.pt", "--data-root", "nowhere")
     assert outcome.json["compared"] is False
-    assert "images of mnist are not at hand (in nowhere)" in outcome.err
+    assert "images of mnist are not in nowhere" in outcome.err
     assert not Path("nowhere").exists()
 
 

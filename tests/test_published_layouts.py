@@ -172,7 +172,7 @@ def test_no_error_advises_to_delete(tmp_path, name):
 def test_a_dataset_that_fills_the_data_root_is_not_moved_away(tmp_path):
     write_tree(tmp_path, tinyimagenet_files())
     shutil.rmtree(tmp_path / "val/images")
-    with pytest.raises(VQGPTError, match="not wholly unpacked") as caught:
+    with pytest.raises(VQGPTError, match="only partly unpacked") as caught:
         read("tinyimagenet", tmp_path)
     assert "another --data-root" in caught.value.hint
 

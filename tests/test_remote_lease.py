@@ -197,7 +197,7 @@ def test_a_lease_that_cannot_be_read_ends_as_any_other(url, locks, short, conten
 
 def test_a_store_that_ignores_conditions_is_refused(server, url):
     server.faults.append(Fault("deaf", "PUT"))
-    with Lease(url) as lock, pytest.raises(InputError, match="does not heed If-None-Match"):
+    with Lease(url) as lock, pytest.raises(InputError, match="ignores If-None-Match"):
         lock.take()
 
 

@@ -89,7 +89,7 @@ def test_a_class_without_pictures_keeps_the_numbers_of_the_others(pipeline):
     stop = 3
     absent = [number for number in range(10) if number not in labels[:stop]]
     outcome = run_here("render", DIGITS, "--format", "tree", "--out", "tree", "--rows", f":{stop}")
-    assert "no row rendered here is of" in outcome.err
+    assert "no rendered row is of" in outcome.err
     assert repr(str(absent[0])) in outcome.err
     images = import_torchvision("datasets").ImageFolder("tree", allow_empty=True)
     assert [label for _, label in sorted(images.samples, key=lambda pair: Path(pair[0]).name)] == labels[:stop].tolist()

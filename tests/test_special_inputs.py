@@ -133,7 +133,7 @@ def test_a_file_is_read_up_to_a_bound(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert read_regular(tmp_path / "x", 3) == b"abc"
     os.truncate(tmp_path / "x", 2**40)
-    with pytest.raises(InputError, match=r"x has 1,099,511,627,776 bytes, and may have 3"):
+    with pytest.raises(InputError, match=r"x has 1,099,511,627,776 bytes, and may have at most 3"):
         read_regular(tmp_path / "x", 3)
 
 

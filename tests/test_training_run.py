@@ -125,7 +125,7 @@ def test_a_folder_where_a_file_is_to_be_is_told_before_the_first_step(here, name
     write_cache(Path("a.zarr"), description())
     Path("s", name).mkdir(parents=True)
     outcome = run_here(*TRAININGS["gpt"], "--out", "s/x.pt", "--overwrite", "-q")
-    assert_refused(outcome, 2, f"s/{name} is no file")
+    assert_refused(outcome, 2, f"s/{name} is not a file")
     assert [path.name for path in Path("s").iterdir()] == [name]
 
 

@@ -112,14 +112,16 @@ def unfinished(stopped, here):
 @pytest.mark.parametrize(("kind", "change"), ALL.values(), ids=ALL)
 def test_a_state_that_does_not_fit_is_refused_by_name(unfinished, kind, change):
     outcome = unfinished(kind, lambda state: change(state["training"]))
-    assert_refused(outcome, 3, f"{kind}.unfinished.pt is not of this training", "give --overwrite to start anew")
+    assert_refused(
+        outcome, 3, f"{kind}.unfinished.pt does not belong to this training", "give --overwrite to start anew"
+    )
     assert Path(f"{kind}.unfinished.pt").exists()
 
 
 @pytest.mark.parametrize("kind", TRAININGS)
 def test_a_step_beyond_the_last_is_not_of_this_training(unfinished, kind):
     outcome = unfinished(kind, lambda state: state.update(step=10**6, unvalidated=None))
-    assert_refused(outcome, 3, f"{kind}.unfinished.pt is not of this training", "1000000 steps of")
+    assert_refused(outcome, 3, f"{kind}.unfinished.pt does not belong to this training", "1000000 steps of")
     assert not Path(f"{kind}.pt").exists()
 
 

@@ -66,7 +66,7 @@ def test_what_is_no_file_in_place_of_the_lock_is_named(tmp_path, put):
     lock = WriteLock(tmp_path / "c", work="ours")
     assert not lock.makes_what_is_there()
     for act in (lock.take, lock.wait):
-        with pytest.raises(InputError, match=r"\.c\.lock, where the lock of .* is no plain file") as error:
+        with pytest.raises(InputError, match=r"\.c\.lock, where the lock of .* is not a plain file") as error:
             act()
         assert error.value.hint == "remove it"
     assert (tmp_path / "c").read_text() == "kept"

@@ -119,6 +119,6 @@ def _warn_of_unused_codes(manifest: Manifest, report: Report) -> None:
         report(
             Notice(
                 text=f"warning: only {used} of {size} codes occur in these tokens; "
-                "the VQ-GAN's codebook has collapsed, or it is not made for these images"
+                "the VQ-GAN's codebook has collapsed, or it does not suit these images"
             )
         )

@@ -53,8 +53,8 @@ def tell_if_unknown(tokenizer_sha256: str, report: Report) -> None:
     if tokenizer_sha256 == UNKNOWN_TOKENIZER:
         report(
             Notice(
-                text="the tokens of the cache and of the GPT were imported without their VQ-GAN: whether it was the "
-                "same one is not known"
+                text="the tokens of the cache and of the GPT were imported without their VQ-GAN, so vqgpt "
+                "cannot tell whether it was the same one"
             )
         )
 

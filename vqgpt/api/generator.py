@@ -127,7 +127,7 @@ def _words(classes: Any) -> tuple[str, ...]:
     for one in classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [None]:
         if not isinstance(one, (str, int, np.integer)) or isinstance(one, bool):
             raise UsageError(
-                f"classes={classes!r} is no list of classes", "give names and whole numbers, as [3, 'cat']"
+                f"classes={classes!r} is not a list of classes", "give names and whole numbers, as [3, 'cat']"
             )
         words.append(one if isinstance(one, str) else number_word(int(one)))
     return tuple(words)

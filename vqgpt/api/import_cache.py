@@ -57,7 +57,9 @@ def run(config: CacheImportConfig, overwrite: bool, dry_run: bool, report: Repor
     size = len(tokenizer.codebook)
     if config.source.is_dir():
         if config.views_per_image != 1:
-            raise UsageError("--views-per-image is for RAR's lines", "leave it out: LlamaGen's files tell their views")
+            raise UsageError(
+                "--views-per-image is for RAR's lines", "leave it out: LlamaGen's files contain the number of views"
+            )
         found = read_llamagen(config.source, size, report)
     else:
         found = read_rar(config.source, size, config.views_per_image, report)

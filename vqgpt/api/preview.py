@@ -120,7 +120,7 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
         write_atomically(config.result, png_bytes(sheet, {**about, "source_index": tokens.source_index.tolist()}))
     if comparison and comparison.shows_wrong_codes(imported=bool(description.unverified)):
         raise InputError(
-            f"{cache.path}: only {figures['equal_codes']:.1%} of the codes of {plan['rows']} rows are those that the "
+            f"{cache.path}: only {figures['equal_codes']:.1%} of the codes of {plan['rows']} rows match those that the "
             f"VQ-GAN gives for their images ({figures['psnr_db']:.1f} dB instead of "
             f"{figures['psnr_db_of_codes_encoded_now']:.1f}); {config.result} shows them",
             "do not train on this cache: make it again with `vqgpt tokenize`",
@@ -128,7 +128,7 @@ def run(config: PreviewConfig, overwrite: bool, dry_run: bool, report: Report) -
     if comparison and figures["equal_codes"] < LEAST_AGREEMENT:
         report(
             Notice(
-                text=f"{figures['equal_codes']:.1%} of the codes are those that the VQ-GAN gives here, at a loss of "
+                text=f"{figures['equal_codes']:.1%} of the codes match those that the VQ-GAN gives here, at a loss of "
                 f"{comparison.db_lost:.2f} dB; they were imported, and another program that resizes otherwise gives "
                 "other codes"
             )
@@ -180,16 +180,16 @@ def source_images(
         where = f"{options.root}" if dataset.reader != "folder" or options.data_root else "a folder that is not given"
         report(
             Notice(
-                text=f"the images of {dataset.name} are not at hand (in {where}): the decoded rows are shown alone, "
-                "and nothing is compared; --data-root names their folder"
+                text=f"the images of {dataset.name} are not in {where}: the decoded rows are shown alone, "
+                "and nothing is compared; set --data-root to their folder"
             )
         )
         return None
     is_known = not description.unverified
     if split not in found.splits or (is_known and found.sha256 != description.source_sha256):
         raise InputError(
-            f"the images of {dataset.name} at hand ({found.sha256[:12]}) are not those that {config.cache} was encoded "
-            f"from ({description.source_sha256[:12]})",
+            f"the images of {dataset.name} found here ({found.sha256[:12]}) are not those that {config.cache} was "
+            f"encoded from ({description.source_sha256[:12]})",
             f"give those with --data-root; `vqgpt render {config.cache}` shows the decoded rows alone",
         )
     of_rows = replace(found.splits[split], labels=tokens.labels, source_index=tokens.source_index)

@@ -67,7 +67,7 @@ def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, r
     plan = {"picture": config.result, "split": split, "images": len(rows)}
     if not len(rows):
         raise InputError(
-            f"{cache.path}: no rows of split {split!r} are asked for, of {cache.rows(split)}",
+            f"{cache.path}: the selection has none of the {cache.rows(split)} rows of split {split!r}",
             "render other rows with --rows, or another split with --split",
         )
     about = {**to_json(config), "cache_digest": cache.digest, "split": split}
@@ -104,7 +104,7 @@ def tell_of_empty_folders(labels: NDArray[np.integer], description: Description,
     if absent:
         report(
             Notice(
-                text=f"no row rendered here is of {absent}: their folders are empty, so that the other classes keep "
+                text=f"no rendered row is of {absent}: their folders are empty, so that the other classes keep "
                 "their numbers; torchvision's ImageFolder accepts this with allow_empty=True"
             )
         )
@@ -208,9 +208,9 @@ def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
     made = tuple(side * model.config.downsampling for side in description.grid)
     if made != description.image_size:  # images would be prepared at a size that the codes do not bound
         raise InputError(
-            f"the tokens are said to be of images of {' x '.join(map(str, description.image_size))} pixels, and {path} "
+            f"the tokens claim to be of images of {' x '.join(map(str, description.image_size))} pixels, and {path} "
             f"makes {' x '.join(map(str, made))} of them",
-            "do not use what tells that; make it again",
+            "do not use the file that claims this; make it again",
         )
     return model
 

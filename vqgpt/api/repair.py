@@ -121,7 +121,9 @@ def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[s
     try:
         return resolve(config_class, recorded)
     except (UsageError, OverflowError) as error:
-        raise InputError(f"no vqgpt made {cache} with what it records: {error}", "make it again") from None
+        raise InputError(
+            f"vqgpt cannot have made {cache} with the settings that it records: {error}", "make it again"
+        ) from None
 
 
 def recorded_prompts(description: Description) -> Prompts | None:

@@ -177,8 +177,8 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     if prompts and not is_prefix(prompts.kept, scan_of(gpt.model.config)):
         report(
             Notice(
-                text="some kept codes come after drawn ones in the order in which this GPT reads the grid "
-                f"({gpt.model.config.options.order}): a drawn code follows from those before it alone"
+                text="some known tokens come after sampled ones in the order in which this GPT reads the grid "
+                f"({gpt.model.config.options.order}): a sampled token cannot see the known tokens after it"
             )
         )
     row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
@@ -250,7 +250,7 @@ def check_knows_untold(gpt: LoadedGPT, checkpoint: Path, remedy: str) -> None:
     """Raise UsageError if a GPT that knows classes or bits was never shown an image without."""
     if gpt.model.config.num_classes and gpt.label_dropout == 0:
         raise UsageError(
-            f"{checkpoint} was trained with --label-dropout 0: it does not know images without their label",
+            f"{checkpoint} was trained with --label-dropout 0: it never saw an image without its label",
             f"{remedy}, or train one with --label-dropout 0.1",
         )
 

@@ -103,9 +103,7 @@ def check_goes_with(
         ("a grid of", config.grid, description.grid),
     ]
     if trained_on is None:
-        report(
-            Notice(text=f"{path} does not tell which VQ-GAN it was trained with; the scores assume that of the cache")
-        )
+        report(Notice(text=f"{path} does not record which VQ-GAN it was trained with; the scores assume the cache's"))
     else:
         pairs.append(("the VQ-GAN", trained_on.tokenizer_sha256[:12], description.tokenizer_sha256[:12]))
         if description.label_kind == config.options.condition != "none":
@@ -118,7 +116,7 @@ def check_goes_with(
                 "give a GPT that was trained on such tokens, with --checkpoint-gpt, or another cache",
             )
     if config.num_classes and description.label_kind != config.options.condition:
-        report(Notice(text="the cache has no labels of the kind that the GPT knows: it is scored without any"))
+        report(Notice(text="the cache has no labels of the kind that the GPT knows: it is scored unconditionally"))
 
 
 def _text(value: Any) -> str:

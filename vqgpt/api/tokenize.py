@@ -86,7 +86,9 @@ def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report:
     if size is not None:
         return size
     size = dataset.default_size
-    report(Notice(text=f"the VQ-GAN does not say at which size it was trained; using {size}, that of {dataset.name}"))
+    report(
+        Notice(text=f"the VQ-GAN does not record the image size of its training; using {size}, that of {dataset.name}")
+    )
     return size
 
 
@@ -96,7 +98,7 @@ def views_for(asked: tuple[str, ...], dataset: Dataset, report: Report) -> tuple
     known_to_mean_something = not dataset.hflip_keeps_meaning and dataset.reader != "folder"
     if known_to_mean_something and any(VIEWS[name].mirrored for name in views):
         report(
-            Notice(text=f"mirrored images are encoded, as asked for; in {dataset.name} they may mean something else")
+            Notice(text=f"mirrored images are encoded, as requested; in {dataset.name} they may mean something else")
         )
     return views
 

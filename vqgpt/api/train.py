@@ -66,7 +66,9 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
             Notice(text="its codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them")
         )
     elif cache.description.unverified:
-        report(Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` tells whether they are right"))
+        report(
+            Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` checks whether they are right")
+        )
     architecture = gpt_config(config, cache)
     out = config.out or gpt_path(cache.description.dataset)
     check_result(out, overwrite)

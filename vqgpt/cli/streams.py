@@ -85,5 +85,5 @@ def check_written() -> None:
     if fault and fault.errno not in GONE:
         raise ResourceError(
             f"the result could not be written to stdout: {fault.strerror}",
-            "make room, or write it elsewhere; files that the command makes are not concerned",
+            "make room, or write it elsewhere; files that the command wrote are unaffected",
         )

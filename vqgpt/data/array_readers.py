@@ -69,7 +69,7 @@ def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> tu
         report(Notice(text=f"{dataset.name} is read at {stored} pixels, the nearest to {size} that is stored"))
     splits = {}
     if not zipfile.is_zipfile(root / file.path):
-        raise ValueError(f"{file.path} is no .npz file")
+        raise ValueError(f"{file.path} is not an .npz file")
     with np.load(root / file.path, allow_pickle=False) as arrays:
         for split in dataset.rows:
             labels = _whole_numbers(arrays[f"{split}_labels"])

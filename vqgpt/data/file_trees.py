@@ -107,7 +107,7 @@ def tell_left_out(tree: FileTree, report: Report) -> None:
         names = sorted(name for name, why in tree.left_out.items() if why == reason)
         number = f"{len(names):,} files or folders are" if len(names) > 1 else "1 file or folder is"
         first = printable(str(tree.path / names[0]))
-        report(Notice(text=f"{number} left out, being {reason} (the first: {first})"))
+        report(Notice(text=f"{number} left out: {reason} (the first: {first})"))
 
 
 def is_hidden(part: str) -> bool:

@@ -156,7 +156,9 @@ def _name_of(root: Path, outer: str) -> str:
 def _accept_without_classes(split: str, root: Path, report: Report) -> None:
     """Images to test on may have no classes where others have; those to train on may not."""
     if split == "train":
-        raise InputError(f"the images in {root}/train are in no class folders, others are", "put them into such")
+        raise InputError(
+            f"the images in {root}/train are not in class folders, but others are", "put them into class folders"
+        )
     report(Notice(text=f"split {split} has no class folders: its images have no class"))
 
 
@@ -180,7 +182,7 @@ def _tell_of_folders_without_images(tree: FileTree, names: list[str], report: Re
 
 def _tell_left_out(count: int, example: Path, why: str, report: Report) -> None:
     number = f"{count:,} images are" if count > 1 else "1 image is"
-    report(Notice(text=f"{number} left out, being {why} (the first: {printable(str(example))})"))
+    report(Notice(text=f"{number} left out: {why} (the first: {printable(str(example))})"))
 
 
 def _tell_of_other_files(tree: FileTree, report: Report) -> None:
@@ -188,7 +190,7 @@ def _tell_of_other_files(tree: FileTree, report: Report) -> None:
     suffixes = Counter(PurePosixPath(name).suffix.lower() or "none" for name in tree.sizes if not is_image_name(name))
     if suffixes:
         kinds = ", ".join(f"{count:,} of suffix {suffix}" for suffix, count in suffixes.most_common(3))
-        report(Notice(text=f"files in {tree.path} that are left out, being no images: {kinds}"))
+        report(Notice(text=f"files in {tree.path} left out because they are not images: {kinds}"))
 
 
 def class_folders(names: Sequence[str]) -> list[str]:

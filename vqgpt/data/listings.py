@@ -142,8 +142,8 @@ def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Repor
     unknown = sorted(set(val_wnids) - set(wnids))
     if unknown:
         raise InputError(
-            f"{val.path} has images of {len(unknown)} classes that {train.path} has not ({unknown[0]}, ...)",
-            "unpack both wholly, or give a part of ImageNet as --dataset folder",
+            f"{val.path} has images of {len(unknown)} classes that {train.path} lacks ({unknown[0]}, ...)",
+            "unpack both completely, or give a part of ImageNet as --dataset folder",
         )
     return {
         "train": _listed(dataset, base, train, names, [label_of[name.split("/")[-2]] for name in names], background),
@@ -216,7 +216,7 @@ def _listed(
 
 def _not_whole(dataset: Dataset, root: Path, path: Path, missing: int, listed: int, example: str) -> MissingDataError:
     return MissingDataError(
-        f"{path} is not wholly unpacked: {missing:,} of {listed:,} images are not there (the first: {example})",
+        f"{path} is only partly unpacked: {missing:,} of {listed:,} images are missing (the first: {example})",
         remedy(dataset, root, path),
     )
 

@@ -25,12 +25,12 @@ def process_rank() -> int:
     rank = _number("RANK", alone=None if together > 1 else 0)
     if rank >= together:
         size = f"WORLD_SIZE={together}" if "WORLD_SIZE" in os.environ else "WORLD_SIZE is not set"
-        raise UsageError(f"RANK={rank} is the number of no process: {size}", REMEDY)
+        raise UsageError(f"RANK={rank} is too high: {size}", REMEDY)
     if together > 1:
         if not os.environ.get("MASTER_ADDR"):
             raise UsageError(f"WORLD_SIZE={together}, and MASTER_ADDR is not set", REMEDY)
         if _number("MASTER_PORT", alone=None) >= 2**16:
-            raise UsageError(f"MASTER_PORT={os.environ['MASTER_PORT']} is no port", REMEDY)
+            raise UsageError(f"MASTER_PORT={os.environ['MASTER_PORT']} is not a port", REMEDY)
     return rank
 
 

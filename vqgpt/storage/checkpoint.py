@@ -136,7 +136,7 @@ def check_fits(shapes: Shapes, build: Callable[[], nn.Module], at_least: int, so
     It is made without memory for its weights; `at_least` as many weights as that it must have, before even that.
     """
     if at_least > len(shapes):
-        raise InputError(f"{source}: {at_least} weights or more are due, and there are {len(shapes)}", remedy)
+        raise InputError(f"{source}: {at_least} weights or more are expected, and there are {len(shapes)}", remedy)
     try:
         with torch.device("meta"):
             expected = {name: tuple(tensor.shape) for name, tensor in build().state_dict().items()}

@@ -59,7 +59,7 @@ def read_regular(path: Path, most: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise InputError(f"{path} has {size:,} bytes, and may have {most:,}", "give another file")
+            raise InputError(f"{path} has {size:,} bytes, and may have at most {most:,}", "give another file")
         return file.read(size) or b""
 
 

@@ -90,7 +90,7 @@ def _check_cover(ranges: list[tuple[int, int]], size: int) -> None:
             raise ValueError("tensors that do not lie one after the other")
         end = last
     if end != size:
-        raise ValueError(f"{size} bytes of tensors where {end} are due")
+        raise ValueError(f"{size} bytes of tensors where {end} are expected")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -143,7 +143,7 @@ class WriteLock:
             return _open_plain(self.file, os.O_RDWR | os.O_CREAT)
         except _NoPlainFileError:
             raise InputError(
-                f"{self.file}, where the lock of {self.path} is to be, is no plain file", "remove it"
+                f"{self.file}, where the lock of {self.path} is to be, is not a plain file", "remove it"
             ) from None
         except OSError as error:
             if error.errno in DISK_FULL:

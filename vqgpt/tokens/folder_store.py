@@ -58,7 +58,7 @@ class FolderStore:
     def files(self) -> dict[str, int]:
         """See `Store`; links are not followed."""
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is no folder", "give another path")
+            raise InputError(f"{self.path} is not a folder", "give another path")
         files = [file for file in self.path.rglob("*") if file.is_symlink() or not file.is_dir()]
         return {file.relative_to(self.path).as_posix(): file.lstat().st_size for file in files}
 

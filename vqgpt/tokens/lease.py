@@ -62,7 +62,7 @@ class Lease:
             _remove_local_file(before)
         if not lease_objects.heeds_conditions(self.store, self.claim):
             raise InputError(
-                f"{self.path}: this object store does not heed If-None-Match, so runs could not exclude each other",
+                f"{self.path}: this object store ignores If-None-Match, so runs could not exclude each other",
                 "write to another store, or to a folder",
             )
         self.renewer.start()
@@ -81,7 +81,7 @@ class Lease:
         """Raise InputError if the lease is no longer that of this run; to be called before anything is written."""
         if not lease_objects.is_held_by(self.store, self.claim):
             raise InputError(
-                f"this run did not renew its lease on {self.path} in time, and another one writes it now, or did",
+                f"this run did not renew its lease on {self.path} in time, and another run has taken it over",
                 "run the same command again: it continues",
             )
 

@@ -74,7 +74,7 @@ class ObjectStore:
         hint = "check the address, and what the environment says of the store (AWS_ENDPOINT_URL, ...)"
         for endpoint in endpoints:
             if url.startswith("s3:") and not re.fullmatch(r"https?://[^\s/]+\S*", endpoint):  # obstore would panic
-                raise UsageError(f"{url}: the endpoint {endpoint!r} is no address", hint)
+                raise UsageError(f"{url}: the endpoint {endpoint!r} is not an address", hint)
         try:
             self.store: Any = from_url(url, config=config, client_options=options, retry_config=retry)
         except (BaseError, ValueError) as error:

@@ -164,7 +164,7 @@ def _count_numbered(folder: Path) -> int:
 
 def _read_npy(path: Path) -> NDArray[np.integer[Any]]:
     """A small array of whole numbers. Raises InputError if the file is anything else; nothing in it is trusted."""
-    fault = InputError(f"{path} is no .npy file of whole numbers", "extract it again")
+    fault = InputError(f"{path} is not an .npy file of whole numbers", "extract it again")
     with open_regular(path) as file:
         data = file.read(LARGEST_FILE + 1)
     stream = io.BytesIO(data)

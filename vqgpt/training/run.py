@@ -47,7 +47,7 @@ def _newest_state(result: Path) -> Path:
 
 def _check_absent(path: Path, overwrite: bool) -> None:
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no file", "move it elsewhere, or give another --out")
+        raise UsageError(f"{path} is not a file", "move it elsewhere, or give another --out")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists", "give --overwrite to replace it, or another --out")
 
@@ -129,9 +129,9 @@ class TrainingRun:
         self._keep_metrics_up_to(state["step"] if state else 0)
 
     def begin_anew(self, misfit: str) -> None:
-        """Give up a state that is not of this training, as `overwrite` asks for. Raises InputError if it does not."""
+        """Give up a state that does not belong to this training, as `overwrite` asks for. Raises InputError if it does not."""
         if not self.overwrite:
-            raise InputError(f"{self.unfinished} is not of this training: {misfit}", START_ANEW)
+            raise InputError(f"{self.unfinished} does not belong to this training: {misfit}", START_ANEW)
         self.state = None
         if self.writes:
             self._begin(None)

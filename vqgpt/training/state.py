@@ -15,7 +15,7 @@ OF_ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps for a parameter; Ad
 
 
 class StateMisfitError(Exception):
-    """A state is not of this training; the text says where they differ."""
+    """A state does not belong to this training; the text says where they differ."""
 
 
 def check_alike(found: Any, own: Any, place: str) -> None:
@@ -31,7 +31,7 @@ def check_alike(found: Any, own: Any, place: str) -> None:
         if not isinstance(found, Tensor) or found.is_floating_point() != own.is_floating_point():
             raise StateMisfitError(f"{place} is of another kind")
         if found.shape != own.shape:
-            raise StateMisfitError(f"{place} is {shape_text(found.shape)} where {shape_text(own.shape)} is due")
+            raise StateMisfitError(f"{place} is {shape_text(found.shape)} where {shape_text(own.shape)} is expected")
     elif type(found) is not type(own):
         raise StateMisfitError(f"{place} is of another kind")
 

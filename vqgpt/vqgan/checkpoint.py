@@ -72,7 +72,7 @@ def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml
         content = check_parts(content, KIND, PARTS, path, how_to_make(path, dataset))
         if yaml or which:
             raise InputError(
-                f"{path} is a checkpoint of vqgpt", "leave --config and --weights out: it tells all itself"
+                f"{path} is a checkpoint of vqgpt", "leave --config and --weights out: it already says what they say"
             )
         config = from_json(VQGANConfig, content["architecture"], str(path))
         check_fits({name: stored.shape for name, stored in content["model"].items()}, config, str(path))

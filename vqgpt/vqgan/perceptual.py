@@ -82,7 +82,9 @@ def load_perceptual_loss(device: torch.device, report: Report) -> PerceptualLoss
             {name.removeprefix("features."): weights[name] for name in weights if "features" in name}
         )
     except RuntimeError as error:
-        raise InputError(f"the weights of VGG16 do not fit it ({str(error).splitlines()[0]})", "delete them") from None
+        raise InputError(
+            f"the weights of VGG16 do not fit the network ({str(error).splitlines()[0]})", "delete them"
+        ) from None
     return PerceptualLoss(features, channel_weights).to(device)
 
 

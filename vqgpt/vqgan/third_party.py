@@ -103,7 +103,7 @@ def _choose(found: list[tuple[str, StateDict]], which: WhichWeights | None, path
     averaged = [item for item in found if _is_ema(item[0])]
     plain = [item for item in found if not _is_ema(item[0])]
     if which == "model" and not plain:
-        raise InputError(f"{path} has no weights but a moving average of them", "give --weights ema")
+        raise InputError(f"{path} has only a moving average of the weights", "give --weights ema")
     wanted = (averaged or plain) if which == "ema" else (plain or averaged)
     if len(wanted) > 1:
         places = ", ".join(place for place, _ in wanted)

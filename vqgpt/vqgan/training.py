@@ -254,7 +254,7 @@ class VQGANTraining:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave. Raises StateMisfitError if it is not of this training."""
+        """Restore what `state_dict` gave. Raises StateMisfitError if it does not belong to this training."""
         optimizers = self._optimizers()
         besides = {name: part for name, part in state.items() if name not in optimizers}
         check_alike(besides, self._besides_optimizers(), "its state")
