@@ -87,7 +87,8 @@ def tokenize_config(
         },
     )
     if config.views and parse_views(config.views) != description.views:
-        raise InputError(f"no vqgpt made {cache} with what it records: views = {description.views}", "make it again")
+        views = f"views = {description.views}"
+        raise InputError(f"vqgpt cannot have made {cache} with the settings that it records: {views}", "make it again")
     return config
 
 

@@ -71,7 +71,7 @@ def run_training(
 
     `content(figures)` is the finished checkpoint as the training stands; the one of the highest `score(figures)` is
     kept beside the last one. Returns the figures of the last validation. Raises NonFiniteError, InputError if the state
-    to continue from does not belong to this training and may not be replaced, and InterruptedRun once the state is saved.
+    to continue from belongs to another training and may not be replaced, and InterruptedRun once the state is saved.
 
     Several ranks go the same way at every branch: each is taken on what all of them know, and never on what one rank
     alone has heard or computed.

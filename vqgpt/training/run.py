@@ -129,7 +129,7 @@ class TrainingRun:
         self._keep_metrics_up_to(state["step"] if state else 0)
 
     def begin_anew(self, misfit: str) -> None:
-        """Give up a state that does not belong to this training, as `overwrite` asks for. Raises InputError if it does not."""
+        """Give up a state of another training, if `overwrite` asks for it. Raises InputError if it does not."""
         if not self.overwrite:
             raise InputError(f"{self.unfinished} does not belong to this training: {misfit}", START_ANEW)
         self.state = None
