@@ -1,9 +1,11 @@
 """`vqgpt train`."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from vqgpt.api.options import TrainConfig
+from vqgpt.errors import VQGPTError
 from vqgpt.gpt.options import GPTTrainingOptions
 from vqgpt.options.command import Command, Flags
 from vqgpt.options.recipe import recipe_advice
@@ -16,7 +18,8 @@ def run(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     from vqgpt.api.find import find_cache
 
     if flags.recipe is None and config.training.lr == GPTTrainingOptions.lr:
-        report(Notice(text=recipe_advice(config.dataset or find_cache(config.cache, None).stem)))
+        with suppress(VQGPTError):  # that there is no cache is for the training to say
+            report(Notice(text=recipe_advice(config.dataset or find_cache(config.cache, None).stem)))
     return train.run(config, flags.overwrite, flags.dry_run, report)
 
 
