@@ -4,6 +4,7 @@ Grids are stored in raster order always; this is applied when tokens are loaded,
 """
 
 from collections.abc import Iterator
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -15,12 +16,17 @@ def scan_order(order: Order, grid: tuple[int, int]) -> Tensor:
     """(T,) int64: position t of the sequence holds the code at raster index `scan_order(...)[t]`."""
     height, width = grid
     positions = torch.arange(height * width).view(grid)
-    if order == "s-pattern":  # boustrophedon: odd rows are read right to left
-        positions[1::2] = positions[1::2].flip(1)
-    if order == "hilbert":
-        along, across = ((width, 0), (0, height)) if width >= height else ((0, height), (width, 0))
-        return torch.tensor([row * width + column for column, row in _hilbert((0, 0), along, across)])
-    return positions.flatten()
+    match order:
+        case "raster":
+            return positions.flatten()
+        case "s-pattern":  # boustrophedon: odd rows are read right to left
+            positions[1::2] = positions[1::2].flip(1)
+            return positions.flatten()
+        case "hilbert":
+            along, across = ((width, 0), (0, height)) if width >= height else ((0, height), (width, 0))
+            return torch.tensor([row * width + column for column, row in _hilbert((0, 0), along, across)])
+        case _:
+            assert_never(order)
 
 
 def _hilbert(start: tuple[int, int], along: tuple[int, int], across: tuple[int, int]) -> Iterator[tuple[int, int]]:
