@@ -30,7 +30,7 @@ from vqgpt.options.recipe import recipe_values
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.interrupt import Terminated, terminated_as_interrupted
 from vqgpt.runtime.launch import process_rank, processes
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.memory import keep_memory_pages, low_limit
 from vqgpt.runtime.shortage import shortage
 
 
@@ -55,6 +55,8 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
             if command.takes_recipe:
                 everything = output.verbose or flags.dry_run
                 screen.show_configuration(command.words, shown_values(config, everything))
+            if scarce := low_limit():
+                screen.report(Notice(text=scarce))
             keep_memory_pages()
             with terminated_as_interrupted() if alone else nullcontext(), _warnings_told(screen.report):
                 result = command.run(config, flags, screen.report)

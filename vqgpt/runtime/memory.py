@@ -1,12 +1,17 @@
-"""Keeping memory pages between steps, on Linux with glibc. Must not import torch: it acts before torch allocates."""
+"""Keeping memory pages between steps, on Linux with glibc; and limits that are too low.
+
+Must not import torch: it acts before torch allocates.
+"""
 
 import ctypes
 import platform
+import resource
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 NEVER = 2**31 - 1
+TORCH_NEEDS = 2**30  # bytes of addresses, to load it and its libraries
 
 
 def keep_memory_pages() -> bool:
@@ -20,3 +25,14 @@ def keep_memory_pages() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
+
+
+def low_limit() -> str:
+    """What to say of a limit of this process's memory that is too low for torch, "" if there is none.
+
+    Its libraries end the process by themselves then, with words of their own.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= TORCH_NEEDS:
+        return ""
+    return f"memory is limited to {limit // 2**20:,} MiB (`ulimit -v`), and torch needs about {TORCH_NEEDS // 2**20:,}"
