@@ -228,6 +228,7 @@ DAMAGES = {
         lambda: (FOLDER / "3.npy").write_bytes((FOLDER / "3.npy").read_bytes()[:-1]),
         "3.npy is not an .npy file",
     ),
+    "a bracket": (lambda: (LABELS / "3.npy").write_bytes(b"\x93NUMPY\1\0\1\0("), "3.npy is not an .npy file"),
     "empty": (lambda: (FOLDER / "3.npy").write_bytes(b""), "3.npy is not an .npy file"),
     "a gap": (lambda: (FOLDER / "3.npy").rename(FOLDER / "7.npy"), "has no 3.npy, but 7.npy"),
     "a label too few": (lambda: (LABELS / "4.npy").unlink(), "does not hold a label for each of the 5 files"),

@@ -19,7 +19,7 @@ from vqgpt.data.remote_files import FILES, RemoteFile
 from vqgpt.data.table import Dataset, nearest_stored_size
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.torchvision_import import import_torchvision
-from vqgpt.storage.files import check_is_not_special
+from vqgpt.storage.files import check_is_not_special, open_regular
 
 HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split
 
@@ -70,7 +70,7 @@ def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> tu
     splits = {}
     if not zipfile.is_zipfile(root / file.path):
         raise ValueError(f"{file.path} is not an .npz file")
-    with np.load(root / file.path, allow_pickle=False) as arrays:
+    with open_regular(root / file.path) as opened, np.load(opened, allow_pickle=False) as arrays:
         for split in dataset.rows:
             labels = _whole_numbers(arrays[f"{split}_labels"])
             labels = labels.astype(np.uint8) if dataset.label_kind == "bits" else labels[:, 0].astype(np.int64)

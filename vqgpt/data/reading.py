@@ -1,5 +1,6 @@
 """`read_dataset`: a dataset by name -> its splits, found or fetched, and checked. Must not import torch."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,10 @@ from vqgpt.storage.files import check_is_not_special
 from vqgpt.tokens.label_occurrence import names_without, occurring
 
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
+NOT_OF_THE_MACHINE = (
+    None,
+    errno.EINVAL,
+)  # parsers raise the one; a damaged table that points before its file, the other
 
 
 def check_options(dataset: Dataset, options: ImageOptions) -> None:
@@ -125,7 +130,8 @@ def _damage_explained(dataset: Dataset, root: Path) -> Iterator[None]:
     except VQGPTError:
         raise
     except Exception as error:
-        if dataset.source not in ("download", "by hand") or (isinstance(error, OSError) and error.errno):
+        is_of_the_machine = isinstance(error, OSError) and error.errno not in NOT_OF_THE_MACHINE
+        if dataset.source not in ("download", "by hand") or is_of_the_machine:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" You can use download=True")[
             0

@@ -6,7 +6,6 @@
 They say nothing else of what they are. Must not import torch.
 """
 
-import io
 import json
 import os
 import re
@@ -21,9 +20,11 @@ from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.one_line import one_line
 from vqgpt.storage.files import open_regular
+from vqgpt.storage.npy_files import read_npy
 
 LARGEST_FILE = 2**20  # bytes of one .npy file, or of one line
 MOST_CLASSES = 2**16
+AGAIN = "extract it again"
 ROWS_BETWEEN_REPORTS = 1000
 VIEWS = {
     1: ("identity",),
@@ -76,7 +77,7 @@ def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ForeignCo
             f"{labels_folder} does not hold a label for each of the {count:,} files in {folder}",
             "put the folder of labels that LlamaGen wrote beside it",
         )
-    first = _read_npy(folder / "0.npy")
+    first = read_npy(folder / "0.npy", LARGEST_FILE, AGAIN)
     if first.ndim != 3 or first.shape[0] != 1 or first.shape[1] not in VIEWS or not first.size:
         raise InputError(
             f"{folder}/0.npy has shape {first.shape}", "give codes of shape (1, V, tokens), of 1, 2 or 10 views"
@@ -85,13 +86,13 @@ def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ForeignCo
     labels = np.empty(count, np.int64)
     for row in range(count):
         path = folder / f"{row}.npy"
-        found = _read_npy(path)
+        found = read_npy(path, LARGEST_FILE, AGAIN)
         if found.shape != first.shape:
-            raise InputError(f"{path} has shape {found.shape}, 0.npy {first.shape}", "extract it again")
+            raise InputError(f"{path} has shape {found.shape}, 0.npy {first.shape}", AGAIN)
         codes[row] = _checked(found, codebook_size, str(path))[0]
-        label = _read_npy(labels_folder / f"{row}.npy")
+        label = read_npy(labels_folder / f"{row}.npy", LARGEST_FILE, AGAIN)
         if label.shape != (1,) or not 0 <= int(label[0]) < MOST_CLASSES:
-            raise InputError(f"{labels_folder}/{row}.npy holds no class", "extract it again")
+            raise InputError(f"{labels_folder}/{row}.npy holds no class", AGAIN)
         labels[row] = int(label[0])
         if (row + 1) % ROWS_BETWEEN_REPORTS == 0 or row + 1 == count:
             report(Progress(task="read", done=row + 1, total=count, unit="images"))
@@ -122,7 +123,7 @@ def read_rar(file: Path, codebook_size: int, views_per_image: int, report: Repor
             label, tokens = _read_line(line, where)
             length = length or len(tokens)
             if len(tokens) != length:
-                raise InputError(f"{where} has {len(tokens)} tokens, line 1 has {length}", "extract it again")
+                raise InputError(f"{where} has {len(tokens)} tokens, line 1 has {length}", AGAIN)
             tokens_of_all += _checked(tokens, codebook_size, where).tobytes()
             labels.append(label)
             if len(labels) % ROWS_BETWEEN_REPORTS == 0:
@@ -160,27 +161,6 @@ def _count_numbered(folder: Path) -> int:
         missing, other = min(expected - names), min(names - expected)
         raise InputError(f"{folder} has no {missing}, but {other}", "extract the codes again, to the end")
     return len(names)
-
-
-def _read_npy(path: Path) -> NDArray[np.integer[Any]]:
-    """A small array of whole numbers. Raises InputError if the file is anything else; nothing in it is trusted."""
-    fault = InputError(f"{path} is not an .npy file of whole numbers", "extract it again")
-    with open_regular(path) as file:
-        data = file.read(LARGEST_FILE + 1)
-    stream = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise fault
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, TypeError, RecursionError, MemoryError):
-        raise fault from None
-    content = data[stream.tell() :]
-    size = 1
-    for side in shape:
-        size *= side
-    if dtype.kind not in "iu" or is_fortran or size * dtype.itemsize != len(content) or min(shape, default=0) < 0:
-        raise fault
-    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def _read_line(line: bytes, where: str) -> tuple[int, NDArray[np.integer[Any]]]:

@@ -1,6 +1,5 @@
 """A VQ-GAN as a file, ours or someone else's, and its identity. Knows nothing of GPT and token caches."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from vqgpt.storage.checkpoint import (
     read_tensors,
     weights_sha256,
 )
-from vqgpt.storage.files import read_regular
+from vqgpt.storage.npy_files import read_npy
 from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.vqgan.architecture import check_fits
 from vqgpt.vqgan.model import VQGAN
@@ -130,12 +129,8 @@ def read_remap(path: Path, n_embed: int) -> Tensor:
     hint = "give a .npy file with a list of different codebook ids"
     if not path.exists():
         raise MissingDataError(f"there is no file {path}", hint)
-    data = read_regular(path, LARGEST_REMAP)
-    try:
-        ids = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
-        raise InputError(f"{path} is not a .npy file ({error})", hint) from None
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
+    ids = read_npy(path, LARGEST_REMAP, hint)
+    if ids.ndim != 1 or len(ids) < 2:
         raise InputError(f"{path} is not a list of two or more whole numbers", hint)
     if len(np.unique(ids)) < len(ids) or ids.min() < 0 or ids.max() >= n_embed:
         raise InputError(f"{path} has ids twice, or not between 0 and {n_embed - 1}", hint)
