@@ -102,7 +102,17 @@ def test_a_directory_that_points_before_its_file(tmp_path):
     np.savez(path, train_images=np.zeros((3, 28, 28), np.uint8), train_labels=np.zeros((3, 1), np.uint8))
     data = bytearray(path.read_bytes())
     offset = data.rindex(b"PK\5\6") + 16
-    data[offset : offset + 4] = (int.from_bytes(data[offset : offset + 4], "little") + 1).to_bytes(4, "little")
+    data[offset : offset + 4] = (int.from_bytes(data[offset : offset + 4], "little") + 2**30).to_bytes(4, "little")
     path.write_bytes(data)
     with pytest.raises(InputError, match="pneumoniamnist in .* is damaged"):
         read_npz(path)
+
+
+def test_impossible_labels_are_told_with_their_place(tmp_path):
+    path = tmp_path / "pneumoniamnist.npz"
+    images, labels = np.zeros((3, 28, 28), np.uint8), np.array([[0], [1], [10]], np.uint8)
+    sets = {f"{split}_images": images for split in ("train", "val", "test")}
+    np.savez(path, **sets, **{f"{split}_labels": labels for split in ("train", "val", "test")})
+    with pytest.raises(InputError, match="has labels 0 to 10") as caught:
+        read_npz(path)
+    assert str(tmp_path) in caught.value.message

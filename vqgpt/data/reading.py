@@ -113,7 +113,7 @@ def _check_splits(
         sound = split.labels.shape[1:] == (len(class_names),) if bits else split.labels.ndim == 1
         if not sound or split.labels.min() < -1 or split.labels.max() >= (2 if bits else len(class_names)):
             raise InputError(
-                f"split {name} of {dataset.name} has labels {split.labels.min()} to {split.labels.max()}, "
+                f"split {name} of {dataset.name} in {root} has labels {split.labels.min()} to {split.labels.max()}, "
                 f"and {len(class_names)} {'attributes' if bits else 'classes'}",
                 remedy(dataset, root, *existing_files(dataset, root)),
             )
