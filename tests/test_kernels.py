@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests import other_processor
 from vqgpt.kernels import attention, build, decoding, normalisation, winograd
 from vqgpt.kernels.build import SOURCES, call, compiled_library
 from vqgpt.kernels.dropout import Masks
@@ -164,3 +165,17 @@ def test_no_access_is_outside_of_a_buffer(tmp_path):
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout == "ended\n"
     assert "of no use" not in ended.stderr
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "tools", [[], ["--compiler", "cc", "--emulator", "", "--optimise=-O1"]], ids=["aarch64", "here"]
+)
+def test_other_processors_compute_what_torch_does(tools):
+    """Here, for the smallest processor of the kind: without the instructions that were added since."""
+    command = [sys.executable, "-m", "tests.other_processor", *tools]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode == other_processor.SKIPPED:
+        pytest.skip(ended.stdout.strip())
+    assert ended.returncode == 0, ended.stdout + ended.stderr[-3000:]
+    assert len(ended.stdout.splitlines()) == 9
