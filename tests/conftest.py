@@ -153,13 +153,12 @@ def as_any_user():
 @pytest.fixture
 def begin_anew(monkeypatch):
     """Called with a PATH: from then on nothing is compiled yet, as in a new process that looks for a compiler there."""
-    from vqgpt.gpt import compiled_decoding
-    from vqgpt.kernels import attention, normalisation, winograd
+    from vqgpt.kernels import attention, decoding, normalisation, winograd
     from vqgpt.kernels.build import compiled_library
 
     def begin(path):
         monkeypatch.setenv("PATH", str(path))
-        for module in (attention, compiled_decoding, normalisation, winograd):
+        for module in (attention, decoding, normalisation, winograd):
             monkeypatch.setattr(module, "compiled_library", functools.cache(compiled_library.__wrapped__))
 
     return begin

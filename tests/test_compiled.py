@@ -187,6 +187,27 @@ def test_a_compiler_that_is_of_no_use_is_done_without(source, monkeypatch, compi
     assert reason in outcome.json["c_compiler"]
 
 
+@pytest.mark.parametrize("much", ["", "yes nothing | head -c 5000000 >&2"])
+def test_doctor_shows_the_last_lines_that_a_compiler_which_failed_said(source, much):
+    lines = [f"attention.c:{number}: error: \x1b[31mnumber {number}" for number in range(12)]
+    said = "\n".join(f"echo '{line}' >&2" for line in lines)
+    write_compiler(source.parent / "bin", f"#!/bin/sh\n{much}\n{said}\nsleep 3 &\nexit 1\n")
+    assert run_here("doctor", "--json").json["c_compiler_said"].splitlines() == [
+        line.replace("\x1b", "\\x1b") for line in lines[-compiled.LINES_KEPT :]
+    ]
+    assert "number 11" in run_here("doctor").out
+
+
+def test_doctor_tries_all_our_c_code(source):
+    """A compiler may fail at one file alone."""
+    real = shutil.which("cc", path=os.defpath)
+    script = f'#!/bin/sh\ncase "$*" in *winograd.c*) echo no winograd >&2; exit 1;; esac\nexec {real} -O0 "$@"\n'
+    write_compiler(source.parent / "bin", script)
+    facts = run_here("doctor", "--json").json
+    assert "(winograd.c: " in facts["c_compiler"]
+    assert facts["c_compiler_said"] == "no winograd"
+
+
 def test_a_compiler_that_hangs_is_tried_once(source, monkeypatch):
     write_compiler(source.parent / "bin", f"#!/bin/sh\necho >> {source.parent}/tried\nsleep 100\n")
     monkeypatch.setattr(compiled, "LONGEST_RUN", 0.5)

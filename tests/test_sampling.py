@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from tests.test_gpt import sampled, tiny_gpt
 from vqgpt.errors import UsageError
-from vqgpt.gpt.compiled_decoding import CompiledWeights, decoding_library
-from vqgpt.gpt.decoding import DecoderWeights
+from vqgpt.gpt.decoding import CompiledWeights, DecoderWeights, compiled_decoding
 from vqgpt.gpt.drawing import draw, filtered, guidance_scale
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
@@ -40,7 +39,7 @@ def new_decoder(model, rows, compiled):
     """One of the two."""
     if not compiled:
         return DecoderWeights(model, "fp32", rows).new_decoder(rows)
-    library = decoding_library(model, "fp32")
+    library = compiled_decoding(model, "fp32")
     assert library is not None
     return CompiledWeights(model, library).new_decoder(rows)
 
@@ -162,7 +161,7 @@ def test_without_a_working_compiler_samples_are_drawn_by_torch(begin_anew, tmp_p
         (tmp_path / "cc").write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / "cc").chmod(0o755)
     begin_anew(tmp_path)
-    assert decoding_library(model, "fp32") is None
+    assert compiled_decoding(model, "fp32") is None
     assert torch.equal(sampled(model, [0, 1, 2]), expected)
 
 

@@ -13,7 +13,6 @@ from vqgpt.options.places import CACHE_FOLDER, RUNS_FOLDER, default_data_root
 from vqgpt.runtime.memory import keep_memory_pages
 from vqgpt.runtime.versions import LIBRARIES, installed_version
 
-SMALLEST_C_FILE = Path(compiled.__file__).with_name("normalisation.c")
 EXTRAS = {"lpips": "the perceptual loss", "wandb": "logging to Weights & Biases"}
 
 
@@ -26,7 +25,7 @@ def run() -> dict[str, Any]:
         result[name] = installed_version(name) or f"not there; for {use}: pip install 'vqgpt[{name}]'"
     result["torchvision_operators"] = _torchvision_state()
     result["cpu"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    result["c_compiler"] = _compiler_state()
+    result |= _compiler_state()
     result["cuda"] = _cuda_state()
     result["mps"] = "available" if torch.backends.mps.is_available() else "not on this machine"
     result["memory_pages_kept"] = keep_memory_pages()
@@ -40,15 +39,21 @@ def run() -> dict[str, Any]:
     return result
 
 
-def _compiler_state() -> str:
+def _compiler_state() -> dict[str, str]:
+    """Whether it compiles all our C code, and if not, the last lines that it said."""
     compiler = shutil.which("cc")
     if compiler is None:
-        return "not there; with cc, vqgan train and sample are faster on a CPU"
-    try:
-        compiled.load_or_compile(SMALLEST_C_FILE)
-    except OSError as error:
-        return f"{compiler}, which is of no use ({error}); vqgan train and sample are slower on a CPU"
-    return compiler
+        return {"c_compiler": "not there; with cc, training and sampling are faster on a CPU"}
+    for source in compiled.SOURCES:
+        try:
+            compiled.load_or_compile(source)
+        except OSError as error:
+            fault = (
+                f"{compiler}, which is of no use ({source.name}: {error}); training and sampling are slower on a CPU"
+            )
+            said = "\n".join(getattr(error, "__notes__", []))
+            return {"c_compiler": fault} | ({"c_compiler_said": said} if said else {})
+    return {"c_compiler": compiler}
 
 
 def _torchvision_state() -> str:

@@ -11,6 +11,7 @@ Letters: R rows, T positions, K codes, D width, A heads.
 Knows nothing of images, the VQ-GAN and token caches.
 """
 
+import ctypes
 import math
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.gpt.model import GPT, Attention, Block
+from vqgpt.kernels import decoding as compiled
 
 EPSILON = 1e-5  # of both normalisations, as in the model
 
@@ -232,3 +234,60 @@ class Decoder:
             self.slots[number][position].copy_(new)
         else:
             self.layers[number].index_copy_(2, position, new[:, :, None])
+
+
+def compiled_decoding(model: GPT, precision: str) -> ctypes.CDLL | None:
+    """The C code that computes the same, or None: off a CPU or float32, for odd widths, and without a C compiler."""
+    options, device = model.config.options, next(model.parameters()).device
+    if device.type != "cpu" or precision != "fp32":
+        return None
+    return compiled.decoding_library(options.embed_dim_t, options.n_head)
+
+
+class CompiledWeights:
+    """The weights of a model as decoders by `kernels.decoding` share them."""
+
+    def __init__(self, model: GPT, library: ctypes.CDLL) -> None:
+        config, options, self.embedding = model.config, model.config.options, Embedding(model)
+        blocks = [cast(Block, block) for block in cast(nn.ModuleList, model.transformer["h"])]
+        shape = compiled.Shape(
+            layers=options.n_layer,
+            heads=options.n_head,
+            width=options.embed_dim_t,
+            inside=blocks[0].mlp.c_proj.in_features,
+            codes=config.codebook_size,
+            positions=config.block_size,
+            llama=options.arch == "llama",
+        )
+        tables = [[table[:, :, 0] for table in attention_turns(b.attn)] for b in blocks if b.attn.rotary]
+        turns = torch.stack([torch.stack(of_layer, 2) for of_layer in tables], 1) if tables else torch.empty(0)
+        last, codes = _affine(model.transformer["ln_f"]), self.embedding.wte[: config.codebook_size]
+        layers = [_compiled_layer(block) for block in blocks]
+        self.weights = compiled.network_weights(library, shape, layers, last, codes, turns)
+
+    def new_decoder(self, rows: int) -> "CompiledDecoder":
+        """With a key-value cache for so many rows."""
+        return CompiledDecoder(self, rows)
+
+
+def _compiled_layer(block: Block) -> compiled.LayerWeights:
+    attention, mlp = block.attn, block.mlp
+    modules = (block.ln_1, attention.c_attn, attention.c_proj, block.ln_2, mlp.c_fc, mlp.c_proj)
+    return compiled.LayerWeights(*(_affine(module) for module in modules))
+
+
+def _affine(module: nn.Module) -> compiled.Affine:
+    """Weight and bias."""
+    bias = getattr(module, "bias", None)
+    return cast(Tensor, module.weight).detach(), None if bias is None else bias.detach()
+
+
+class CompiledDecoder:
+    """As `Decoder`, by C code; the logits are overwritten by the next step."""
+
+    def __init__(self, weights: CompiledWeights, rows: int) -> None:
+        self.embedding, self.steps = weights.embedding, compiled.CachedSteps(weights.weights, rows)
+
+    def step(self, tokens: Tensor, position: int, bits: Tensor | None = None) -> Tensor:
+        """As `Decoder.step`."""
+        return self.steps.step(self.embedding(tokens, position, bits), position)

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.compiled_decoding import CompiledWeights, decoding_library
-from vqgpt.gpt.decoding import DecoderWeights
+from vqgpt.gpt.decoding import CompiledWeights, DecoderWeights, compiled_decoding
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
@@ -44,7 +43,7 @@ class Sampler:
         self.model, self.options, self.completes = model, options, completes
         self.device, self.guided = next(model.parameters()).device, options.cfg_scale != 1
         self.at_once = images_at_once(model.config, self.device, precision, self.guided)
-        library = decoding_library(model, precision)
+        library = compiled_decoding(model, precision)
         self.step = 1 if library else self.at_once  # of the number of images of a pass
         self.weights: CompiledWeights | DecoderWeights
         if library:

@@ -13,8 +13,7 @@ import threading
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.compiled_decoding import CompiledDecoder
-from vqgpt.gpt.decoding import Decoder
+from vqgpt.gpt.decoding import CompiledDecoder, Decoder
 from vqgpt.gpt.drawing import draw, guidance_scale, guide
 from vqgpt.gpt.graphed_pass import GraphedSteps
 from vqgpt.gpt.model import GPT

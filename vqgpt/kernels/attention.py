@@ -33,9 +33,17 @@ def attention_masks(positions: int) -> int:
 
 
 def attend(qkv: Tensor, masks: Masks | None) -> Tensor:
-    """Attention with dropout by `masks`, or without, of (B, T, 3, A, d) -> (B, T, A, d)."""
-    library = compiled_library(Path(__file__).with_name("attention.c")) if qkv.shape[-1] % LANES == 0 else None
-    if library and qkv.dtype == torch.float32:
+    """Attention with dropout by `masks`, or without, of (B, T, 3, A, d) -> (B, T, A, d).
+
+    Raises ValueError for another shape, and for masks of another number of images.
+    """
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"attention takes (images, positions, 3, heads, features), not {tuple(qkv.shape)}")
+    if masks and len(masks.drawn) != len(qkv):
+        raise ValueError(f"attention takes masks of {len(qkv)} images, not of {len(masks.drawn)}")
+    suits = qkv.is_cpu and qkv.dtype == torch.float32 and qkv.shape[-1] % LANES == 0 and qkv.numel()
+    library = compiled_library(Path(__file__).with_name("attention.c")) if suits else None
+    if library:
         return cast(Tensor, CompiledAttention.apply(qkv, masks, library))  # type: ignore[no-untyped-call]
     if masks:
         return cast(Tensor, DroppedAttention.apply(qkv, masks))  # type: ignore[no-untyped-call]
@@ -51,12 +59,12 @@ class CompiledAttention(torch.autograd.Function):
         """Keeps the sums of the softmax for the backward pass, which computes its weights again."""
         images, positions, _, heads, features = qkv.shape
         qkv = qkv.contiguous()
-        drawn = masks.draw(heads * attention_masks(positions)) if masks else torch.empty(0, 0, dtype=torch.int16)
+        drawn = masks.draw(heads * attention_masks(positions)) if masks else torch.empty(1, 0, dtype=torch.int16)
         lowest_kept = masks.lowest_kept if masks else 0
         sizes = torch.tensor([images, positions, heads, features, drawn.stride(0), lowest_kept])
         scratch = qkv.new_empty(call(library, "scratch_size", sizes))
         y, sums = qkv.new_empty(images, positions, heads, features), qkv.new_empty(images, heads, positions)
-        call(library, "attend", sizes, qkv, drawn, y, sums, scratch)
+        call(library, "attend", sizes, qkv, drawn[0], y, sums, scratch)  # those of other images lie behind
         ctx.save_for_backward(sizes, qkv, drawn, y, sums, scratch)
         ctx.library = library
         return y
@@ -67,7 +75,7 @@ class CompiledAttention(torch.autograd.Function):
         sizes, qkv, drawn, y, sums, scratch = ctx.saved_tensors
         of_qkv = torch.empty_like(qkv)
         gradient = gradients[0].contiguous()
-        call(ctx.library, "attend_backward", sizes, qkv, drawn, y, sums, gradient, of_qkv, scratch)
+        call(ctx.library, "attend_backward", sizes, qkv, drawn[0], y, sums, gradient, of_qkv, scratch)
         return of_qkv, None, None
 
 

@@ -20,20 +20,24 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
+from vqgpt.errors import printable
 from vqgpt.storage.files import user_cache_folder
 
 logger = logging.getLogger(__name__)
 
 HEADERS = Path(__file__).parent
+SOURCES = sorted(HEADERS.glob("*.c"))
 OPTIONS = ["-O3", "-march=native", "-shared", "-fPIC"]
 LOAD = [sys.executable, "-I", "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])"]
 FUNCTION = re.compile(r"^(?:void|long) (\w+)\(", re.MULTILINE)  # how those begin in a C file that are called from here
 ROOM = 2**20  # bytes, which a compiler's files need
 NUMBERS = (torch.float32, torch.int16, torch.int64)  # what our C code computes with
+LINES_KEPT, BYTES_KEPT = 8, 4096  # of what a compiler that failed said
 LONGEST_RUN = 60  # seconds; a compiler takes one or two
 hung: set[str] = set()  # programs that took longer, and are not tried again by this process
 
@@ -99,14 +103,19 @@ def _digest(data: bytes) -> str:
 def _run(command: list[str], result: Path | None = None) -> None:
     """Run a program, whose output goes nowhere, and which makes a file.
 
-    Raises OSError if it cannot be run, fails, does not end, now or before, or made nothing.
+    Raises OSError if it cannot be run, fails, does not end, now or before, or made nothing. Its notes are the last
+    lines that a program which failed wrote to stderr.
     """
     unending = OSError(f"{command[0]} did not end in {LONGEST_RUN} seconds")
     if command[0] in hung:
         raise unending
     nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=pipe, start_new_session=True)
+    said = bytearray()
+    listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
     try:
+        listener.start()
         status = process.wait(LONGEST_RUN)
     except BaseException as error:
         with suppress(OSError):
@@ -118,9 +127,21 @@ def _run(command: list[str], result: Path | None = None) -> None:
         raise
     if status:
         full = result is not None and shutil.disk_usage(result.parent).free < ROOM
-        raise OSError(f"{command[0]} failed" + (f", as {tempfile.gettempdir()} is full" if full else ""))
+        failure = OSError(f"{command[0]} failed" + (f", as {tempfile.gettempdir()} is full" if full else ""))
+        listener.join(1)  # what it started may still have its stderr open
+        for line in said.decode(errors="replace").splitlines()[-LINES_KEPT:]:
+            failure.add_note(printable(line))
+        raise failure
     if result is not None and not result.is_file():
         raise OSError(f"{command[0]} made nothing")
+
+
+def _listen(stream: IO[bytes], said: bytearray) -> None:
+    """Read a stream to its end, of which the last bytes stay in `said`."""
+    with stream:
+        while part := stream.read1(BYTES_KEPT):  # type: ignore[attr-defined]
+            said += part
+            del said[:-BYTES_KEPT]
 
 
 def _tried(path: Path, source: Path) -> ctypes.CDLL:
@@ -182,15 +203,14 @@ def _is_own(status: os.stat_result, of_others: int = stat.S_IWGRP | stat.S_IWOTH
 
 
 def _can_be_read(tensor: Tensor) -> bool:
-    in_one_piece = tensor.is_contiguous() or tensor.stride(-1) == 1
-    return tensor.is_cpu and tensor.dtype in NUMBERS and in_one_piece
+    return tensor.is_cpu and tensor.dtype in NUMBERS and tensor.is_contiguous()
 
 
 def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int) -> int:
     """Call a function that takes pointers and longs; Python's other threads run meanwhile.
 
     Raises ValueError for a tensor that our C code would read wrongly: on another device, of other numbers than it
-    computes with, or whose rows do not lie in one piece.
+    computes with, or not in one piece. Whether shapes suit each other is checked by the module of each C file.
     """
     for argument in arguments:
         if isinstance(argument, Tensor) and not _can_be_read(argument):

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from vqgpt.kernels.build import call, compiled_library
 
 GROUPS = 32
-LANES = 8  # channels that the C code takes at once
 
 
 class Norm(nn.GroupNorm):
@@ -30,7 +29,7 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        trains = torch.is_grad_enabled() and x.is_cpu and x.dtype == torch.float32
+        trains = torch.is_grad_enabled() and self._suits(x)
         if x.shape[1:].numel() == GROUPS:
             y = self._of_single_values(x)
         elif trains and (library := compiled_library(Path(__file__).with_name("normalisation.c"))):
@@ -38,6 +37,12 @@ class Norm(nn.GroupNorm):
         else:
             y = super().forward(x)
         return F.silu(y) if self.silu else y
+
+    def _suits(self, x: Tensor) -> bool:
+        """Whether the C code takes it; torch refuses what nothing takes."""
+        numbers = (x, self.weight, self.bias)
+        channels = x.ndim == 4 and x.numel() > 0 and x.shape[1] == self.num_channels
+        return channels and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in numbers)
 
     def _of_single_values(self, x: Tensor) -> Tensor:
         """With one value per group, which is its own mean, the bias is left.

@@ -63,14 +63,17 @@ class _FastConvolutions(TorchFunctionMode):
 def _suits(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> bool:
+    """Whether the C code computes it; torch refuses what nothing computes."""
     return (
-        x.dtype == weight.dtype == torch.float32
+        bias is not None
+        and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in (x, weight, bias))
+        and x.ndim == weight.ndim == 4
+        and (x.shape[1], *bias.shape) == (weight.shape[1], weight.shape[0])
         and weight.shape[2:] == (3, 3)
         and (stride, padding, dilation, groups) == ((1, 1), (1, 1), (1, 1), 1)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
         and min(x.shape[2:]) >= SMALLEST_SIDE
         and len(x) * _squares(*x.shape[2:]) >= (FEWEST_SQUARES if weight.requires_grad else FEWEST_SQUARES_KEPT)
-        and bias is not None
     )
 
 
