@@ -1,5 +1,7 @@
 """The line that says what to do next, on a terminal; and the one that says which recipe is better than the defaults."""
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
@@ -47,5 +49,7 @@ def test_a_training_with_the_default_rate_names_a_recipe(pipeline):
     assert "--recipe digits is better" in run_here(*train).err
     assert "is better" not in run_here(*train, "--lr", "1e-3").err
     assert "is better" not in run_here(*train, "--recipe", "digits").err
+    Path("cache/digits.zarr").rename("cache/mine.zarr")
+    assert "is better" not in run_here(*train).err  # there is no recipe of that name
     vqgan = run_here("vqgan", "train", "--dataset", "mnist", "--dry-run")
     assert "--recipe mnist is better" in vqgan.err

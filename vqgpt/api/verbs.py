@@ -8,7 +8,7 @@ What a command refuses is refused here too, with the errors of `vqgpt.errors`: n
 `overwrite=True`, and what was interrupted is continued. `progress` is called with the events of `vqgpt.progress`.
 """
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vqgpt.api.options import TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.errors import UsageError
@@ -17,10 +17,14 @@ from vqgpt.options.names import nearest_hint
 from vqgpt.progress import PlainBar, Report
 from vqgpt.tokens import TokenCache
 
+if TYPE_CHECKING:
+    from vqgpt.api.generator import Generator
+    from vqgpt.api.tokenizer import Tokenizer
+
 ConfigT = TypeVar("ConfigT")
 
 
-def train_vqgan(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> Any:
+def train_vqgan(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> "Tokenizer":
     """Train a VQ-GAN as `vqgpt vqgan train` does; returns the Tokenizer. Raises UsageError for an unknown option."""
     from vqgpt.api import tokenizer, train_vqgan
 
@@ -38,7 +42,7 @@ def tokenize(*, overwrite: bool = False, progress: Report | None = None, **optio
     return TokenCache(config.result)
 
 
-def train(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> Any:
+def train(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> "Generator":
     """Train a GPT as `vqgpt train` does; returns the Generator. Raises UsageError for an unknown option."""
     from vqgpt.api import generator, train
 

@@ -19,7 +19,9 @@ def run(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
 
     if flags.recipe is None and config.training.lr == GPTTrainingOptions.lr:
         with suppress(VQGPTError):  # that there is no cache is for the training to say
-            report(Notice(text=recipe_advice(config.dataset or find_cache(config.cache, None).stem)))
+            advice = recipe_advice(config.dataset or find_cache(config.cache, None).stem)
+            if advice:
+                report(Notice(text=advice))
     return train.run(config, flags.overwrite, flags.dry_run, report)
 
 

@@ -15,7 +15,9 @@ def run(config: VQGANTrainConfig, flags: Flags, report: Report) -> Mapping[str, 
     from vqgpt.api import train_vqgan
 
     if flags.recipe is None and config.training.lr == VQGANTrainingOptions.lr:
-        report(Notice(text=recipe_advice(config.images.dataset)))
+        advice = recipe_advice(config.images.dataset)
+        if advice:
+            report(Notice(text=advice))
     return train_vqgan.run(config, flags.overwrite, flags.dry_run, report)
 
 

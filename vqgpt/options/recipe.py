@@ -11,6 +11,7 @@ from vqgpt.options.names import nearest_hint
 from vqgpt.storage.files import read_regular
 
 LARGEST_RECIPE = 2**20  # bytes
+OWN_IMAGES = "folder"  # the dataset for which `vqgpt run` chooses a recipe
 
 
 def recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, Command]) -> dict[str, Any]:
@@ -25,7 +26,9 @@ def recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, 
 
 
 def recipe_advice(dataset: str) -> str:
-    """One line that says which recipe is better than the defaults."""
+    """One line that says which recipe is better than the defaults; "" for a dataset that has none."""
+    if dataset not in (*recipes(), OWN_IMAGES):
+        return ""
     better = f"--recipe {dataset}" if dataset in recipes() else f"`vqgpt run --dataset {dataset}`, which chooses one,"
     return f"no recipe and no --lr: the defaults are those of GenerativeZoo, and slow to learn; {better} is better"
 
