@@ -31,7 +31,7 @@ from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.runtime.device import resolve_precision, select_device
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache
 from vqgpt.training.schedule import Schedule

@@ -27,7 +27,7 @@ from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions

@@ -24,7 +24,7 @@ from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.options.definition import resolve
-from vqgpt.options.places import cache_path, gpt_path, vqgan_path
+from vqgpt.options.paths import cache_path, gpt_path, vqgan_path
 from vqgpt.progress import silent
 from vqgpt.tokens import TokenCache
 from vqgpt.tokens.statistics import code_statistics

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
 

@@ -27,7 +27,7 @@ from vqgpt.data.table import held_out_split
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, Order
 from vqgpt.gpt.training import GPTTraining, held_out_figures
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.tokens import TokenCache
 from vqgpt.training.schedule import Schedule
 

@@ -24,7 +24,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import Condition, GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.runtime.device import autocast, select_device
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 COPIED_BYTES = {"cpu": 2**28, "cuda": 2**32}

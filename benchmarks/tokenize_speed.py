@@ -27,7 +27,7 @@ from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.options.definition import resolve
 from vqgpt.progress import Event, Progress, silent
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.vqgan.checkpoint import KIND, vqgan_content
 from vqgpt.vqgan.model import VQGAN

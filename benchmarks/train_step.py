@@ -31,7 +31,7 @@ from vqgpt.gpt.training import GPTTraining, Sequences
 from vqgpt.progress import silent
 from vqgpt.runtime.device import autocast, select_device
 from vqgpt.runtime.interrupt import StopRequest
-from vqgpt.runtime.memory import keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.loop import run_training
 from vqgpt.training.run import TrainingRun
 from vqgpt.training.schedule import Schedule

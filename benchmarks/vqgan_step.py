@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqgpt.runtime.device import autocast
-from vqgpt.runtime.memory import keep_memory_pages
-from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.runtime.libraries import import_torchvision
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule, Step
 from vqgpt.vqgan.discriminator import adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, AttnBlock

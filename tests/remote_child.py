@@ -9,7 +9,7 @@ import numpy as np
 from tests.conftest import description, rows_of
 from vqgpt.api import filling as shards
 from vqgpt.errors import VQGPTError
-from vqgpt.options.cache_path import parse_cache_path
+from vqgpt.options.paths import parse_cache_path
 from vqgpt.progress import silent
 from vqgpt.tokens import Split
 

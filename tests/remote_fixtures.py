@@ -10,7 +10,7 @@ from tests import remote_child
 from tests.conftest import files_of
 from tests.forked import CONTEXT
 from tests.s3_server import serve
-from vqgpt.options.cache_path import CacheURL
+from vqgpt.options.paths import CacheURL
 
 BUCKETS = (f"bucket-{number}" for number in itertools.count())
 

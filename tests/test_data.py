@@ -32,7 +32,7 @@ from vqgpt.data.table import DATASETS, find_dataset, held_out_split, nearest_sto
 from vqgpt.errors import InputError, MissingDataError, MissingFilesError
 from vqgpt.options.definition import resolve
 from vqgpt.progress import Notice, silent
-from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.runtime.libraries import import_torchvision
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

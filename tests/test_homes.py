@@ -11,10 +11,10 @@ from PIL import Image
 from tests.conftest import assert_refused, description, files_of, run_here, write_cache
 from vqgpt.cli.app import COMMANDS
 from vqgpt.cli.variables import environment_variable
-from vqgpt.options.cache_path import CachePath, CacheURL
 from vqgpt.options.codec import convert
 from vqgpt.options.command import Flags
 from vqgpt.options.definition import options_of, value_of
+from vqgpt.options.paths import CachePath, CacheURL
 
 HERE_NOBODY = "~no-such-user-here"
 PATHS = [

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import TINY_GPT, assert_refused, files_of, run_here
 from vqgpt.data.preparing import prepare
 from vqgpt.data.preprocessing import Preprocessing, PreprocessingOptions
-from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.runtime.libraries import import_torchvision
 from vqgpt.tokens import TokenCache
 from vqgpt.tokens.third_party import VIEWS
 

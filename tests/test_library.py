@@ -16,7 +16,7 @@ from PIL import Image
 import vqgpt
 from tests.conftest import TINY_VQGAN, run_here
 from vqgpt.errors import InputError, MissingDataError, UsageError
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import one_line
 
 README = Path(__file__).parent.parent / "README.md"
 SMALL_VQGAN = {"size": 16, "channels": 32, "z_channels": 8, "ch_mult": (1, 1), "num_res_blocks": 1, "n_embed": 16}

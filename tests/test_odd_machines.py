@@ -9,8 +9,7 @@ import pytest
 
 from tests.conftest import OTHER_VQGAN, Outcome, assert_refused, run_here
 from vqgpt.cli.running import explain
-from vqgpt.runtime import launch
-from vqgpt.runtime.launch import device_number
+from vqgpt.runtime.process import device_number
 
 TRAIN = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN]
 TOGETHER = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29555"}
@@ -42,7 +41,7 @@ def test_variables_of_torchrun_that_make_no_sense_are_named(here, monkeypatch, v
 
 @pytest.mark.parametrize("address", ["no.such.host.invalid", "a..b", "x" * 100])
 def test_an_address_that_cannot_be_resolved_is_named(here, monkeypatch, address):
-    monkeypatch.setattr(launch, "SECONDS_TO_RESOLVE", 0.0)
+    monkeypatch.setattr(process, "SECONDS_TO_RESOLVE", 0.0)
     for name, text in {**TOGETHER, "MASTER_ADDR": address}.items():
         monkeypatch.setenv(name, text)
     assert_refused(run_here(*TRAIN), 2, f"MASTER_ADDR={address} cannot be resolved", "torchrun")

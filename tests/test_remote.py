@@ -14,7 +14,7 @@ from zarr.storage import ObjectStore as ZarrStore
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import run_ranks
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.cache_path import parse_cache_path
+from vqgpt.options.paths import parse_cache_path
 from vqgpt.tokens import TokenCache, lease, lock_of, object_store
 from vqgpt.tokens.lease import Lease
 

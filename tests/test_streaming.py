@@ -13,8 +13,7 @@ from tests.test_interruption import assert_same_training, saved_step, wait_for
 from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.training import Sequences
 from vqgpt.runtime.device import epoch_order
-from vqgpt.training.schedule import Schedule
-from vqgpt.training.stream_order import StreamOrder
+from vqgpt.training.schedule import Schedule, StreamOrder
 
 SIZES = {
     "num_rows": st.integers(1, 70),

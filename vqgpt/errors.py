@@ -1,10 +1,16 @@
 """The errors that users meet, and the exit codes of the commands.
 
-Each error says two things: what is wrong (naming the file, flag or shard) and what to do about it.
+Each error says two things: what is wrong (naming the file, flag or shard) and what to do about it, such as the name
+that was meant.
 Must not import torch, rich or typer.
 """
 
+import difflib
+import unicodedata
+from collections.abc import Iterable
 from enum import IntEnum
+
+MOST_NAMES = 50  # in a hint
 
 
 class ExitCode(IntEnum):
@@ -78,3 +84,16 @@ class InterruptedRun(VQGPTError):
     def __init__(self, message: str, hint: str, exit_code: ExitCode) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """A hint that names what is nearest to `name` among `known`, or the first 50 where nothing is near."""
+    known = [composed(word) for word in known]
+    near = difflib.get_close_matches(composed(name), known, n=1)
+    more = f", and {len(known) - MOST_NAMES:,} more" if len(known) > MOST_NAMES else ""
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known[:MOST_NAMES])}{more}"
+
+
+def composed(name: str) -> str:
+    """A name as names are compared: each letter and its marks in one (NFC), which some systems store apart."""
+    return unicodedata.normalize("NFC", name)

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqgpt.options.cache_path import CachePath, beside
 from vqgpt.options.definition import argument, check, option
-from vqgpt.options.places import can_be_a_dataset
+from vqgpt.options.paths import CachePath, beside, can_be_a_dataset
 from vqgpt.options.shared import (
     CACHE,
     CHECKPOINT_GPT,

@@ -6,7 +6,7 @@ import numpy as np
 
 from vqgpt.api.find import list_caches
 from vqgpt.errors import InputError, VQGPTError
-from vqgpt.options.cache_path import CachePath
+from vqgpt.options.paths import CachePath
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
 from vqgpt.tokens.reader import continue_hint, repair_hint

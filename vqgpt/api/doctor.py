@@ -9,9 +9,9 @@ import torch
 
 from vqgpt.data.table import DATASETS
 from vqgpt.kernels import build as compiled
-from vqgpt.options.places import CACHE_FOLDER, RUNS_FOLDER, default_data_root
-from vqgpt.runtime.memory import keep_memory_pages
-from vqgpt.runtime.versions import LIBRARIES, installed_version
+from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, default_data_root
+from vqgpt.runtime.libraries import LIBRARIES, installed_version
+from vqgpt.runtime.process import keep_memory_pages
 
 EXTRAS = {"lpips": "the perceptual loss", "wandb": "logging to Weights & Biases"}
 

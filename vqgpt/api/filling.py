@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import VQGPTError
-from vqgpt.options.cache_path import CachePath
+from vqgpt.options.paths import CachePath
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.distributed import gather_to_main, main_first, name_of_run, rank, world_size
 from vqgpt.runtime.interrupt import StopRequest, stop_on_signals
-from vqgpt.runtime.versions import library_versions
+from vqgpt.runtime.libraries import library_versions
 from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, lock_of
 
 SECONDS_TO_LEAVE = 4.0  # after a signal

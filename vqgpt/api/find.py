@@ -6,8 +6,7 @@ from typing import TypeVar
 
 from vqgpt.errors import MissingDataError, UsageError
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.options.cache_path import CachePath, CacheURL
-from vqgpt.options.places import CACHE_FOLDER, RUNS_FOLDER, cache_path, gpt_path
+from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, CachePath, CacheURL, cache_path, gpt_path
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 

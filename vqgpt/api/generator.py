@@ -23,10 +23,10 @@ from vqgpt.gpt.labels import KnownLabels, number_word, untold
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
+from vqgpt.options.codec import num_parameters
 from vqgpt.options.shared import RunOptions
 from vqgpt.progress import silent
 from vqgpt.runtime.device import resolve_precision, select_device
-from vqgpt.runtime.one_line import num_parameters
 from vqgpt.tokens import Description
 
 

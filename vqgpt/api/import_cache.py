@@ -16,13 +16,12 @@ from vqgpt.api.cache_options import CacheImportConfig
 from vqgpt.data.images import held_out_rows
 from vqgpt.data.table import DATASETS
 from vqgpt.errors import InputError, MissingDataError, UsageError
-from vqgpt.options.cache_path import CachePath
+from vqgpt.options.codec import one_line
 from vqgpt.options.definition import check
-from vqgpt.options.places import cache_path, can_be_a_dataset
+from vqgpt.options.paths import CachePath, cache_path, can_be_a_dataset
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.interrupt import stop_on_signals
-from vqgpt.runtime.one_line import one_line
-from vqgpt.runtime.versions import library_versions
+from vqgpt.runtime.libraries import library_versions
 from vqgpt.tokens import CacheWriter, Description, Split, lock_of
 from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER

@@ -7,9 +7,8 @@ from typing import Literal
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.preprocessing import IMAGES, parse_views
 from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.options.cache_path import CachePath
 from vqgpt.options.definition import argument, check, option
-from vqgpt.options.places import RUNS_FOLDER, cache_path, vqgan_path
+from vqgpt.options.paths import RUNS_FOLDER, CachePath, cache_path, vqgan_path
 from vqgpt.options.shared import (
     CHECKPOINT_GPT,
     CHECKPOINT_VAE,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from vqgpt.api.options import EncoderOptions
-from vqgpt.options.cache_path import CachePath, beside
 from vqgpt.options.definition import argument, check, option
+from vqgpt.options.paths import CachePath, beside
 from vqgpt.options.shared import (
     CACHE,
     CHECKPOINT_GPT,

@@ -22,10 +22,9 @@ from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import DATASETS, Dataset, find_dataset
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.options.codec import to_json
+from vqgpt.options.codec import one_line, to_json
 from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, png_bytes, to_displayable
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.one_line import one_line
 from vqgpt.storage.files import write_atomically
 from vqgpt.storage.results import check_place, sole_writer
 from vqgpt.tokens import Description, SplitTokens, TokenCache

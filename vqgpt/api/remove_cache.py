@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.cache_path import CachePath
+from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report
 from vqgpt.tokens import lock_of, remove_cache
 from vqgpt.tokens.writer import files_to_remove

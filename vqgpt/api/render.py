@@ -21,9 +21,8 @@ from PIL.Image import Image
 from vqgpt.api.options import EncoderOptions
 from vqgpt.api.output_options import ROWS_ON_A_SHEET, RenderConfig
 from vqgpt.data.folder import WITHOUT_CLASS, class_folders
-from vqgpt.errors import InputError, UsageError
+from vqgpt.errors import InputError, UsageError, nearest_hint
 from vqgpt.options.codec import to_json
-from vqgpt.options.names import nearest_hint
 from vqgpt.pictures.folder import PictureFolder
 from vqgpt.pictures.sheet import contact_sheet, png_bytes, to_displayable, to_rgb
 from vqgpt.progress import Notice, Picture, Report, silent

@@ -18,8 +18,8 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.completion import Prompts
 from vqgpt.gpt.labels import number_word
 from vqgpt.gpt.options import SamplingOptions
-from vqgpt.options.cache_path import CachePath
 from vqgpt.options.definition import resolve
+from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report
 from vqgpt.tokens import Description, read_manifest
 from vqgpt.tokens.reader import continue_hint

@@ -29,11 +29,10 @@ from vqgpt.api.up_to_date import (
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import UsageError
-from vqgpt.options.cache_path import CachePath, beside
 from vqgpt.options.codec import to_json
 from vqgpt.options.command import Command, Flags
 from vqgpt.options.definition import resolve
-from vqgpt.options.places import RUNS_FOLDER, gpt_path, samples_path
+from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, gpt_path, samples_path
 from vqgpt.options.recipe import load_recipe, recipe_path, recipes, values_for
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import write_atomically

@@ -26,12 +26,10 @@ from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sampling import Sampler
 from vqgpt.gpt.trained import load_gpt
-from vqgpt.options.cache_path import CachePath
-from vqgpt.options.codec import to_json
-from vqgpt.options.places import samples_path, vqgan_path
+from vqgpt.options.codec import one_line, to_json
+from vqgpt.options.paths import CachePath, samples_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import resolve_precision, select_device
-from vqgpt.runtime.one_line import one_line
 from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import check_can_be_written
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from vqgpt.api.find import check_heads, find_gpt, tell_if_unknown
 from vqgpt.api.output_options import ScoreConfig
-from vqgpt.errors import InputError
+from vqgpt.errors import InputError, composed
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.labels import told_labels, untold
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.gpt.trained import load_gpt
-from vqgpt.options.names import composed
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.device import resolve_precision, select_device
 from vqgpt.storage.files import write_atomically

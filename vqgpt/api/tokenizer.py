@@ -12,10 +12,10 @@ from PIL.Image import Image
 
 from vqgpt.api.generator import Generator
 from vqgpt.errors import InputError, UsageError
+from vqgpt.options.codec import num_parameters
 from vqgpt.pictures import sheet
 from vqgpt.progress import silent
 from vqgpt.runtime.device import select_device
-from vqgpt.runtime.one_line import num_parameters
 from vqgpt.vqgan import checkpoint
 from vqgpt.vqgan.coding import decode_in_passes, encode_images
 from vqgpt.vqgan.model import VQGAN

@@ -26,12 +26,12 @@ from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.trained import load_gpt
 from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
 from vqgpt.options.codec import differences, to_json
-from vqgpt.options.places import gpt_path, vqgan_path
+from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import derived_seed, deterministic, resolve_precision, select_device
 from vqgpt.runtime.distributed import process_group, rank, world_size
 from vqgpt.runtime.interrupt import stop_on_signals
-from vqgpt.runtime.shortage import out_of_memory
+from vqgpt.runtime.process import out_of_memory
 from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import place_of, write_atomically
 from vqgpt.tokens import Description, TokenCache
@@ -39,8 +39,7 @@ from vqgpt.tokens.label_occurrence import names_without, occurring
 from vqgpt.training.loggers import tensorboard_log, wandb_log
 from vqgpt.training.loop import run_training
 from vqgpt.training.run import TrainingRun, check_result
-from vqgpt.training.schedule import Schedule
-from vqgpt.training.stream_order import StreamOrder
+from vqgpt.training.schedule import Schedule, StreamOrder
 
 SHOWN_SAMPLES = 16
 

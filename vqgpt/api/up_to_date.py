@@ -17,9 +17,9 @@ from vqgpt.data.reading import check_options
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.gpt.trained import load_gpt
-from vqgpt.options.cache_path import CachePath
 from vqgpt.options.codec import flat, from_json, to_json
 from vqgpt.options.definition import options_of
+from vqgpt.options.paths import CachePath
 from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file, weights_sha256
 from vqgpt.storage.files import canonical_json, read_regular, sha256, write_atomically
 from vqgpt.tokens.reader import read_manifest

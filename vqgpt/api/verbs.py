@@ -11,9 +11,8 @@ What a command refuses is refused here too, with the errors of `vqgpt.errors`: n
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vqgpt.api.options import TokenizeConfig, TrainConfig, VQGANTrainConfig
-from vqgpt.errors import UsageError
+from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.options.definition import options_of, resolve
-from vqgpt.options.names import nearest_hint
 from vqgpt.progress import PlainBar, Report
 from vqgpt.tokens import TokenCache
 

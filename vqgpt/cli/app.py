@@ -14,7 +14,7 @@ from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode, UsageError, VQGPTError
 from vqgpt.options.command import Command
 from vqgpt.options.definition import options_of
-from vqgpt.runtime.versions import installed_version
+from vqgpt.runtime.libraries import installed_version
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 GROUPS = {

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vqgpt.cli.variables import environment_variable
-from vqgpt.options.cache_path import CachePath
 from vqgpt.options.command import Command
 from vqgpt.options.definition import Option, options_of
+from vqgpt.options.paths import CachePath
 
 
 def typer_parameter(option: Option, words: str) -> inspect.Parameter:

@@ -29,9 +29,7 @@ from vqgpt.options.definition import flat_values, options_of, resolve
 from vqgpt.options.recipe import recipe_values
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.interrupt import Terminated, terminated_as_interrupted
-from vqgpt.runtime.launch import process_rank, processes
-from vqgpt.runtime.memory import keep_memory_pages, low_limit
-from vqgpt.runtime.shortage import shortage
+from vqgpt.runtime.process import keep_memory_pages, low_limit, process_rank, processes, shortage
 
 
 def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[str, Command]) -> int:

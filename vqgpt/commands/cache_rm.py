@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vqgpt.options.cache_path import CachePath
 from vqgpt.options.command import Command, Flags
 from vqgpt.options.definition import option
+from vqgpt.options.paths import CachePath
 from vqgpt.options.shared import CACHE, DATA
 from vqgpt.progress import Report
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.options.command import Command, Flags
-from vqgpt.options.places import default_data_root
+from vqgpt.options.paths import default_data_root
 from vqgpt.options.shared import DATA_ROOT
 from vqgpt.progress import Report
 

@@ -18,7 +18,7 @@ from vqgpt.data.images import ArrayImages, ImageSplit
 from vqgpt.data.remote_files import FILES, RemoteFile
 from vqgpt.data.table import Dataset, nearest_stored_size
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.runtime.libraries import import_torchvision
 from vqgpt.storage.files import check_is_not_special, open_regular
 
 HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split

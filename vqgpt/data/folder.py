@@ -17,8 +17,7 @@ from vqgpt.data.decoding import SUFFIXES, is_image_name
 from vqgpt.data.file_trees import FileTree, is_hidden, open_tree, tell_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.data.listings import Color, Listing
-from vqgpt.errors import InputError, printable
-from vqgpt.options.names import composed
+from vqgpt.errors import InputError, composed, printable
 from vqgpt.progress import Notice, Report
 
 SPLIT_NAMES = {

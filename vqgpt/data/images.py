@@ -16,7 +16,7 @@ from PIL import Image
 from vqgpt.data.decoding import BrokenImageError, decode
 from vqgpt.data.file_trees import FileTree
 from vqgpt.errors import InputError
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import one_line
 
 
 class ImageSource(Protocol):

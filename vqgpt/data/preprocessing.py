@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vqgpt.errors import UsageError
+from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.options.definition import check, option
-from vqgpt.options.names import nearest_hint
 
 IMAGES = "Images"
 COLORS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}

@@ -14,8 +14,7 @@ from vqgpt.data.images import FileImages, ImageDataset, ImageSplit, digest, hold
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.table import Dataset
-from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
-from vqgpt.options.names import composed
+from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError, composed
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import check_is_not_special
 from vqgpt.tokens.label_occurrence import names_without, occurring

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from vqgpt.errors import InputError, UsageError
-from vqgpt.options.names import nearest_hint
+from vqgpt.errors import InputError, UsageError, nearest_hint
 
 Reader = Literal[
     "digits", "torchvision", "medmnist", "dtd", "places365", "tinyimagenet", "imagenet", "celeba", "folder"

@@ -16,8 +16,7 @@ from torch import Tensor
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
-from vqgpt.options.codec import from_json, to_json
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import from_json, one_line, to_json
 from vqgpt.storage.checkpoint import (
     check_fits,
     check_parts,

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.errors import InputError, MissingDataError, UsageError, composed
 from vqgpt.gpt.labels import told_labels, untold
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.options.cache_path import CachePath, expand_home, parse_cache_path
-from vqgpt.options.names import composed
-from vqgpt.options.places import CACHE_FOLDER, cache_path
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import one_line
+from vqgpt.options.paths import CACHE_FOLDER, CachePath, cache_path, expand_home, parse_cache_path
 from vqgpt.tokens import Description, TokenCache
 
 CACHE_PREFIX = "cache:"

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.errors import UsageError, printable
+from vqgpt.errors import UsageError, composed, nearest_hint, printable
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.options.names import composed, nearest_hint
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import Description, SplitTokens
 from vqgpt.tokens.label_occurrence import names_without, occurring

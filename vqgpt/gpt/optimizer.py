@@ -12,8 +12,7 @@ from torch import Tensor
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.muon import OF_MUON, Muon
 from vqgpt.gpt.options import GPTTrainingOptions
-from vqgpt.training.sharding import is_part, load_whole_optimizer
-from vqgpt.training.state import OF_ADAM, StateMisfitError, check_optimizer
+from vqgpt.training.weights import OF_ADAM, StateMisfitError, check_optimizer, is_part, load_whole_optimizer
 
 
 class Optimizer:

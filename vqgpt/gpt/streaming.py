@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqgpt.gpt.training import Sequences
-from vqgpt.training.stream_order import StreamOrder
+from vqgpt.training.schedule import StreamOrder
 
 
 class StreamedSequences:

@@ -23,6 +23,7 @@ from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
 from vqgpt.kernels.dropout import Masks
+from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
 from vqgpt.runtime.distributed import (
     cut_short_when_alone,
@@ -32,11 +33,8 @@ from vqgpt.runtime.distributed import (
     sum_gradients,
     sum_over_ranks,
 )
-from vqgpt.runtime.one_line import one_line
-from vqgpt.training.ema import move_average
 from vqgpt.training.schedule import Schedule, Step
-from vqgpt.training.sharding import load_whole, shard, sum_at_next_backward, whole
-from vqgpt.training.state import check_alike
+from vqgpt.training.weights import check_alike, load_whole, move_average, shard, sum_at_next_backward, whole
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation

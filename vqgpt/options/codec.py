@@ -1,10 +1,15 @@
 """Frozen dataclasses as JSON and back: how manifests and checkpoints hold what they say of themselves.
 
 Values are plain Python (int, float, bool, str, paths), tuples, dicts and other such dataclasses. Must not import torch.
+
+What an object holds, on one line, in place of all its numbers: a dataclass with arrays says `__repr__ = one_line`.
+
+Must not import torch or numpy.
 """
 
 import functools
 import operator
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -12,9 +17,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from vqgpt.errors import InputError, UsageError
-from vqgpt.options.cache_path import CachePath, parse_cache_path
-from vqgpt.options.names import nearest_hint
+from vqgpt.errors import InputError, UsageError, nearest_hint
+from vqgpt.options.paths import CachePath, parse_cache_path
 
 LONGEST_VALUE = 200  # characters of a value in a message
 
@@ -127,3 +131,30 @@ def _describe(annotation: Any) -> str:
             return f"a list of {args[0].__name__}"
         return f"a list of {len(args)} {args[0].__name__}"
     return f"one {getattr(annotation, '__name__', annotation)}"
+
+
+class Brief(reprlib.Repr):
+    """An array by its type and shape, a network by its size, the first few of many elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+
+    def repr1(self, x: Any, level: int) -> str:
+        """What `reprlib` calls for each value."""
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
+            return f"{x.dtype} {tuple(x.shape)}"
+        if hasattr(x, "parameters"):
+            return f"{type(x).__name__} of {num_parameters(x):,} parameters"
+        return super().repr1(x, level).replace("\n", " ")
+
+
+def num_parameters(network: Any) -> int:
+    """How many numbers it learns."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def one_line(self: Any) -> str:
+    """The representation of a dataclass."""
+    values = (f"{item.name}={Brief().repr(getattr(self, item.name))}" for item in fields(self))
+    return f"{type(self).__name__}({', '.join(values)})"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vqgpt.errors import UsageError
-from vqgpt.options.cache_path import CachePath, expand_home
 from vqgpt.options.codec import convert, without_none
+from vqgpt.options.paths import CachePath, expand_home
 
 ConfigT = TypeVar("ConfigT")
 

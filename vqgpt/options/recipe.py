@@ -5,9 +5,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vqgpt.errors import UsageError
+from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.options.command import Command
-from vqgpt.options.names import nearest_hint
 from vqgpt.storage.files import read_regular
 
 LARGEST_RECIPE = 2**20  # bytes

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vqgpt.errors import InputError, VQGPTError
-from vqgpt.options.cache_path import CacheURL
+from vqgpt.options.paths import CacheURL
 from vqgpt.progress import Notice, Report, silent
 from vqgpt.tokens import lease_objects
 from vqgpt.tokens.lease_objects import Claim, HeldError

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vqgpt.options.codec import to_json
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import one_line, to_json
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from vqgpt.errors import MissingDataError, ResourceError, UsageError, VQGPTError
-from vqgpt.options.cache_path import CacheURL
+from vqgpt.options.paths import CacheURL
 from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.store import may_always_write
 

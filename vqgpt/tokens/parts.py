@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import one_line
 from vqgpt.tokens import TokenCache
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.options.cache_path import CachePath, parse_cache_path
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import one_line
+from vqgpt.options.paths import CachePath, parse_cache_path
 from vqgpt.tokens.document import from_document
 from vqgpt.tokens.folder_store import TooLargeError
 from vqgpt.tokens.layout import ArrayLayout

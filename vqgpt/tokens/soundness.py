@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from vqgpt.options.places import can_be_a_dataset
+from vqgpt.options.paths import can_be_a_dataset
 from vqgpt.tokens.layout import ArrayLayout
 from vqgpt.tokens.manifest import Description, Manifest, StoredFile
 

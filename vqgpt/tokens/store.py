@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vqgpt.options.cache_path import CachePath
+from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report, silent
 from vqgpt.storage.files import check_can_be_written
 from vqgpt.storage.write_lock import WriteLock

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError, MissingDataError
+from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
-from vqgpt.runtime.one_line import one_line
 from vqgpt.storage.files import open_regular
 from vqgpt.storage.npy_files import read_npy
 

@@ -6,7 +6,7 @@ Imports numpy and zarr only.
 import numpy as np
 
 from vqgpt.errors import InputError
-from vqgpt.options.cache_path import CachePath
+from vqgpt.options.paths import CachePath
 from vqgpt.tokens.reader import TokenCache, read_manifest
 from vqgpt.tokens.statistics import count_codes, split_statistics
 from vqgpt.tokens.store import store_at

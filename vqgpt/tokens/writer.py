@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError
-from vqgpt.options.cache_path import CachePath
 from vqgpt.options.codec import differences, to_json
+from vqgpt.options.paths import CachePath
 from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
 from vqgpt.tokens.document import DamagedManifestError, from_document, to_document
 from vqgpt.tokens.layout import array_metadata, encode_shard

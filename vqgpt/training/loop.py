@@ -15,7 +15,7 @@ from vqgpt.runtime.distributed import cut_short_when_alone, largest_over_ranks, 
 from vqgpt.runtime.interrupt import CutShort, StopRequest
 from vqgpt.training.run import TrainingRun
 from vqgpt.training.schedule import Schedule, Step, check_finite
-from vqgpt.training.state import StateMisfitError
+from vqgpt.training.weights import StateMisfitError
 
 CHECKED = {"loss": "loss", "gradient_norm": "norm of the gradient"}
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.options.codec import from_json, to_json
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import from_json, one_line, to_json
 from vqgpt.storage.checkpoint import (
     check_parts,
     is_ours,

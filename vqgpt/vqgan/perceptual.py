@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.torchvision_import import import_torchvision
+from vqgpt.runtime.libraries import import_torchvision
 from vqgpt.storage.files import DISK_FULL, check_is_not_special
 
 FEATURE_LAYERS = (3, 8, 15, 22, 29)  # of VGG16's `features`: the last activation before each pooling, and the last

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vqgpt.errors import InputError
-from vqgpt.runtime.one_line import one_line
+from vqgpt.options.codec import one_line
 from vqgpt.storage.checkpoint import read_tensor
 from vqgpt.storage.stored_tensor import StoredTensor, check_stored
 from vqgpt.vqgan.architecture import infer_config

@@ -22,10 +22,8 @@ from vqgpt.kernels.winograd import fast_convolutions
 from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
 from vqgpt.runtime.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
 from vqgpt.tokens.statistics import statistics_of_counts
-from vqgpt.training.ema import move_average
 from vqgpt.training.schedule import Schedule, Step, check_finite
-from vqgpt.training.sharding import load_whole_optimizer
-from vqgpt.training.state import OF_ADAM, check_alike, check_optimizer
+from vqgpt.training.weights import OF_ADAM, check_alike, check_optimizer, load_whole_optimizer, move_average
 from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
 from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from vqgpt.vqgan.metrics import figures_of, reconstruct

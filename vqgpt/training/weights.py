@@ -4,6 +4,12 @@
 
 What is not cut goes through unchanged. torch's part of this takes seconds to import, and is only where something is
 cut. Knows neither images nor tokens.
+
+Going back to a saved state of a training, once it has proved to be built as the state of this training is.
+
+A state that is of the right settings can still have been made by hand, or by another version of a network.
+
+A moving average of a network's weights. Knows neither images nor tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.runtime.distributed import rank
+from vqgpt.storage.checkpoint import shape_text
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -85,3 +92,54 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
 
     moments = {number: parts(values, parameters[number]) for number, values in state["state"].items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+
+
+OF_ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps for a parameter; AdamW too
+
+
+class StateMisfitError(Exception):
+    """A state does not belong to this training; the text says where they differ."""
+
+
+def check_alike(found: Any, own: Any, place: str) -> None:
+    """Raise StateMisfitError unless two states have the same names, and under them the same shapes and types."""
+    if isinstance(own, Mapping):
+        if not isinstance(found, Mapping):
+            raise StateMisfitError(f"{place} is of another kind")
+        for name in (*own, *found):
+            if name not in found or name not in own:
+                raise StateMisfitError(f"{place} {'lacks' if name not in found else 'has no place for'} {name}")
+            check_alike(found[name], own[name], f"{name} in {place}")
+    elif isinstance(own, Tensor):
+        if not isinstance(found, Tensor) or found.is_floating_point() != own.is_floating_point():
+            raise StateMisfitError(f"{place} is of another kind")
+        if found.shape != own.shape:
+            raise StateMisfitError(f"{place} is {shape_text(found.shape)} where {shape_text(own.shape)} is expected")
+    elif type(found) is not type(own):
+        raise StateMisfitError(f"{place} is of another kind")
+
+
+def check_optimizer(found: Any, optimizer: torch.optim.Optimizer, names: tuple[str, ...], place: str) -> None:
+    """Raise StateMisfitError unless the state of an optimiser holds, for each parameter, what these names say.
+
+    All are of the parameter's shape but `step`, which is a single number. A parameter that never had a gradient has
+    nothing.
+    """
+    if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
+        raise StateMisfitError(f"{place} is of another kind")
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    own = {
+        number: {name: torch.zeros(()) if name == "step" else parameter for name in names}
+        for number, parameter in enumerate(parameters)
+        if number in found["state"]
+    }
+    check_alike(found["state"], own, place)
+
+
+@torch.no_grad()
+def move_average(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the averaged weights towards the model's; the decay is shorter in the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, value in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+        if average.is_floating_point():
+            average.lerp_(value, 1 - decay)
