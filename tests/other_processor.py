@@ -26,7 +26,7 @@ from vqgpt.gpt.decoding import CompiledWeights
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.kernels import attention, build, decoding, normalisation, winograd
-from vqgpt.kernels.dropout import Masks
+from vqgpt.kernels.attention import Masks
 
 SKIPPED = 77
 ALLOWED = ["-Wno-unused-function", "-Wno-psabi"]  # psabi: wide vectors cross no border between compilers here

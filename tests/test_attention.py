@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqgpt.kernels.attention import attend, attention_masks, query_blocks
-from vqgpt.kernels.dropout import Masks
+from vqgpt.kernels.attention import Masks, attend, attention_masks, query_blocks
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 

@@ -22,7 +22,7 @@ from tests.test_export_model import save_gpt
 from vqgpt.gpt.trained import load_gpt
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import METADATA, save_checkpoint
-from vqgpt.storage.safetensors_files import read_safetensors
+from vqgpt.storage.stored_tensor import read_safetensors
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from tests import other_processor
 from vqgpt.kernels import attention, build, decoding, normalisation, winograd
+from vqgpt.kernels.attention import Masks
 from vqgpt.kernels.build import SOURCES, call, compiled_library
-from vqgpt.kernels.dropout import Masks
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -114,7 +114,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.kernels import attention, normalisation, winograd
-from vqgpt.kernels.dropout import Masks
+from vqgpt.kernels.attention import Masks
 from vqgpt.gpt.options import SamplingOptions
 assert build.compiled_library(Path(build.__file__).with_name("attention.c"))
 torch.manual_seed(0)

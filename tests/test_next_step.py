@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tests.conftest import TINY_GPT, run_here
 from vqgpt.cli.app import COMMANDS
-from vqgpt.cli.command_lines import next_line
+from vqgpt.cli.running import next_line
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqgpt.pictures.panel import reconstruction_panel
-from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, histogram, to_displayable
+from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, histogram, reconstruction_panel, to_displayable
 
 
 def test_images_of_many_channels_are_projected_the_same_way_every_time():

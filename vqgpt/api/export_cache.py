@@ -24,7 +24,7 @@ from vqgpt.api.cache_options import ExportConfig
 from vqgpt.options.codec import to_json
 from vqgpt.progress import Progress, Report
 from vqgpt.storage.files import canonical_json, folder_atomically, open_atomically
-from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.tokens import SplitTokens, TokenCache
 
 ABOUT = "about.json"

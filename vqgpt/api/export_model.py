@@ -14,7 +14,7 @@ from vqgpt.gpt.transformers_format import transformers_files
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint, weights_sha256
 from vqgpt.storage.files import check_can_be_written, folder_atomically, write_atomically
-from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.storage.write_lock import check_place, sole_writer
 
 FLAG = "OUT"  # what the help calls the place
 

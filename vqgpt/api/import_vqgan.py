@@ -12,7 +12,7 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.storage.files import check_can_be_written
-from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.training.run import check_result
 from vqgpt.vqgan.checkpoint import (
     KIND,

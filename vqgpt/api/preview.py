@@ -26,7 +26,7 @@ from vqgpt.options.codec import one_line, to_json
 from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, png_bytes, to_displayable
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import write_atomically
-from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 from vqgpt.vqgan.coding import decode_in_passes, encode_images
 from vqgpt.vqgan.metrics import psnr

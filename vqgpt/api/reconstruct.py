@@ -10,11 +10,11 @@ from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import find_dataset, held_out_split
 from vqgpt.options.codec import to_json
-from vqgpt.pictures.panel import reconstruction_panel
+from vqgpt.pictures.sheet import reconstruction_panel
 from vqgpt.progress import Report
 from vqgpt.runtime.device import autocast, select_device
 from vqgpt.storage.files import write_atomically
-from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.metrics import figures_of, likeness_captions, reconstruct
 

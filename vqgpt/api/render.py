@@ -28,7 +28,7 @@ from vqgpt.pictures.sheet import contact_sheet, png_bytes, to_displayable, to_rg
 from vqgpt.progress import Notice, Picture, Report, silent
 from vqgpt.runtime.device import select_device
 from vqgpt.storage.files import open_atomically, write_atomically
-from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.tokens.label_occurrence import names_without, occurring
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER

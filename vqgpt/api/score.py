@@ -26,7 +26,7 @@ from vqgpt.gpt.trained import load_gpt
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.device import resolve_precision, select_device
 from vqgpt.storage.files import write_atomically
-from vqgpt.storage.results import check_place, sole_writer
+from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
 ROWS_PER_SEARCH = 1024

@@ -14,7 +14,7 @@ from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.errors import InputError
 from vqgpt.options.codec import to_json
-from vqgpt.pictures.panel import reconstruction_panel
+from vqgpt.pictures.sheet import reconstruction_panel
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import derived_seed, resolve_precision, select_device
 from vqgpt.runtime.distributed import main_first, process_group, rank, world_size

@@ -6,8 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from vqgpt.cli.console import Screen
-from vqgpt.cli.parameters import expand_lists, with_signature
-from vqgpt.cli.refused import check_not_refused
+from vqgpt.cli.parameters import check_not_refused, expand_lists, with_signature
 from vqgpt.cli.running import explain, run_command
 from vqgpt.cli.streams import secure_streams
 from vqgpt.commands import all_commands

@@ -2,17 +2,21 @@
 
 A flag that was not given arrives as None, so that the environment, the recipe and the default can have their say.
 Must not import torch.
+
+The environment variables that stand in for flags: VQGPT_TRAIN_BATCH_SIZE is --batch-size of `vqgpt train`.
+
+Flags that users of GenerativeZoo know and that vqgpt does not have: refused with the reason, never ignored.
 """
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from vqgpt.cli.variables import environment_variable
+from vqgpt.errors import UsageError
 from vqgpt.options.command import Command
 from vqgpt.options.definition import Option, options_of
 from vqgpt.options.paths import CachePath
@@ -106,3 +110,51 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+PREFIX = "VQGPT_"
+FOR_ALL_COMMANDS = ("data_root", "device", "seed")  # mean the same in each, and belong to the machine or the experiment
+
+
+def environment_variable(option: Option, words: str) -> str:
+    """The variable of an option of the command `words`."""
+    return PREFIX + _upper(option.flag[2:] if option.name in FOR_ALL_COMMANDS else f"{words} {option.flag[2:]}")
+
+
+def _upper(name: str) -> str:
+    return name.upper().replace("-", "_").replace(" ", "_")
+
+
+def check_environment(environment: Mapping[str, str], commands: Iterable[Command]) -> None:
+    """Raise UsageError for a variable that names an option and no command (VQGPT_BATCH_SIZE): no command reads it."""
+    by_option: dict[str, list[str]] = {}
+    for command in commands:
+        for item in [*options_of(command.config), *options_of(command.flags)]:
+            if not item.is_argument:
+                new = environment_variable(item, command.words)
+                by_option.setdefault(PREFIX + _upper(item.flag[2:]), []).append(new)
+    for name, names in by_option.items():
+        if environment.get(name) and name not in names:
+            raise UsageError(f"{name} is set, and does not say for which command", f"set {' or '.join(names)} instead")
+
+
+REFUSED = {
+    "--sane-index-shape": (
+        "it would change nothing: codes are grids (B, h, w) everywhere, in the network and in token caches",
+        "leave it out",
+    ),
+    "--colorize-nlabels": (
+        "it shows segmentation maps of more than 3 channels in colours, and every dataset here has 1 or 3 channels",
+        "leave it out: images are shown as they are",
+    ),
+}
+
+
+def check_not_refused(arguments: list[str], commands: Iterable[Command]) -> None:
+    """Raise UsageError, with the reason, if a command is given a flag that vqgpt is known not to have."""
+    words = next((each.words for each in commands if arguments[: each.words.count(" ") + 1] == each.words.split()), "")
+    for argument in arguments:
+        flag = argument.split("=")[0].replace("_", "-").replace("--no-", "--")
+        if flag in REFUSED:
+            reason, remedy = REFUSED[flag]
+            raise UsageError(f"{' '.join(['vqgpt', *words.split()])} has no {flag}: {reason}", remedy)

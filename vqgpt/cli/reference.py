@@ -1,7 +1,6 @@
 """The reference page of all commands and options, made from their one definition: `python -m vqgpt.cli.reference`."""
 
-from vqgpt.cli.parameters import default_text
-from vqgpt.cli.variables import environment_variable
+from vqgpt.cli.parameters import default_text, environment_variable
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode
 from vqgpt.options.command import Command, Flags, OutputFlags

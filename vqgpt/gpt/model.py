@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.order import scan_order
-from vqgpt.kernels.attention import attend, attention_masks
-from vqgpt.kernels.dropout import Masks
+from vqgpt.kernels.attention import Masks, attend, attention_masks
 
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
 

@@ -22,7 +22,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
-from vqgpt.kernels.dropout import Masks
+from vqgpt.kernels.attention import Masks
 from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
 from vqgpt.runtime.distributed import (

@@ -1,4 +1,7 @@
-"""Contact sheets: images (N, C, H, W) uint8 -> one PNG. Imports numpy and PIL; must not import torch."""
+"""Contact sheets: images (N, C, H, W) uint8 -> one PNG. Imports numpy and PIL; must not import torch.
+
+The picture of how a VQ-GAN does: originals above reconstructions with their likeness, and the codebook's use.
+"""
 
 import io
 import json
@@ -10,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from vqgpt.tokens.statistics import statistics_of_counts
 
 MARGIN = 4
 TEXT_HEIGHT = 14
@@ -113,3 +119,23 @@ def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
     both.paste(upper, (0, 0))
     both.paste(lower, (0, upper.height))
     return both
+
+
+def reconstruction_panel(
+    originals: Tensor,
+    reconstructions: Tensor,
+    captions: Sequence[str],
+    code_counts: Tensor,
+    seed: int,
+    configuration: Mapping[str, Any],
+) -> bytes:
+    """A PNG file. Images (n, C, H, W) uint8, a caption each; `code_counts` (K,) over all held-out images.
+
+    `seed` fixes the projection of images of more than 3 channels.
+    """
+    shown, decoded = (to_displayable(images.cpu().numpy(), seed) for images in (originals, reconstructions))
+    sheet = comparison_sheet(shown, decoded, captions)
+    counts = code_counts.cpu().numpy()
+    usage = statistics_of_counts(counts)
+    title = f"{usage.used_codes} of {len(counts)} codes in use, perplexity {usage.perplexity:.1f}; most used first"
+    return png_bytes(below(sheet, histogram(np.sort(counts)[::-1], title, sheet.width)), configuration)

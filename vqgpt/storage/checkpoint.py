@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from vqgpt.errors import InputError
 from vqgpt.storage.files import canonical_json, write_atomically
-from vqgpt.storage.plain_values import check_plain
-from vqgpt.storage.safetensors_files import parse_json, read_safetensors
-from vqgpt.storage.stored_tensor import StoredTensor, check_is_file, check_stored
+from vqgpt.storage.stored_tensor import StoredTensor, check_is_file, check_stored, parse_json, read_safetensors
 from vqgpt.storage.torch_files import read_torch_file
+from vqgpt.storage.untrusted import check_plain
 
 FORMAT = "vqgpt checkpoint"
 VERSION = 1

@@ -12,7 +12,7 @@ from typing import Any
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import from_json
 from vqgpt.storage.files import canonical_json, sha256
-from vqgpt.storage.plain_values import check_plain
+from vqgpt.storage.untrusted import check_plain
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest
 from vqgpt.tokens.soundness import description_fault, manifest_fault
 

@@ -20,7 +20,7 @@ from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.storage.files import open_regular
-from vqgpt.storage.npy_files import read_npy
+from vqgpt.storage.untrusted import read_npy
 
 LARGEST_FILE = 2**20  # bytes of one .npy file, or of one line
 MOST_CLASSES = 2**16

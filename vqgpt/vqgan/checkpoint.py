@@ -19,8 +19,8 @@ from vqgpt.storage.checkpoint import (
     read_tensors,
     weights_sha256,
 )
-from vqgpt.storage.npy_files import read_npy
 from vqgpt.storage.stored_tensor import check_is_file
+from vqgpt.storage.untrusted import read_npy
 from vqgpt.vqgan.architecture import check_fits
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig
