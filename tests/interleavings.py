@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vqgpt.tokens import lease_objects
-from vqgpt.tokens.lease_objects import Claim, HeldError, key_of
+from vqgpt.tokens import lease
+from vqgpt.tokens.lease import Claim, HeldError, key_of
 from vqgpt.tokens.object_store import ObjectStore
 
 ROOT = "cache/root"
@@ -152,7 +152,7 @@ class Point:
         return self.further[answer]
 
     def _find(self, answers: Answers) -> tuple[Any, str]:
-        lease_objects.time = answers
+        lease.time = answers
         try:
             self.does(answers, Claim(holder=self.name, run="", nonce=f"{ord(self.name):032x}"))
         except Asks as asked:
@@ -171,18 +171,18 @@ def writing(commits: int) -> Does:
         lock = AskedStore(answers, "lock/")
 
         def check() -> None:
-            if not lease_objects.is_held_by(lock, claim):
+            if not lease.is_held_by(lock, claim):
                 raise Overtaken
 
         cache = AskedStore(answers, "cache/", check)
-        lease_objects.take(lock, claim, 1, lambda other: answers.ask("is dead", other.holder), lambda other: None)
+        lease.take(lock, claim, 1, lambda other: answers.ask("is dead", other.holder), lambda other: None)
         answers.ask("holds")
         root = answers.ask("get", ROOT)
         for _ in range(commits):
             check()
             root += claim.holder.encode()
             cache.write("root", root)
-        lease_objects.release(lock, claim)
+        lease.release(lock, claim)
 
     return does
 
@@ -190,7 +190,7 @@ def writing(commits: int) -> Does:
 def renewing(answers: Answers, claim: Claim) -> None:
     """The thread beside a run of the same name, once."""
     answers.ask("begun")
-    lease_objects.renew(AskedStore(answers, "lock/"), claim)
+    lease.renew(AskedStore(answers, "lock/"), claim)
 
 
 def explore(*runs: tuple[str, Does], deaths: bool = False, freezes: int = 0) -> set[tuple[str, ...]]:

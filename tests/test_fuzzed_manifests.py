@@ -19,7 +19,7 @@ from vqgpt.api.caches import info
 from vqgpt.api.repair import recorded_prompts, sample_config, tokenize_config
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
-from vqgpt.tokens.document import to_document
+from vqgpt.tokens.stored_files import to_document
 
 LARGEST = 10**6  # bytes of a changed manifest, so that many can be tried
 

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tests.interleavings import AskedStore, Violation, explore, renewing, writing
-from vqgpt.tokens import lease_objects
-from vqgpt.tokens.lease_objects import current, key_of
+from vqgpt.tokens import lease
+from vqgpt.tokens.lease import current, key_of
 
 FREEZES = int(os.environ.get("FREEZES", "1"))
 ONE = writing(commits=1)
@@ -18,7 +18,7 @@ ONE = writing(commits=1)
 
 @pytest.fixture(autouse=True)
 def own_clock(monkeypatch):
-    monkeypatch.setattr(lease_objects, "time", time)  # as it is again after the runs
+    monkeypatch.setattr(lease, "time", time)  # as it is again after the runs
 
 
 def test_two_runs_in_every_order():
@@ -66,7 +66,7 @@ def current_without_a_second_look(store):
     """The number of one moment, and the claim of another."""
     number = max(map(int, store.files()), default=0)
     try:
-        return number, lease_objects._read(store, number) if number else None
+        return number, lease._read(store, number) if number else None
     except FileNotFoundError:
         return number, None
 
@@ -79,9 +79,9 @@ def put_unconditionally(self, key, data, version, conditional=AskedStore._put):
 @pytest.mark.parametrize(
     ("place", "name", "weakened", "words"),
     [
-        (lease_objects, "release", release_by_deletion, "deleted the object that counts"),
-        (lease_objects, "_advance", advance_without_a_look, "believes that it has the lease, which it never had"),
-        (lease_objects, "current", current_without_a_second_look, "was the last to get the lease, and was refused"),
+        (lease, "release", release_by_deletion, "deleted the object that counts"),
+        (lease, "_advance", advance_without_a_look, "believes that it has the lease, which it never had"),
+        (lease, "current", current_without_a_second_look, "was the last to get the lease, and was refused"),
         (AskedStore, "_put", put_unconditionally, "overwrote the manifest of a run that had the lease after it"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import OTHER_VQGAN, Outcome, assert_refused, run_here
 from vqgpt.cli.running import explain
+from vqgpt.runtime import process
 from vqgpt.runtime.process import device_number
 
 TRAIN = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN]

@@ -13,8 +13,7 @@ from tests.conftest import files_of
 from tests.s3_server import Fault, wait_until
 from vqgpt.errors import InputError
 from vqgpt.tokens import lease, object_store, remove_cache
-from vqgpt.tokens.lease import Lease, local_file
-from vqgpt.tokens.lease_objects import Claim
+from vqgpt.tokens.lease import Claim, Lease, local_file
 
 pytest_plugins = ["tests.remote_fixtures"]
 

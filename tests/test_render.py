@@ -20,7 +20,7 @@ from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.storage.write_lock import WriteLock
 from vqgpt.tokens import CacheWriter, Split, TokenCache
-from vqgpt.tokens.parts import parts_of
+from vqgpt.tokens.reader import parts_of
 from vqgpt.vqgan import coding
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.coding import decode_in_passes

@@ -9,9 +9,8 @@ from vqgpt.errors import InputError, VQGPTError
 from vqgpt.options.paths import CachePath
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
-from vqgpt.tokens.reader import continue_hint, repair_hint
+from vqgpt.tokens.reader import STRANGER, UNFINISHED, continue_hint, repair_hint
 from vqgpt.tokens.statistics import statistics_of_counts
-from vqgpt.tokens.verify import STRANGER, UNFINISHED
 
 
 def list_all(folder: CachePath, report: Report) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from vqgpt.runtime.device import select_device
 from vqgpt.storage.files import open_atomically, write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.tokens import Description, TokenCache
-from vqgpt.tokens.label_occurrence import names_without, occurring
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
-from vqgpt.tokens.parts import Part, parts_of
+from vqgpt.tokens.reader import Part, parts_of
+from vqgpt.tokens.statistics import names_without, occurring
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes
 from vqgpt.vqgan.model import VQGAN

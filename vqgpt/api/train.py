@@ -35,7 +35,7 @@ from vqgpt.runtime.process import out_of_memory
 from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import place_of, write_atomically
 from vqgpt.tokens import Description, TokenCache
-from vqgpt.tokens.label_occurrence import names_without, occurring
+from vqgpt.tokens.statistics import names_without, occurring
 from vqgpt.training.loggers import tensorboard_log, wandb_log
 from vqgpt.training.loop import run_training
 from vqgpt.training.run import TrainingRun, check_result

@@ -17,7 +17,7 @@ from vqgpt.data.table import Dataset
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError, composed
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import check_is_not_special
-from vqgpt.tokens.label_occurrence import names_without, occurring
+from vqgpt.tokens.statistics import names_without, occurring
 
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
 NOT_OF_THE_MACHINE = (

@@ -17,7 +17,7 @@ from vqgpt.errors import UsageError, composed, nearest_hint, printable
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import Description, SplitTokens
-from vqgpt.tokens.label_occurrence import names_without, occurring
+from vqgpt.tokens.statistics import names_without, occurring
 
 ALL, NONE = "all", "none"
 NAME, NUMBER = "name:", "number:"  # say which of the two a word is

@@ -30,7 +30,7 @@ from vqgpt.storage.files import (
     write_atomically,
 )
 from vqgpt.storage.write_lock import WriteLock
-from vqgpt.tokens.parts import Part
+from vqgpt.tokens.reader import Part
 
 UNFINISHED, FINISHED = ".unfinished.json", "about.json"
 PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.partial")

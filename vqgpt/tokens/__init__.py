@@ -3,11 +3,10 @@
 The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torch.
 """
 
-from vqgpt.tokens.document import read_description
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
-from vqgpt.tokens.reader import SplitTokens, TokenCache, read_manifest
+from vqgpt.tokens.reader import SplitTokens, TokenCache, find_faults, read_manifest
 from vqgpt.tokens.store import lock_of
-from vqgpt.tokens.verify import find_faults
+from vqgpt.tokens.stored_files import read_description
 from vqgpt.tokens.writer import CacheWriter, ShardRows, remove_cache
 
 __all__ = [

@@ -4,15 +4,31 @@
 
 zarr itself makes the bytes, in memory, so that files can be hashed, flushed and renamed by us. `shard_file` takes them
 apart again. Imports numpy and zarr only.
+
+What the `zarr.json` of an array may say: exactly what the manifest says, with codecs that are known to be harmless.
+
+We read shards by the manifest alone; this check protects those who open the cache with another Zarr implementation.
+Imports numpy and zarr only.
+
+The file of one shard, taken apart and decoded: the codec `sharding_indexed`, index at the end.
+
+    bytes of a shard file  --decode_shard-->  rows (n, ...), in an array that is there already
+
+What the headers of its frames claim is compared with the layout before a decoder sees them, so that no file can make
+us allocate more than the layout says. zarr's own reader would do, were it not for that. Imports numpy, zarr and its
+numcodecs only.
 """
 
+import json
 import math
+import struct
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
+from numcodecs import blosc
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
@@ -117,3 +133,79 @@ def _create(store: MutableMapping[str, Any], layout: ArrayLayout) -> "zarr.Array
         dimension_names=layout.dimension_names,
         config={"write_empty_chunks": True},  # without it, a shard of zeros would have no file
     )
+
+
+KNOWN_CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed"}
+
+
+def metadata_fault(layout: ArrayLayout, data: bytes) -> str:
+    """What is wrong with an array's `zarr.json`, or ""."""
+    try:
+        document = json.loads(data)
+        (sharding,) = document["codecs"]
+        inside = sharding["configuration"]
+        names = [sharding["name"], *(codec["name"] for codec in [*inside["codecs"], *inside["index_codecs"]])]
+        claims = _claims(document, inside)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "is no array's metadata of this format"
+    unknown = [str(name) for name in names if name not in KNOWN_CODECS]
+    if unknown:
+        return f"asks for codecs that are not of this format: {', '.join(unknown)}"
+    shards = [layout.shard_rows, *layout.shape[1:]]
+    chunks = [layout.chunk_rows, *layout.shape[1:]]
+    expected = ["array", list(layout.shape), layout.dtype, shards, chunks, "end", "default", "/", 0, []]
+    return "" if claims == expected else "contradicts the manifest"
+
+
+def _claims(document: dict[str, Any], inside: dict[str, Any]) -> list[Any]:
+    keys = document["chunk_key_encoding"]
+    return [
+        document["node_type"],
+        document["shape"],
+        document["data_type"],
+        document["chunk_grid"]["configuration"]["chunk_shape"],
+        inside["chunk_shape"],
+        inside.get("index_location", "end"),
+        keys["name"],
+        keys.get("configuration", {}).get("separator", "/"),
+        document["fill_value"],
+        document.get("storage_transformers", []),
+    ]
+
+
+CHECKSUM_BYTES = 4  # of crc32c, after each chunk and after the index; our sha256 covers both
+HEADER_BYTES = 16  # of a blosc frame: version, version of lz4, flags, typesize, then three 32-bit numbers
+LZ4 = 1  # in the upper three bits of the flags
+ABSENT = 2**64 - 1  # offset of a chunk that has no bytes
+
+
+def decode_shard(layout: ArrayLayout, data: bytes, out: NDArray[Any]) -> None:
+    """Decode a shard file into `out` (n, ...), contiguous and little-endian. Raises ValueError if it is not sound."""
+    index_start = len(data) - 16 * layout.chunks_per_shard - CHECKSUM_BYTES
+    if index_start < 0:
+        raise ValueError("it is too short for its index")
+    index = np.frombuffer(data, "<u8", 2 * layout.chunks_per_shard, index_start).reshape(-1, 2).tolist()
+    chunk_bytes = layout.chunk_rows * layout.row_bytes
+    view = memoryview(data)
+    for number, (offset, length) in enumerate(index):
+        rows = out[number * layout.chunk_rows : (number + 1) * layout.chunk_rows]
+        if not len(rows):
+            if (offset, length) != (ABSENT, ABSENT):
+                raise ValueError(f"chunk {number} lies beyond the last row")
+            continue
+        if offset + length > index_start or length < HEADER_BYTES + CHECKSUM_BYTES:
+            raise ValueError(f"chunk {number} does not lie in the file")
+        frame = view[offset : offset + length - CHECKSUM_BYTES]
+        content, _, frame_bytes = struct.unpack_from("<III", frame, 4)
+        if frame[2] >> 5 != LZ4:
+            raise ValueError(f"chunk {number} is not compressed by lz4")
+        if (content, frame_bytes) != (chunk_bytes, len(frame)):
+            raise ValueError(f"chunk {number} claims another size than the manifest")
+        target = rows.reshape(-1).view(np.uint8)
+        chunk = target if len(target) == chunk_bytes else np.empty(chunk_bytes, np.uint8)
+        try:
+            blosc.decompress(frame, chunk)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        if chunk is not target:
+            target[:] = chunk[: len(target)]

@@ -1,26 +1,197 @@
-"""One run at a time writes a cache on an object store, which has no `flock`: a lease, that its holder keeps renewing.
+"""Who may write a cache on an object store: the protocol of the lease, as steps of which the store does each at once.
 
-`vqgpt.tokens.lease_objects` is the protocol; here are the thread that renews, the words for users, and a shorter way
+The lease is a folder of numbered objects, and the highest counts: it says who holds the lease, or that it is free. To
+take the lease, to renew it and to give it back is the same step, `_advance`: create the object of the next number,
+which the store does for one of all who try (`If-None-Match: *`), look that no higher one is there, and delete those
+below. The highest object is never deleted, so numbers never go back: whoever wakes after however long a sleep, and goes
+on where it was, creates nothing, or a number below the highest, which does not count. A holder is known by its claim.
+
+A lease has ended when its number has stood still for so many seconds of the clock of whoever looks on. No time that the
+store tells counts. Must not import torch.
+
+One run at a time writes a cache on an object store, which has no `flock`: a lease, that its holder keeps renewing.
+
+`vqgpt.tokens.lease` is the protocol; here are the thread that renews, the words for users, and a shorter way
 on the holder's own machine, where the kernel tells that nobody holds the file of its lock any more: a run that died is
 overtaken at once there, elsewhere when its lease has ended. Must not import torch.
 """
 
 import contextlib
 import fcntl
+import json
 import os
+import re
 import socket
 import tempfile
 import threading
+import time
 import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from vqgpt.errors import InputError, VQGPTError
 from vqgpt.options.paths import CacheURL
 from vqgpt.progress import Notice, Report, silent
-from vqgpt.tokens import lease_objects
-from vqgpt.tokens.lease_objects import Claim, HeldError
 from vqgpt.tokens.object_store import IMPATIENT_RETRY_SECONDS, ObjectStore
+from vqgpt.tokens.store import TooLargeError
+
+LOOK_SECONDS = 1.0
+MOST_BYTES = 2**12  # of a claim
+
+
+class LeaseStore(Protocol):
+    """What a lease needs of a store."""
+
+    def files(self) -> dict[str, int]:
+        """All keys, with bytes."""
+
+    def read(self, key: str, most_bytes: int) -> bytes:
+        """An object. Raises FileNotFoundError or TooLargeError."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object if there is none of this key; False if there is."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, be they there or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a run writes into its lease; no `holder` means that it gave it back.
+
+    `run` is the same for the processes of one torchrun; `nonce` names the run.
+    """
+
+    holder: str
+    run: str
+    nonce: str
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(value, str) for value in vars(self).values()):
+            raise TypeError
+        if not re.fullmatch("[0-9a-f]{32}", self.nonce):  # it becomes part of a path
+            raise ValueError(self.nonce)
+
+    @property
+    def encoded(self) -> bytes:
+        """The claim as an object."""
+        return json.dumps(vars(self)).encode()
+
+
+class HeldError(Exception):
+    """Another run has the lease; `claim` is None if what it wrote cannot be read."""
+
+    def __init__(self, claim: Claim | None) -> None:
+        super().__init__(claim)
+        self.claim = claim
+
+
+def current(store: LeaseStore) -> tuple[int, Claim | None]:
+    """The highest number, 0 for none, and what its object says: None if that cannot be read."""
+    while number := _highest(store):
+        with contextlib.suppress(FileNotFoundError):  # it was renewed just now
+            claim = _read(store, number)
+            if _highest(store) == number:  # else a run that slept may have put what was read below what counts
+                return number, claim
+    return 0, None
+
+
+def take(
+    store: LeaseStore,
+    ours: Claim,
+    lease_seconds: float,
+    is_dead: Callable[[Claim], bool],
+    on_wait: Callable[[Claim | None], None],
+) -> Claim | None:
+    """Make `ours` the holder; returns the claim before. Raises HeldError as soon as another run shows that it lives.
+
+    A lease whose holder `is_dead` is taken at once, any other when it has stood still for `lease_seconds`; `on_wait` is
+    told before that wait.
+    """
+    watched, since = -1, 0.0
+    while True:
+        number, claim = current(store)
+        is_free = number == 0 or (claim is not None and (not claim.holder or is_dead(claim)))
+        if not is_free and watched < 0:
+            watched, since = number, time.monotonic()
+            on_wait(claim)
+        seconds_left = since + lease_seconds - time.monotonic()
+        if is_free or (number == watched and seconds_left <= 0):
+            if _advance(store, number, ours):
+                return claim
+        elif number != watched:  # somebody renewed it, or was faster than we
+            raise HeldError(claim)
+        else:
+            time.sleep(min(LOOK_SECONDS, seconds_left))
+
+
+def renew(store: LeaseStore, ours: Claim) -> bool:
+    """Show that we live; False if another run holds it, or did."""
+    number, claim = current(store)
+    return claim == ours and _advance(store, number, ours)
+
+
+def is_held_by(store: LeaseStore, ours: Claim) -> bool:
+    """True if nobody has taken the lease since we did."""
+    return current(store)[1] == ours
+
+
+def release(store: LeaseStore, ours: Claim) -> None:
+    """Give the lease back, if it is still ours."""
+    number, claim = current(store)
+    while claim == ours and not _advance(store, number, replace(ours, holder="")):
+        number, claim = current(store)  # a renewal of ours was under way
+
+
+def heeds_conditions(store: LeaseStore, ours: Claim) -> bool:
+    """False if the store overwrites our object where it was told to create one."""
+    number, claim = current(store)
+    return claim != ours or not store.create(key_of(number), ours.encoded) or current(store)[0] != number
+
+
+def _advance(store: LeaseStore, number: int, claim: Claim) -> bool:
+    """Make `claim` what counts in place of object `number`; False if that is not the highest any more."""
+    key = key_of(number + 1)
+    if not store.create(key, claim.encoded) and not _says(store, number + 1, claim):
+        return False  # where the answer to a first try was lost, it says so
+    numbers = _numbers(store)
+    if max(numbers, default=0) != number + 1:  # we slept, and come late
+        return False
+    store.delete([key_of(below) for below in sorted(numbers) if below <= number])
+    return True
+
+
+def _says(store: LeaseStore, number: int, claim: Claim) -> bool:
+    try:
+        return _read(store, number) == claim
+    except FileNotFoundError:
+        return False
+
+
+def _read(store: LeaseStore, number: int) -> Claim | None:
+    """What an object says, None if it is no claim. Raises FileNotFoundError."""
+    try:
+        return Claim(**json.loads(store.read(key_of(number), MOST_BYTES)))
+    except (TooLargeError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _highest(store: LeaseStore) -> int:
+    return max(_numbers(store), default=0)
+
+
+def _numbers(store: LeaseStore) -> set[int]:
+    keys = [key for key in store.files() if re.fullmatch("[0-9]{12,100}", key)]
+    return {int(key) for key in keys if key == key_of(int(key))}
+
+
+def key_of(number: int) -> str:
+    """The key of the object of this number."""
+    return f"{number:012d}"
+
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
@@ -51,7 +222,7 @@ class Lease:
             self.descriptor = os.open(local_file(self.claim), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
         try:
-            before = lease_objects.take(self.store, self.claim, LEASE_SECONDS, died_here, self._tell_of_the_wait)
+            before = take(self.store, self.claim, LEASE_SECONDS, died_here, self._tell_of_the_wait)
         except HeldError as error:
             raise InputError(
                 f"{self.path} is being written by {name_of(error.claim)}",
@@ -60,7 +231,7 @@ class Lease:
             ) from None
         if before is not None:
             _remove_local_file(before)
-        if not lease_objects.heeds_conditions(self.store, self.claim):
+        if not heeds_conditions(self.store, self.claim):
             raise InputError(
                 f"{self.path}: this object store ignores If-None-Match, so runs could not exclude each other",
                 "write to another store, or to a folder",
@@ -72,14 +243,14 @@ class Lease:
 
     def join(self) -> None:
         """Write together with the main process of this run. Raises InputError if that does not hold it."""
-        claim = lease_objects.current(self.store)[1]
+        claim = current(self.store)[1]
         if claim is None or not claim.holder or claim.run != self.claim.run:
             raise InputError(f"the main process that writes {self.path} has ended", "see its message")
         self.claim = claim
 
     def check(self) -> None:
         """Raise InputError if the lease is no longer that of this run; to be called before anything is written."""
-        if not lease_objects.is_held_by(self.store, self.claim):
+        if not is_held_by(self.store, self.claim):
             raise InputError(
                 f"this run did not renew its lease on {self.path} in time, and another run has taken it over",
                 "run the same command again: it continues",
@@ -92,7 +263,7 @@ class Lease:
             self.renewer.join(2 * IMPATIENT_RETRY_SECONDS)
         if self.is_main:
             with contextlib.suppress(VQGPTError):  # it ends by itself
-                lease_objects.release(self.store, self.claim)
+                release(self.store, self.claim)
             self.is_main = False
         if self.descriptor is not None:
             _remove_local_file(self.claim)
@@ -118,7 +289,7 @@ class Lease:
         is_ours = True
         while is_ours and not self.ended.wait(RENEW_SECONDS):
             with contextlib.suppress(VQGPTError):  # the next renewal may succeed
-                is_ours = lease_objects.renew(self.store, self.claim)
+                is_ours = renew(self.store, self.claim)
 
 
 def name_of(claim: Claim | None) -> str:

@@ -3,9 +3,15 @@
     TokenCache(path).read_split("train") -> codes (N, V, h, w) uint8 or uint16, labels (N,) int64 or (N, L) uint8
 
 Imports numpy and zarr only.
+
+Checking every file of a token cache, past the first fault.
+
+Imports numpy and zarr only.
+
+Rows of a token cache in the parts that a decoder takes at once. Must not import torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +22,11 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import CachePath, parse_cache_path
-from vqgpt.tokens.document import from_document
-from vqgpt.tokens.folder_store import TooLargeError
-from vqgpt.tokens.layout import ArrayLayout
+from vqgpt.tokens.layout import ArrayLayout, decode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
-from vqgpt.tokens.shard_file import decode_shard
-from vqgpt.tokens.store import Store, store_at
-from vqgpt.tokens.stored_files import ROOT, metadata_faults, read_checked
+from vqgpt.tokens.statistics import count_codes, split_statistics
+from vqgpt.tokens.store import Store, TooLargeError, store_at
+from vqgpt.tokens.stored_files import ROOT, all_files, find_bad, from_document, metadata_faults, read_checked
 
 LARGEST_ROOT = 2**28  # bytes
 SMALL_SPLIT = 2**30  # bytes in memory that are allowed in any case
@@ -230,3 +234,67 @@ def _command(description: Description) -> tuple[str, str]:
     if description.origin == "sampled":
         return "sample", "--out"
     return ("cache import", "--cache") if description.unverified else ("tokenize", "--cache")
+
+
+STRANGER = "does not belong to this cache"
+UNFINISHED = "the cache is not finished"
+
+
+def find_faults(path: CachePath) -> list[str]:
+    """Everything that is wrong with the cache at `path`, a line each; empty if it is whole.
+
+    Raises InputError if it is not a cache at all, or its manifest is damaged.
+    """
+    manifest = read_manifest(path)
+    faults = [] if manifest.complete else [UNFINISHED]
+    store, expected = store_at(path), all_files(manifest)
+    bad = metadata_faults(store, manifest) | find_bad(store, expected)
+    faults += [f"{key} {fault}" for key, fault in bad.items()]
+    faults += [f"{key} {STRANGER}" for key in sorted(set(store.files()) - set(expected) - {ROOT})]
+    if manifest.complete and not bad:
+        faults += _content_faults(TokenCache(path))
+    return faults
+
+
+def _content_faults(cache: TokenCache) -> list[str]:
+    """What a cache whose files are as they were written says wrongly about itself."""
+    faults = []
+    for split in cache.split_names:
+        try:
+            histogram = np.zeros(cache.description.codebook_size, np.int64)
+            for index in sorted(cache.manifest.shards[split]):
+                histogram += count_codes(cache.read_split(split, [index]).codes, len(histogram))
+        except InputError as error:
+            faults.append(error.message)
+            continue
+        if split_statistics(histogram) != cache.manifest.statistics[split]:
+            faults.append(f"the statistics of {split} are not those of its codes")
+    try:
+        cache.codebook()
+    except InputError as error:
+        faults.append(error.message)
+    return faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some rows of a split, by number, in one view: codes (n, h, w), labels (n,) or (n, L)."""
+
+    rows: range
+    codes: NDArray[np.unsignedinteger]
+    labels: NDArray[np.integer]
+
+    __repr__ = one_line
+
+
+def parts_of(cache: TokenCache, split: str, view: int, rows: range, at_once: int) -> Iterator[Part]:
+    """The rows, shard by shard, `at_once` at a time: the same parts whenever the same rows are asked for."""
+    shard_rows = cache.description.shard_rows
+    for shard in range(rows.start // shard_rows, (rows.stop - 1) // shard_rows + 1):
+        first = shard * shard_rows
+        tokens = cache.read_split(split, [shard])
+        inside = range(max(rows.start, first), min(rows.stop, first + len(tokens.codes)))
+        for start in range(inside.start, inside.stop, at_once):
+            part = range(start, min(start + at_once, inside.stop))
+            here = slice(part.start - first, part.stop - first)
+            yield Part(rows=part, codes=tokens.codes[here, view], labels=tokens.labels[here])

@@ -20,14 +20,21 @@ from vqgpt.errors import InputError
 from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import CachePath
 from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
-from vqgpt.tokens.document import DamagedManifestError, from_document, to_document
-from vqgpt.tokens.layout import array_metadata, encode_shard
+from vqgpt.tokens.layout import array_metadata, decode_shard, encode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.reader import read_manifest, read_root
-from vqgpt.tokens.shard_file import decode_shard
 from vqgpt.tokens.statistics import count_codes, split_statistics
 from vqgpt.tokens.store import Store, may_always_write, store_at
-from vqgpt.tokens.stored_files import ROOT, all_files, find_bad, read_checked, shard_files
+from vqgpt.tokens.stored_files import (
+    ROOT,
+    DamagedManifestError,
+    all_files,
+    find_bad,
+    from_document,
+    read_checked,
+    shard_files,
+    to_document,
+)
 
 USUAL_SPLITS = ("train", "val", "test", "samples")
 GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
