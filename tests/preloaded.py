@@ -10,17 +10,17 @@ import torch._dynamo
 import torch.distributed.fsdp  # noqa: F401
 
 import vqgpt
-import vqgpt.api.export_model
-import vqgpt.api.import_cache
-import vqgpt.api.import_vqgan
-import vqgpt.api.preview
-import vqgpt.api.reconstruct
+import vqgpt.api.library
 import vqgpt.api.render
 import vqgpt.api.sample
-import vqgpt.api.score
+import vqgpt.api.sources
 import vqgpt.api.tokenize
+import vqgpt.api.tokenizer
 import vqgpt.api.train
 import vqgpt.api.train_vqgan
+import vqgpt.evaluation.likelihood
+import vqgpt.gpt.transformers_format
+import vqgpt.tokens.third_party
 from vqgpt.kernels.build import compiled_library
 
 for source in Path(vqgpt.__file__).parent.rglob("*.c"):

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.conftest import OTHER_VQGAN, TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from tests.forked import fork_command
 from tests.test_score import save_gpt
-from vqgpt.api.prompt_images import read_mask
+from vqgpt.api.render import read_mask
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.completion import is_prefix, keep_mask
 from vqgpt.gpt.order import scan_order

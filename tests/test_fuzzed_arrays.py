@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from tests.fuzzing import ODD_NUMBERS, REFUSED, SECONDS, changed_bytes, changed_directory, changed_values, fuzz
-from vqgpt.api import import_cache
-from vqgpt.api.cache_options import CacheImportConfig
+from vqgpt.commands import cache_import
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
+from vqgpt.options.command import Flags, OutputFlags
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.vqgan.checkpoint import read_remap
@@ -78,7 +78,9 @@ def changed_lines(data: bytes, chance: random.Random) -> bytes:
 
 
 def plan_of(source: Path) -> None:
-    import_cache.run(resolve(CacheImportConfig, {"source": source}), overwrite=False, dry_run=True, report=silent)
+    cache_import.run(
+        resolve(cache_import.CacheImportConfig, {"source": source}), Flags(dry_run=True, output=OutputFlags()), silent
+    )
 
 
 def read_npz(file: Path) -> None:

@@ -14,9 +14,11 @@ from tests.conftest import run_here
 from tests.fuzzing import ODD_VALUES, REFUSED, SECONDS, SEED, changed_bytes, changed_values, fuzz
 from tests.test_hostile_caches import message_of
 from tests.test_lying_manifests import write_each_kind
-from vqgpt.api.cache_options import SourceOptions, VerifyConfig
-from vqgpt.api.caches import info
-from vqgpt.api.repair import recorded_prompts, sample_config, tokenize_config
+from vqgpt.api.options import SourceOptions
+from vqgpt.api.sources import recorded_prompts, sample_config, tokenize_config
+from vqgpt.commands import cache_info
+from vqgpt.options.command import Flags, OutputFlags
+from vqgpt.progress import silent
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
 from vqgpt.tokens.stored_files import to_document
@@ -73,12 +75,16 @@ def again(path):
     what, sources = read_manifest(path).description, SourceOptions()
     if what.origin == "encoded":
         return tokenize_config(path, what, sources)
-    return sample_config(VerifyConfig(cache=path, sources=sources), what), recorded_prompts(what)
+    return sample_config(path, what, sources, None), recorded_prompts(what)
 
 
 def read_all(path):
     cache = TokenCache(path)
     return repr(cache), cache.codebook(), [cache.read_split(split) for split in cache.split_names]
+
+
+def info(path):
+    return cache_info.run(cache_info.CacheConfig(cache=path), Flags(output=OutputFlags()), silent)
 
 
 USES = (find_faults, info, again, read_all)  # each works with a manifest that was read, or refuses with a line

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numcodecs import blosc
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
-from vqgpt.api.cache_options import SourceOptions, VerifyConfig
-from vqgpt.api.repair import sample_config
+from vqgpt.api.options import SourceOptions
+from vqgpt.api.sources import sample_config
 from vqgpt.errors import InputError
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import CacheWriter, TokenCache, find_faults, reader
@@ -153,7 +153,7 @@ def test_a_repair_reads_no_path_that_a_manifest_names(cache):
     what = description(
         (40, 5), origin="sampled", sampling={**sampling, "prompt": ["~/x"], "out": "/tmp/x", "show": True}
     )
-    again = sample_config(VerifyConfig(cache=cache, sources=SourceOptions()), what)
+    again = sample_config(cache, what, SourceOptions(), None)
     assert (again.sampling.temperature, again.run.seed, again.out) == (0.5, 3, cache)
     assert (again.cache, again.n_head, again.keep, again.prompt, again.show) == (None, None, None, (), False)
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import assert_refused, description, run_here, write_cache
 from tests.test_hostile_caches import load, sign
-from vqgpt.api.cache_options import SourceOptions, VerifyConfig
-from vqgpt.api.repair import sample_config, tokenize_config
+from vqgpt.api.options import SourceOptions
+from vqgpt.api.sources import sample_config, tokenize_config
 from vqgpt.errors import InputError
 from vqgpt.tokens import read_manifest
 
@@ -167,7 +167,7 @@ def test_settings_that_no_command_has_are_read_and_not_repaired(caches, kind, pl
     what, sources = read_manifest(path).description, SourceOptions()
     ways = {
         "encoded": lambda: tokenize_config(path, what, sources),
-        "sampled": lambda: sample_config(VerifyConfig(cache=path, sources=sources), what),
+        "sampled": lambda: sample_config(path, what, sources, None),
     }
     with pytest.raises(InputError, match=r"settings that it records|does not record"):
         ways[what.origin]()

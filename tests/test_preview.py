@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
-from vqgpt.api.preview import LEAST_BEYOND_CHANCE, Comparison, compare
+from vqgpt.commands.cache_preview import LEAST_BEYOND_CHANCE, Comparison, compare
 from vqgpt.data.array_readers import read_digits
 from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter, TokenCache

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
 from tests.forked import fork_command
 from vqgpt.api import render as rendering
-from vqgpt.api.output_options import RenderConfig
+from vqgpt.api.options import RenderConfig
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.storage.write_lock import WriteLock

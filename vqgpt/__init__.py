@@ -7,21 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqgpt.api.generator import Generator, load_gpt
+    from vqgpt.api.library import Generator, load_gpt, tokenize, train, train_vqgan
     from vqgpt.api.tokenizer import Tokenizer, contact_sheet, load_vqgan
-    from vqgpt.api.verbs import tokenize, train, train_vqgan
     from vqgpt.tokens import TokenCache
 
 HOMES = {
-    "Generator": "api.generator",
+    "Generator": "api.library",
     "TokenCache": "tokens",
     "Tokenizer": "api.tokenizer",
     "contact_sheet": "api.tokenizer",
-    "load_gpt": "api.generator",
+    "load_gpt": "api.library",
     "load_vqgan": "api.tokenizer",
-    "tokenize": "api.verbs",
-    "train": "api.verbs",
-    "train_vqgan": "api.verbs",
+    "tokenize": "api.library",
+    "train": "api.library",
+    "train_vqgan": "api.library",
 }
 __all__ = [
     "Generator",

@@ -1,5 +1,6 @@
 """What the verbs of the pipeline take: the options of training, tokenizing and sampling. Must not import torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,12 +8,14 @@ from typing import Literal
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.preprocessing import IMAGES, parse_views
 from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.options.definition import argument, check, option
-from vqgpt.options.paths import RUNS_FOLDER, CachePath, cache_path, vqgan_path
+from vqgpt.options.definition import check, option
+from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, cache_path, vqgan_path
 from vqgpt.options.shared import (
+    CACHE,
     CHECKPOINT_GPT,
     CHECKPOINT_VAE,
     DATA,
+    DATA_ROOT,
     DATASET_OF_GPT,
     DEVICE,
     IMAGES_PER_PASS,
@@ -22,11 +25,15 @@ from vqgpt.options.shared import (
     RUN,
     SHOW,
     SIZE,
+    SPLIT_OF_ROWS,
     LoggingOptions,
     RunOptions,
     out_option,
 )
 from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
+
+ROWS_ON_A_SHEET = 100
+NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,33 +98,6 @@ class ReconstructConfig:
     def result(self) -> Path:
         """The picture to write."""
         return self.out or RUNS_FOLDER / self.images.dataset / "reconstructions.png"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig:
-    """`vqgpt vqgan import`."""
-
-    file: Path = argument(
-        "A checkpoint of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo: .ckpt, .pt, .safetensors."
-    )
-    config: Path | None = option(
-        None, "The YAML beside it, of which the image size is taken; refused if it contradicts the weights.", group=DATA
-    )
-    weights: Literal["model", "ema"] | None = option(
-        None, "Which weights to take from a file that has both (default: model).", group=DATA
-    )
-    size: int | None = option(None, "Image size in pixels at which it was trained, where no YAML tells.", group=DATA)
-    remap: Path | None = REMAP
-    dataset: str | None = option(None, "Make it the VQ-GAN of this dataset: runs/DATASET/vqgan.pt.", group=DATA)
-    out: Path | None = out_option("The checkpoint to write", "runs/NAME OF FILE/vqgan.pt")
-
-    def __post_init__(self) -> None:
-        check(self.size is None or self.size > 0, "size", self.size, "positive")
-
-    @property
-    def result(self) -> Path:
-        """The checkpoint to write."""
-        return self.out or vqgan_path(self.dataset or self.file.stem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,3 +203,87 @@ class SampleConfig:
         check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
         check(self.keep is None or bool(self.prompt), "keep", self.keep, "given with --prompt only")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for sampling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """`vqgpt render`."""
+
+    cache: CachePath = CACHE
+    vqgan: EncoderOptions
+    format: Literal["sheet", "png", "tree", "npz"] | None = option(
+        None,
+        "What to write. sheet: one .png with captions; png: a folder with a file per image; tree: such a folder per "
+        "class; npz: an array arr_0 (N, H, W, 3) as the evaluator of ADM reads it (default: as --out ends).",
+        group=DATA,
+    )
+    out: Path | None = out_option(
+        "A .png file for a sheet, an .npz file, or a folder",
+        "the cache's name with .png, -images.npz, -png or -tree",
+    )
+    split: str | None = SPLIT_OF_ROWS
+    rows: str | None = option(
+        None, "Rows to render, START:STOP, from 0, either may be left out (default: all).", group=DATA
+    )
+    limit: int | None = option(
+        None, f"At most this many rows; 0 for all (default: {ROWS_ON_A_SHEET} on a sheet, else all).", group=DATA
+    )
+    view: str | None = option(None, "Which view of each image to render, by its name (default: the first).", group=DATA)
+    show: bool = SHOW
+
+    def __post_init__(self) -> None:
+        check(self.limit is None or self.limit >= 0, "limit", self.limit, "0 or more")
+        parts = re.fullmatch(r"(\d*):(\d*)", self.rows or ":")
+        check(parts is not None, "rows", self.rows, "START:STOP, two whole numbers of which either may be left out")
+        endings = {"sheet": (".png",), "npz": (".npz",)}.get(self.form)
+        suffix = self.result.suffix
+        named = suffix in endings if endings else suffix not in NO_FOLDERS
+        check(named, "out", self.out, "a name that ends in .png for a sheet, in .npz for that, and a folder otherwise")
+        check(not self.show or self.form == "sheet", "format", self.form, "sheet, for --show")
+
+    @property
+    def form(self) -> str:
+        """What to write: `format`, or what the name of the result says."""
+        if self.format is not None:
+            return self.format
+        suffix = ".png" if self.out is None else self.out.suffix
+        return {".png": "sheet", ".npz": "npz"}.get(suffix, "png")
+
+    @property
+    def result(self) -> Path:
+        """The picture, array file or folder to write."""
+        endings = {"sheet": ".png", "npz": "-images.npz", "png": "-png", "tree": "-tree"}
+        return self.out or beside(self.cache, self.cache.stem + endings[self.form])
+
+    def chosen_rows(self, total: int) -> range:
+        """Which of `total` rows to render, but for what a sheet can show."""
+        start, _, stop = (self.rows or ":").partition(":")
+        chosen = range(total)[int(start or 0) : int(stop or total)]
+        return chosen[: self.limit or None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Where that lies which made an encoded cache: the cache knows what it was, not where it is."""
+
+    data_root: Path | None = DATA_ROOT
+    checkpoint_vae: Path | None = CHECKPOINT_VAE
+    remap: Path | None = REMAP
+    device: str = DEVICE
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """`vqgpt run`. What is given here wins over the recipe, in every stage."""
+
+    dataset: str | None = option(
+        None,
+        "The dataset whose pipeline to run (default: the recipe's). Without --recipe, its own recipe is taken, or one "
+        "is chosen for it.",
+        group=DATA,
+    )
+    data_root: Path | None = DATA_ROOT
+    device: str = DEVICE
+    until: Literal["vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample"] = option(
+        "sample", "The last stage to run.", group=RUN
+    )

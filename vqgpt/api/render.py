@@ -1,40 +1,44 @@
-"""`vqgpt render`: rows of a token cache, encoded or sampled -> pictures, through the VQ-GAN's decoder.
+"""Between tokens and pictures, through the VQ-GAN: `vqgpt render`, and the image files that `vqgpt sample` completes.
 
     sheet    one .png: a grid of images with their classes
     png      a folder: 000000.png, ..., by row
     tree     a folder of folders, one per class
     npz      arr_0 (N, H, W, 3) uint8, grey repeated in three channels: what the evaluator of ADM reads
 
-Rows pass shard by shard and a pass of the decoder at a time: no more images than that are in memory, but for a sheet.
+Rows of a cache pass shard by shard and a pass of the decoder at a time: no more images than that are in memory, but for
+a sheet.
 """
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL import Image
 
-from vqgpt.api.options import EncoderOptions
-from vqgpt.api.output_options import ROWS_ON_A_SHEET, RenderConfig
+from vqgpt.api.options import ROWS_ON_A_SHEET, EncoderOptions, RenderConfig
+from vqgpt.data.decoding import BrokenImageError, decode
+from vqgpt.data.file_trees import LARGEST_FILE
 from vqgpt.data.folder import WITHOUT_CLASS, class_folders
-from vqgpt.errors import InputError, UsageError, nearest_hint
+from vqgpt.data.preparing import prepare
+from vqgpt.data.preprocessing import Preprocessing, PreprocessingOptions
+from vqgpt.errors import InputError, MissingDataError, UsageError, nearest_hint
 from vqgpt.options.codec import to_json
 from vqgpt.pictures.folder import PictureFolder
 from vqgpt.pictures.sheet import contact_sheet, png_bytes, to_displayable, to_rgb
 from vqgpt.progress import Notice, Picture, Report, silent
 from vqgpt.runtime.device import select_device
-from vqgpt.storage.files import open_atomically, write_atomically
+from vqgpt.storage.files import open_atomically, read_regular, write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.tokens.reader import Part, parts_of
 from vqgpt.tokens.statistics import names_without, occurring
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
-from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes
+from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes, encode_images
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.pixels import images_per_pass
 
@@ -109,7 +113,7 @@ def tell_of_empty_folders(labels: NDArray[np.integer], description: Description,
         )
 
 
-def sheet(parts: Sequence[Part], model: VQGAN, description: Description, precision: str, report: Report) -> Image:
+def sheet(parts: Sequence[Part], model: VQGAN, description: Description, precision: str, report: Report) -> Image.Image:
     """The contact sheet of rows."""
     images = decode_in_passes(model, np.concatenate([part.codes for part in parts]), precision, report)
     texts = captions(np.concatenate([part.labels for part in parts]), description)
@@ -225,3 +229,39 @@ def columns(description: Description) -> int:
     """Columns of a contact sheet: one per class where they fit, so that samples of all classes in turn line up."""
     classes = len(description.class_names) if description.label_kind == "class" else 0
     return classes if 2 < classes <= MOST_COLUMNS else 10
+
+
+WHITE = 128  # of 255; a pixel of a mask that is at least as bright is kept
+
+
+def encode_image(path: Path, description: Description, load: Callable[[], VQGAN]) -> NDArray[np.int64]:
+    """The codes (h, w) of an image, prepared as the images of a token cache of this description.
+
+    `load` gives the VQ-GAN of the tokens. Raises InputError if the image has another size, and what `load` raises.
+    """
+    recorded, size = description.preprocessing, description.image_size
+    chosen = {name: recorded[name] for name in ("fit", "background") if name in recorded}
+    options = PreprocessingOptions(**chosen)
+    image = read_image(path, options.background_rgb)
+    if (image.height, image.width) != size:
+        raise InputError(
+            f"the prompt {path} has {image.width} x {image.height} pixels, the GPT's images {size[1]} x {size[0]}",
+            "resize or crop it to that size",
+        )
+    preprocessing = Preprocessing(size=size[0], channels=description.image_channels, options=options)
+    return encode_images(load(), prepare(image, preprocessing)[None], "fp32")[0, 0]
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """The pixels (H, W) of a mask that are white. Raises MissingDataError or InputError."""
+    return np.asarray(read_image(path, (0, 0, 0)).convert("L")) >= WHITE
+
+
+def read_image(path: Path, background: tuple[int, int, int]) -> Image.Image:
+    """An image file, grey or RGB. Raises MissingDataError or InputError, naming it."""
+    if not path.exists():
+        raise MissingDataError(f"there is no file {path}", "give an image, or a row of a token cache: cache:train/17")
+    try:
+        return decode(read_regular(path, LARGEST_FILE), background)
+    except BrokenImageError as error:
+        raise InputError(f"{path} cannot be used as an image: {error}", "give another file") from None

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.api.chosen_recipe import choose_recipe
-from vqgpt.api.options import ReconstructConfig, SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
-from vqgpt.api.run_options import RunConfig
+from vqgpt.api.options import ReconstructConfig, RunConfig, SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.api.up_to_date import (
     Made,
     cache_digest,

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.api.filling import fill_cache
-from vqgpt.api.find import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
-from vqgpt.api.options import EncoderOptions, SampleConfig
-from vqgpt.api.output_options import RenderConfig
+from vqgpt.api.options import EncoderOptions, RenderConfig, SampleConfig
+from vqgpt.api.sources import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.completion import Prompts, check_same_tokens, is_prefix, read_prompts
@@ -88,12 +87,12 @@ def run(config: SampleConfig, overwrite: bool, dry_run: bool, report: Report) ->
 
     def find_prompts(gpt: GPTConfig, description: Description) -> Prompts | None:
         def encode(path: Path, _: Description) -> NDArray[np.int64]:
-            from vqgpt.api.prompt_images import encode_image
+            from vqgpt.api.render import encode_image
 
             return encode_image(path, description, lambda: vqgan_of(description))
 
         def mask(path: Path) -> NDArray[np.bool_]:
-            from vqgpt.api.prompt_images import read_mask
+            from vqgpt.api.render import read_mask
 
             return read_mask(path)
 

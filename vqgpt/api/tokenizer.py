@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from vqgpt.api.generator import Generator
+from vqgpt.api.library import Generator
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import num_parameters
 from vqgpt.pictures import sheet

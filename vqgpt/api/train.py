@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqgpt.api.find import check_dataset, find_cache
 from vqgpt.api.options import TrainConfig
+from vqgpt.api.sources import check_dataset, find_cache
 from vqgpt.data.table import held_out_split
 from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content

@@ -1,4 +1,4 @@
-"""`vqgpt cache info`."""
+"""`vqgpt cache info`: what a token cache holds, from its manifest alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,46 @@ class CacheConfig:
 
 def run(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Show what a cache holds and how it uses its codebook."""
-    from vqgpt.api import caches
+    import numpy as np
 
-    return caches.info(config.cache)
+    from vqgpt.tokens import TokenCache
+    from vqgpt.tokens.statistics import statistics_of_counts
+
+    cache = TokenCache(config.cache)
+    description = cache.description
+    result: dict[str, Any] = {
+        "cache": config.cache,
+        "origin": description.origin,
+        "dataset": description.dataset,
+        "classes": len(description.class_names),
+        "labels": description.label_kind,
+        "image_size": description.image_size,
+        "image_channels": description.image_channels,
+        "preprocessing": description.preprocessing.get("rule", ""),
+        "views": description.views,
+        "grid": description.grid,
+        "codebook_size": description.codebook_size,
+        "tokenizer": description.tokenizer_sha256,
+        "precision": description.precision,
+        "digest": cache.digest,
+    }
+    if description.limit is not None:
+        result["limit"] = description.limit
+    if description.skipped:
+        result["skipped"] = description.skipped
+    if description.unverified:
+        result["unverified"] = description.unverified
+    result |= {f"sampling_{name}": value for name, value in description.sampling.items()}
+    for split in description.splits:
+        statistics = cache.manifest.statistics[split.name]
+        entropy = statistics_of_counts(np.array(statistics.histogram)).entropy_bits_per_token
+        result |= {
+            f"{split.name}_rows": split.rows,
+            f"{split.name}_used_codes": statistics.used_codes,
+            f"{split.name}_perplexity": statistics.perplexity,
+            f"{split.name}_entropy_bits_per_token": entropy,
+        }
+    return result
 
 
 COMMAND = Command(words="cache info", config=CacheConfig, run=run, takes_recipe=False)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vqgpt.api.output_options import RenderConfig
+from vqgpt.api.options import RenderConfig
 from vqgpt.options.command import Command, Flags
 from vqgpt.progress import Report
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vqgpt.api.run_options import RunConfig
+from vqgpt.api.options import RunConfig
 from vqgpt.options.command import Command, Flags
 from vqgpt.progress import Report
 

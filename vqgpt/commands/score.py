@@ -1,18 +1,149 @@
-"""`vqgpt score`."""
+"""`vqgpt score`: how likely a GPT finds every row of a token cache, in bits per token, and which rows are odd."""
 
+import csv
+import io
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from vqgpt.api.output_options import ScoreConfig
+from vqgpt.errors import InputError, composed
+from vqgpt.gpt.options import GPTConfig
 from vqgpt.options.command import Command, Flags
-from vqgpt.progress import Report
+from vqgpt.options.definition import check, option
+from vqgpt.options.paths import CachePath, beside
+from vqgpt.options.shared import CACHE, CHECKPOINT_GPT, DATA, DEVICE, N_HEAD, ONLY_SPLIT, PRECISION, out_option
+from vqgpt.progress import Notice, Report
+from vqgpt.storage.files import write_atomically
+from vqgpt.storage.write_lock import check_place, sole_writer
+
+if TYPE_CHECKING:
+    from vqgpt.evaluation.likelihood import Columns
+    from vqgpt.tokens import Description, TokenCache
+
+SHOWN_NAMES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """`vqgpt score`."""
+
+    cache: CachePath = CACHE
+    checkpoint_gpt: Path | None = CHECKPOINT_GPT
+    n_head: int | None = N_HEAD
+    split: str | None = ONLY_SPLIT
+    against: CachePath | None = option(
+        None,
+        "A token cache: find for each row the nearest one of its split train, in tokens that differ. 0 is a copy.",
+        group=DATA,
+    )
+    out: Path | None = out_option("The .csv or .npz file to write, a line per row", "the cache's name with -scores.csv")
+    show_rows: int = option(5, "How many of the least and of the most likely rows to show.", group=DATA)
+    device: str = DEVICE
+    precision: Literal["auto", "fp32", "bf16"] = PRECISION
+
+    def __post_init__(self) -> None:
+        check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
+        check(self.show_rows >= 0, "show_rows", self.show_rows, "0 or more")
+        named = self.out is None or self.out.suffix in (".csv", ".npz")
+        check(named, "out", self.out, "a file name that ends in .csv or .npz")
+
+    @property
+    def result(self) -> Path:
+        """The file to write."""
+        return self.out or beside(self.cache, f"{self.cache.stem}-scores.csv")
 
 
 def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Tell how likely a GPT finds every row of a token cache."""
-    from vqgpt.api import score
+    from vqgpt.api.sources import check_heads, find_gpt, tell_if_unknown
+    from vqgpt.evaluation.likelihood import score, summary
+    from vqgpt.gpt.trained import load_gpt
+    from vqgpt.runtime.device import resolve_precision, select_device
+    from vqgpt.tokens import TokenCache
 
-    return score.run(config, flags.overwrite, flags.dry_run, report)
+    device = select_device(config.device)
+    cache = TokenCache(config.cache)
+    splits = cache.split_names if config.split is None else (config.split,)
+    rows = sum(cache.rows(split) for split in splits)
+    check_place(config.result, config, flags.overwrite)
+    path = find_gpt(config.checkpoint_gpt, cache.description.dataset)
+    gpt, trained_on = load_gpt(path, device, config.n_head, cache.description.grid)
+    check_heads(config.n_head, gpt.model.config, path)
+    check_goes_with(gpt.model.config, trained_on, path, cache, report)
+    tell_if_unknown(cache.description.tokenizer_sha256, report)
+    training = None if config.against is None else TokenCache(config.against)
+    if training is not None:
+        check_same_codes(training, cache)
+    plan = {"out": config.result, "checkpoint": path, "rows": rows}
+    if flags.dry_run:
+        return plan
+    with sole_writer(config.result, config, flags.overwrite):
+        scores = score(cache, splits, gpt, training, resolve_precision(config.precision, device), report)
+        write_atomically(config.result, _npz(scores) if config.result.suffix == ".npz" else _csv(scores))
+    return {**plan, **summary(scores, splits, cache.description, config.show_rows)}
+
+
+def check_goes_with(
+    config: GPTConfig, trained_on: "Description | None", path: Path, cache: "TokenCache", report: Report
+) -> None:
+    """Raise InputError, with both sides, if the GPT was trained on tokens of another kind than the cache has."""
+    description = cache.description
+    pairs: list[tuple[str, Any, Any]] = [
+        ("codes", config.codebook_size, description.codebook_size),
+        ("a grid of", config.grid, description.grid),
+    ]
+    if trained_on is None:
+        report(Notice(text=f"{path} does not record which VQ-GAN it was trained with; the scores assume the cache's"))
+    else:
+        pairs.append(("the VQ-GAN", trained_on.tokenizer_sha256[:12], description.tokenizer_sha256[:12]))
+        if description.label_kind == config.options.condition != "none":
+            ours, theirs = trained_on.class_names, description.class_names
+            pairs.append(("the classes", [*map(composed, ours)], [*map(composed, theirs)]))
+    for what, ours, theirs in pairs:
+        if ours != theirs:
+            raise InputError(
+                f"{path} was trained with {what} {_text(ours)}, and {cache.path} has {_text(theirs)}",
+                "give a GPT that was trained on such tokens, with --checkpoint-gpt, or another cache",
+            )
+    if config.num_classes and description.label_kind != config.options.condition:
+        report(Notice(text="the cache has no labels of the kind that the GPT knows: it is scored unconditionally"))
+
+
+def check_same_codes(training: "TokenCache", cache: "TokenCache") -> None:
+    """Raise InputError, with both sides, if the codes of another cache mean other things."""
+    ours, theirs = cache.description, training.description
+    for what in ("tokenizer_sha256", "grid"):
+        mine, other = _text(getattr(ours, what)), _text(getattr(theirs, what))
+        if mine != other:
+            raise InputError(
+                f"{what}: {cache.path} has {mine}, {training.path} has {other}",
+                "give --against a cache of the same VQ-GAN and image size",
+            )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join([*value[:SHOWN_NAMES], "..."] if len(value) > SHOWN_NAMES else value)
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _npz(scores: "Columns") -> bytes:
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **scores)
+    return buffer.getvalue()
+
+
+def _csv(scores: "Columns") -> bytes:
+    """A line per row, under the names of the columns; bits as a word of 0 and 1."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(scores)
+    columns = [["".join(map(str, bits)) for bits in value] if value.ndim > 1 else value for value in scores.values()]
+    writer.writerows(zip(*columns, strict=True))
+    return buffer.getvalue().encode()
 
 
 COMMAND = Command(words="score", config=ScoreConfig, run=run)

@@ -15,7 +15,7 @@ from vqgpt.progress import Notice, Report
 def run(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Stage two: train a GPT on a token cache."""
     from vqgpt.api import train
-    from vqgpt.api.find import find_cache
+    from vqgpt.api.sources import find_cache
 
     if flags.recipe is None and config.training.lr == GPTTrainingOptions.lr:
         with suppress(VQGPTError):  # that there is no cache is for the training to say

@@ -1,4 +1,4 @@
-"""`vqgpt vqgan info`."""
+"""`vqgpt vqgan info`: what a VQ-GAN checkpoint is, by its names and shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,13 @@ class VQGANInfoConfig:
 
 def run(config: VQGANInfoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Show what a VQ-GAN checkpoint is, without loading its weights."""
-    from vqgpt.api import import_vqgan
+    from vqgpt.vqgan.checkpoint import OUR_FAMILY, describe_file, open_vqgan
 
-    return import_vqgan.info(config.file)
+    file = open_vqgan(config.file, "NAME")
+    result = {"file": config.file, "bytes": config.file.stat().st_size, **describe_file(file)}
+    if file.family == OUR_FAMILY:
+        result |= {"dataset": file.content["dataset"], **file.content["figures"]}
+    return result
 
 
 COMMAND = Command(words="vqgan info", config=VQGANInfoConfig, run=run, takes_recipe=False)

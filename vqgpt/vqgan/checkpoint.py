@@ -145,3 +145,11 @@ def describe_config(config: VQGANConfig) -> dict[str, Any]:
     """The architecture as a user reads it."""
     fields = {name: value for name, value in asdict(config).items() if value is not None}
     return {**fields, "downsampling": config.downsampling, "codebook_size": config.codebook_size}
+
+
+def describe_file(file: CheckpointFile) -> dict[str, Any]:
+    """Family, architecture and size of a VQ-GAN, as a user reads them."""
+    tensors = file.foreign.tensors if file.foreign else file.content["model"]
+    parameters = sum(torch.Size(stored.shape).numel() for stored in tensors.values())
+    others = {"other_tensors_in_the_file": file.foreign.extra} if file.foreign else {}
+    return {"family": file.family, **describe_config(file.config), "parameters": parameters, **others}

@@ -1,22 +1,27 @@
-"""A GPT on arrays: classes -> codes (N, h, w) int64, and codes -> how likely it finds them.
+"""The library for Python: a GPT on arrays, and the verbs of the pipeline, which take the options of their commands.
 
+    vqgpt.train_vqgan(dataset="digits", n_epochs=3)  ->  Tokenizer
+    vqgpt.tokenize(dataset="digits")                 ->  TokenCache
+    vqgpt.train(dataset="digits", n_layer=2)         ->  Generator
     Generator.sample -> codes (N, h, w) int64  --Tokenizer.decode-->  images (N, C, H, W) uint8  --encode-->  codes
 
-It works where the VQ-GAN's code cannot be imported. Errors are those of `vqgpt.errors`.
+What a command refuses is refused here too, with the errors of `vqgpt.errors`: nothing that exists is replaced without
+`overwrite=True`, and what was interrupted is continued. `progress` is called with the events of `vqgpt.progress`.
+The Generator works where the VQ-GAN's code cannot be imported.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqgpt.api.options import SampleConfig
+from vqgpt.api.options import SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.api.sample import check_can_guide, check_knows_untold
-from vqgpt.errors import UsageError
+from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.gpt import trained as trained_gpt
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.labels import KnownLabels, number_word, untold
@@ -24,10 +29,14 @@ from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import num_parameters
+from vqgpt.options.definition import options_of, resolve
 from vqgpt.options.shared import RunOptions
-from vqgpt.progress import silent
+from vqgpt.progress import PlainBar, Report, silent
 from vqgpt.runtime.device import resolve_precision, select_device
-from vqgpt.tokens import Description
+from vqgpt.tokens import Description, TokenCache
+
+if TYPE_CHECKING:
+    from vqgpt.api.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,3 +148,42 @@ def _check_range(what: str, numbers: NDArray[np.integer[Any]], least: int, most:
         raise UsageError(
             f"{what} of {numbers.min()} to {numbers.max()} cannot be scored", f"give {what} of {least} to {most}"
         )
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def train_vqgan(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> "Tokenizer":
+    """Train a VQ-GAN as `vqgpt vqgan train` does; returns the Tokenizer. Raises UsageError for an unknown option."""
+    from vqgpt.api import tokenizer, train_vqgan
+
+    config = _configured(VQGANTrainConfig, options)
+    result = train_vqgan.run(config, overwrite, False, progress or PlainBar())
+    return tokenizer.load_vqgan(result["checkpoint"], config.run.device)
+
+
+def tokenize(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> TokenCache:
+    """Encode a dataset as `vqgpt tokenize` does; returns its token cache. Raises UsageError for an unknown option."""
+    from vqgpt.api import tokenize
+
+    config = _configured(TokenizeConfig, options)
+    tokenize.run(config, overwrite, False, progress or PlainBar())
+    return TokenCache(config.result)
+
+
+def train(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> "Generator":
+    """Train a GPT as `vqgpt train` does; returns the Generator. Raises UsageError for an unknown option."""
+    from vqgpt.api import train
+
+    config = _configured(TrainConfig, options)
+    result = train.run(config, overwrite, False, progress or PlainBar())
+    return load_gpt(result["checkpoint"], config.run.device)
+
+
+def _configured(config_class: type[ConfigT], options: dict[str, Any]) -> ConfigT:
+    """The configuration of these options, by the names of their fields. Raises UsageError for a name that is none."""
+    known = [item.name for item in options_of(config_class)]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"there is no option {name!r}", nearest_hint(name, known))
+    return resolve(config_class, options)

@@ -1,0 +1,176 @@
+"""Which cache or GPT a command means where the user does not say, and which command made a cache.
+
+A cache knows what made it, not where that lies: the VQ-GAN, images or GPT are those of the dataset, or given
+(`SourceOptions`). Must not import torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vqgpt.api.options import SampleConfig, SourceOptions, TokenizeConfig
+from vqgpt.data.preprocessing import parse_views
+from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.gpt.completion import Prompts
+from vqgpt.gpt.labels import number_word
+from vqgpt.gpt.options import GPTConfig, SamplingOptions
+from vqgpt.options.definition import resolve
+from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, CachePath, CacheURL, cache_path, gpt_path
+from vqgpt.progress import Notice, Report
+from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER, Description
+
+ConfigT = TypeVar("ConfigT")
+PathT = TypeVar("PathT", bound=CachePath)
+
+
+def find_cache(cache: CachePath | None, dataset: str | None) -> CachePath:
+    """The cache to train on: the one given, the dataset's, or the only one. Raises MissingDataError or UsageError."""
+    if isinstance(cache, CacheURL):
+        return cache  # opening it tells
+    if cache is not None:
+        return _existing(cache, f"make one with: vqgpt tokenize --cache {cache}")
+    if dataset is not None:
+        return _existing(cache_path(dataset), f"make it with: vqgpt tokenize --dataset {dataset}")
+    caches = list_caches(CACHE_FOLDER)
+    return _only(caches, "token cache", CACHE_FOLDER, "make one with: vqgpt tokenize --dataset NAME", "--cache")
+
+
+def find_gpt(checkpoint: Path | None, dataset: str | None) -> Path:
+    """The GPT to sample from: the one given, the dataset's, or the only one. Raises MissingDataError or UsageError."""
+    if checkpoint is not None:
+        return _existing(checkpoint, "train one with: vqgpt train")
+    if dataset is not None:
+        return _existing(gpt_path(dataset), f"train one with: vqgpt train --dataset {dataset}")
+    checkpoints = sorted(RUNS_FOLDER.glob("*/gpt.pt"))
+    return _only(checkpoints, "trained GPT", RUNS_FOLDER, "train one with: vqgpt train", "--checkpoint-gpt")
+
+
+def check_dataset(asked: str | None, actual: str, path: CachePath) -> None:
+    """Raise UsageError if `path` is of another dataset than --dataset asks for."""
+    if asked not in (None, actual):
+        raise UsageError(f"{path} is of dataset {actual}, not {asked}", "leave --dataset out, or give another path")
+
+
+def check_heads(asked: int | None, gpt: GPTConfig, path: Path) -> None:
+    """Raise UsageError if a GPT has other attention heads than --n-head says."""
+    if asked not in (None, gpt.options.n_head):
+        raise UsageError(f"{path} has {gpt.options.n_head} attention heads, not {asked}", "leave --n-head out")
+
+
+def tell_if_unknown(tokenizer_sha256: str, report: Report) -> None:
+    """A notice, where codes that are taken to be of one VQ-GAN were all imported without it."""
+    if tokenizer_sha256 == UNKNOWN_TOKENIZER:
+        report(
+            Notice(
+                text="the tokens of the cache and of the GPT were imported without their VQ-GAN, so vqgpt "
+                "cannot tell whether it was the same one"
+            )
+        )
+
+
+def list_caches(folder: CachePath) -> list[CachePath]:
+    """The token caches directly in a folder, finished or not."""
+    if isinstance(folder, CacheURL):
+        from vqgpt.tokens.object_store import ObjectStore
+
+        names = ObjectStore(folder).folders()
+        return [CacheURL(f"{folder}/{name}") for name in names if name.endswith(".zarr")]
+    return sorted(path.parent for path in folder.glob("*.zarr/zarr.json"))
+
+
+def _existing(path: Path, how_to_make_one: str) -> Path:
+    if not path.exists():
+        raise MissingDataError(f"there is no {path}", how_to_make_one)
+    return path
+
+
+def _only(found: Sequence[PathT], what: str, folder: Path, how_to_make_one: str, flag: str) -> PathT:
+    if not found:
+        raise MissingDataError(f"there is no {what} in {folder}/", how_to_make_one)
+    if len(found) > 1:
+        raise UsageError(f"there are several: {', '.join(map(str, found))}", f"choose one with {flag} or --dataset")
+    return found[0]
+
+
+def tokenize_config(
+    cache: CachePath, description: Description, sources: SourceOptions, batch_size: int | None = None
+) -> TokenizeConfig:
+    """The `vqgpt tokenize` that makes the cache which `description` describes; None for what does not matter."""
+    config = _as_recorded(
+        TokenizeConfig,
+        cache,
+        {
+            "dataset": description.dataset,
+            "data_root": sources.data_root,
+            "size": description.image_size[0],
+            "cache": cache,
+            "limit": description.limit,
+            "val_split": description.val_split,
+            "views": description.views,
+            "image_channels": description.image_channels,
+            "fit": description.preprocessing.get("fit"),
+            "background": description.preprocessing.get("background"),
+            "on_error": "skip" if description.skipped else "stop",
+            "checkpoint_vae": sources.checkpoint_vae,
+            "remap": sources.remap,
+            "device": sources.device,
+            "precision": description.precision,
+            "batch_size": batch_size,
+        },
+    )
+    if config.views and parse_views(config.views) != description.views:
+        views = f"views = {description.views}"
+        raise InputError(f"vqgpt cannot have made {cache} with the settings that it records: {views}", "make it again")
+    return config
+
+
+def sample_config(
+    cache: CachePath, description: Description, sources: SourceOptions, checkpoint_gpt: Path | None
+) -> SampleConfig:
+    """The `vqgpt sample` that makes the cache which `description` describes.
+
+    Of what is recorded, only how codes are drawn: no path that a manifest names is read or written.
+    """
+    recorded = description.sampling
+    if "classes" not in recorded:
+        raise InputError(f"{cache} does not record for which classes it was sampled", "sample it again")
+    drawn = {"seed", *(item.name for item in fields(SamplingOptions))}
+    return _as_recorded(
+        SampleConfig,
+        cache,
+        {
+            **{name: value for name, value in recorded.items() if name in drawn},
+            "dataset": description.dataset,
+            "checkpoint_gpt": checkpoint_gpt,
+            "out": cache,
+            "classes": None if recorded.get("prompts") else [class_word(label) for label in recorded["classes"]],
+            "device": sources.device,
+            "precision": description.precision,
+        },
+    )
+
+
+def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[str, Any]) -> ConfigT:
+    """The configuration of the command that made `cache`. Raises InputError if no command can have had it."""
+    try:
+        return resolve(config_class, recorded)
+    except (UsageError, OverflowError) as error:
+        raise InputError(
+            f"vqgpt cannot have made {cache} with the settings that it records: {error}", "make it again"
+        ) from None
+
+
+def recorded_prompts(description: Description) -> Prompts | None:
+    """The prompts that a sampled cache completes, with the label of each image in turn."""
+    kept = description.sampling.get("prompts")
+    return Prompts(kept=np.array(kept), labels=description.sampling["classes"]) if kept else None
+
+
+def class_word(label: int | Sequence[int]) -> str:
+    """What `--class` takes for a label: a class by its number, or the numbers of the bits that are on."""
+    if isinstance(label, int):
+        return number_word(label)
+    return "+".join(number_word(number) for number, bit in enumerate(label) if bit > 0) or number_word(-1)
