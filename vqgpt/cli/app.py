@@ -13,7 +13,6 @@ from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode, UsageError, VQGPTError
 from vqgpt.options.command import Command
 from vqgpt.options.definition import options_of
-from vqgpt.runtime.libraries import installed_version
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 GROUPS = {
@@ -26,6 +25,8 @@ COMMANDS = all_commands()
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from vqgpt.runtime.libraries import installed_version
+
         print(f"vqgpt {installed_version('vqgpt')}")
         raise typer.Exit
 

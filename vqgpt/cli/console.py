@@ -9,34 +9,42 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
-from rich.text import Text
 
 from vqgpt.errors import VQGPTError, printable
 from vqgpt.progress import Event, Notice, Picture, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_FOR_A_RATE = 1.0  # a shorter time says nothing: the first part of the work is over when its clock starts
 
 
-class RateColumn(ProgressColumn):
-    """Units per second."""
+def new_bar(console: Console) -> "Bar":
+    """A progress bar with rate and ETA; rich's part of this is imported once something is in progress."""
+    from rich import progress
+    from rich.text import Text
 
-    def render(self, task: Task) -> Text:
-        """The rate of a task, once it is known."""
-        return Text(f"{task.speed:,.1f} {task.fields['unit']}/s" if task.speed else "")
+    class RateColumn(progress.ProgressColumn):
+        """Units per second, once they are known."""
+
+        def render(self, task: progress.Task) -> Text:
+            return Text(f"{task.speed:,.1f} {task.fields['unit']}/s" if task.speed else "")
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        RateColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("eta"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[values]}", style="dim"),
+        console=console,
+    )
 
 
 class Screen:
@@ -46,17 +54,7 @@ class Screen:
         self.quiet = quiet
         self.as_json = as_json
         self.stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-        self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            RateColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}", style="dim"),
-            console=self.stderr,
-        )
+        self.bar: Bar | None = None
         self.task_ids: dict[str, Any] = {}
         self.started: dict[str, tuple[float, int]] = {}
         self.last_line = 0.0
@@ -83,6 +81,7 @@ class Screen:
             self._print_line(event)
 
     def _draw(self, event: Progress) -> None:
+        self.bar = self.bar or new_bar(self.stderr)
         if event.task not in self.task_ids:
             self.task_ids[event.task] = self.bar.add_task(event.task, total=event.total, unit=event.unit, values="")
             self.bar.start()
@@ -116,7 +115,7 @@ class Screen:
         sys.stderr.flush()
 
     def _stop_bar(self) -> None:
-        if self.task_ids:
+        if self.bar and self.task_ids:
             self.bar.stop()
             self.task_ids = {}
 

@@ -1,11 +1,7 @@
 """From configuration classes to typer commands: each option becomes a flag, an environment variable and a recipe key.
 
 A flag that was not given arrives as None, so that the environment, the recipe and the default can have their say.
-Must not import torch.
-
-The environment variables that stand in for flags: VQGPT_TRAIN_BATCH_SIZE is --batch-size of `vqgpt train`.
-
-Flags that users of GenerativeZoo know and that vqgpt does not have: refused with the reason, never ignored.
+Flags and variables that vqgpt is known not to have are refused with the reason, never ignored. Must not import torch.
 """
 
 import inspect

@@ -1,8 +1,6 @@
 """How every command runs: parse, resolve the configuration, do the work, show the result or the error.
 
-Must not import torch before a command's body runs.
-
-Command lines that are advised: the one that was given, and the one that comes after it.
+Then says which command to give next. Must not import torch before a command's body runs.
 """
 
 import logging

@@ -10,8 +10,6 @@ shard by shard, each checked as it is read.
 """
 
 import io
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +26,8 @@ from vqgpt.storage.files import canonical_json, folder_atomically, open_atomical
 from vqgpt.storage.write_lock import check_place, sole_writer
 
 if TYPE_CHECKING:
+    import tarfile
+
     from vqgpt.tokens import SplitTokens, TokenCache
 
 ABOUT = "about.json"
@@ -155,6 +155,8 @@ def _write_bin(cache: "TokenCache", split: str, file: BinaryIO) -> None:
 
 
 def _write_npz(cache: "TokenCache", splits: tuple[str, ...], about: Mapping[str, Any], file: BinaryIO) -> None:
+    import zipfile
+
     with zipfile.ZipFile(file, "w") as archive:
 
         def member(name: str) -> Any:
@@ -172,6 +174,8 @@ def _write_npz(cache: "TokenCache", splits: tuple[str, ...], about: Mapping[str,
 
 def _write_tar(cache: "TokenCache", split: str, index: int, file: BinaryIO) -> None:
     """One shard: a sample per image, whose key is the split and the row."""
+    import tarfile
+
     kind = cache.description.label_kind
     tokens = cache.read_split(split, [index])
     first = cache.description.layouts(split)["codes"].shard_slice(index).start
@@ -185,7 +189,9 @@ def _write_tar(cache: "TokenCache", split: str, index: int, file: BinaryIO) -> N
                 _add(archive, f"{key}.labels.npy", _npy_bytes(label))
 
 
-def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add(archive: "tarfile.TarFile", name: str, data: bytes) -> None:
+    import tarfile
+
     member = tarfile.TarInfo(name)  # whose time, owner and group are 0
     member.size = len(data)
     archive.addfile(member, io.BytesIO(data))
