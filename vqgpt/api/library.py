@@ -29,8 +29,8 @@ from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import num_parameters
+from vqgpt.options.command import RunOptions
 from vqgpt.options.definition import options_of, resolve
-from vqgpt.options.shared import RunOptions
 from vqgpt.progress import PlainBar, Report, silent
 from vqgpt.runtime.device import resolve_precision, select_device
 from vqgpt.tokens import Description, TokenCache

@@ -8,9 +8,7 @@ from typing import Literal
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.preprocessing import IMAGES, parse_views
 from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.options.definition import check, option
-from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, cache_path, vqgan_path
-from vqgpt.options.shared import (
+from vqgpt.options.command import (
     CACHE,
     CHECKPOINT_GPT,
     CHECKPOINT_VAE,
@@ -30,6 +28,8 @@ from vqgpt.options.shared import (
     RunOptions,
     out_option,
 )
+from vqgpt.options.definition import check, option
+from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, cache_path, vqgan_path
 from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 
 ROWS_ON_A_SHEET = 100

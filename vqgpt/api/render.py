@@ -45,6 +45,7 @@ from vqgpt.vqgan.pixels import images_per_pass
 MOST_COLUMNS = 16
 MOST_ROWS_ON_A_SHEET = 1000
 SEED_OF_COLORS = 0
+WHITE = 128  # of 255; a pixel of a mask that is at least as bright is kept
 
 
 def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -229,9 +230,6 @@ def columns(description: Description) -> int:
     """Columns of a contact sheet: one per class where they fit, so that samples of all classes in turn line up."""
     classes = len(description.class_names) if description.label_kind == "class" else 0
     return classes if 2 < classes <= MOST_COLUMNS else 10
-
-
-WHITE = 128  # of 255; a pixel of a mask that is at least as bright is kept
 
 
 def encode_image(path: Path, description: Description, load: Callable[[], VQGAN]) -> NDArray[np.int64]:

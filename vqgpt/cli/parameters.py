@@ -17,6 +17,19 @@ from vqgpt.options.command import Command
 from vqgpt.options.definition import Option, options_of
 from vqgpt.options.paths import CachePath
 
+PREFIX = "VQGPT_"
+FOR_ALL_COMMANDS = ("data_root", "device", "seed")  # mean the same in each, and belong to the machine or the experiment
+REFUSED = {
+    "--sane-index-shape": (
+        "it would change nothing: codes are grids (B, h, w) everywhere, in the network and in token caches",
+        "leave it out",
+    ),
+    "--colorize-nlabels": (
+        "it shows segmentation maps of more than 3 channels in colours, and every dataset here has 1 or 3 channels",
+        "leave it out: images are shown as they are",
+    ),
+}
+
 
 def typer_parameter(option: Option, words: str) -> inspect.Parameter:
     """The typer parameter of one option of the command `words`."""
@@ -108,10 +121,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-PREFIX = "VQGPT_"
-FOR_ALL_COMMANDS = ("data_root", "device", "seed")  # mean the same in each, and belong to the machine or the experiment
-
-
 def environment_variable(option: Option, words: str) -> str:
     """The variable of an option of the command `words`."""
     return PREFIX + _upper(option.flag[2:] if option.name in FOR_ALL_COMMANDS else f"{words} {option.flag[2:]}")
@@ -132,18 +141,6 @@ def check_environment(environment: Mapping[str, str], commands: Iterable[Command
     for name, names in by_option.items():
         if environment.get(name) and name not in names:
             raise UsageError(f"{name} is set, and does not say for which command", f"set {' or '.join(names)} instead")
-
-
-REFUSED = {
-    "--sane-index-shape": (
-        "it would change nothing: codes are grids (B, h, w) everywhere, in the network and in token caches",
-        "leave it out",
-    ),
-    "--colorize-nlabels": (
-        "it shows segmentation maps of more than 3 channels in colours, and every dataset here has 1 or 3 channels",
-        "leave it out: images are shown as they are",
-    ),
-}
 
 
 def check_not_refused(arguments: list[str], commands: Iterable[Command]) -> None:

@@ -32,6 +32,14 @@ from vqgpt.progress import Notice, Report
 from vqgpt.runtime.interrupt import Terminated, terminated_as_interrupted
 from vqgpt.runtime.process import keep_memory_pages, low_limit, process_rank, processes, shortage
 
+# After a stage: the next one, which of its options takes the result, which option chose that, which figure names it.
+AFTER = {
+    "vqgan-train": ("tokenize", "checkpoint_vae", "out", "checkpoint"),
+    "vqgan-reconstruct": ("tokenize", "checkpoint_vae", "checkpoint_vae", ""),
+    "tokenize": ("train", "cache", "cache", "cache"),
+    "train": ("sample", "checkpoint_gpt", "out", "checkpoint"),
+}
+
 
 def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[str, Command]) -> int:
     """Do the work of one of the `commands`, which a recipe may be for, and return its exit code."""
@@ -134,15 +142,6 @@ def explain(error: Exception) -> VQGPTError:
     return VQGPTError(
         f"{type(error).__name__}: {error}", "run again with --debug for the traceback, and report it as a bug"
     )
-
-
-# After a stage: the next one, which of its options takes the result, which option chose that, which figure names it.
-AFTER = {
-    "vqgan-train": ("tokenize", "checkpoint_vae", "out", "checkpoint"),
-    "vqgan-reconstruct": ("tokenize", "checkpoint_vae", "checkpoint_vae", ""),
-    "tokenize": ("train", "cache", "cache", "cache"),
-    "train": ("sample", "checkpoint_gpt", "out", "checkpoint"),
-}
 
 
 def command_line(command: Command, given: Mapping[str, Any]) -> str:

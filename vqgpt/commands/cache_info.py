@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.command import CACHE, Command, Flags
 from vqgpt.options.paths import CachePath
-from vqgpt.options.shared import CACHE
 from vqgpt.progress import Report
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqgpt.errors import VQGPTError
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.command import DATA, Command, Flags
 from vqgpt.options.definition import option
 from vqgpt.options.paths import CACHE_FOLDER, CachePath
-from vqgpt.options.shared import DATA
 from vqgpt.progress import Notice, Report
 
 

@@ -15,10 +15,9 @@ from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.table import DATASETS, Dataset, find_dataset
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line, to_json
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.command import CACHE, DATA, SEED, SPLIT_OF_ROWS, Command, Flags, check_seed, out_option
 from vqgpt.options.definition import check, option
 from vqgpt.options.paths import CachePath, beside
-from vqgpt.options.shared import CACHE, DATA, SEED, SPLIT_OF_ROWS, check_seed, out_option
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.command import CACHE, DATA, Command, Flags
 from vqgpt.options.definition import option
 from vqgpt.options.paths import CachePath
-from vqgpt.options.shared import CACHE, DATA
 from vqgpt.progress import Report
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.data.table import DATASETS, Dataset
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.command import DATA_ROOT, Command, Flags
 from vqgpt.options.paths import default_data_root
-from vqgpt.options.shared import DATA_ROOT
 from vqgpt.progress import Notice, Report
 
 LARGE = 10_000  # MB

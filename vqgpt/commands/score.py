@@ -8,10 +8,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vqgpt.errors import InputError, composed
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.command import (
+    CACHE,
+    CHECKPOINT_GPT,
+    DATA,
+    DEVICE,
+    N_HEAD,
+    ONLY_SPLIT,
+    PRECISION,
+    Command,
+    Flags,
+    out_option,
+)
 from vqgpt.options.definition import check, option
 from vqgpt.options.paths import CachePath, beside
-from vqgpt.options.shared import CACHE, CHECKPOINT_GPT, DATA, DEVICE, N_HEAD, ONLY_SPLIT, PRECISION, out_option
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer

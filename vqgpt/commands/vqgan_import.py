@@ -8,10 +8,9 @@ from typing import Any, Literal
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import to_json
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.command import DATA, REMAP, Command, Flags, out_option
 from vqgpt.options.definition import argument, check, option
 from vqgpt.options.paths import vqgan_path
-from vqgpt.options.shared import DATA, REMAP, out_option
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written
 from vqgpt.storage.write_lock import check_place, sole_writer

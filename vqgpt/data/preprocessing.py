@@ -10,6 +10,13 @@ from vqgpt.options.definition import check, option
 IMAGES = "Images"
 COLORS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}
 ZOOM_OF_CROPS = 1.1  # a crop is a window of 1/1.1 of the sides of the whole (as in LlamaGen's ten-crop)
+_WINDOWS = {
+    "center": (0.5, 0.5),
+    "top-left": (0.0, 0.0),
+    "top-right": (0.0, 1.0),
+    "bottom-left": (1.0, 0.0),
+    "bottom-right": (1.0, 1.0),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +27,6 @@ class View:
     mirrored: bool = False
 
 
-_WINDOWS = {
-    "center": (0.5, 0.5),
-    "top-left": (0.0, 0.0),
-    "top-right": (0.0, 1.0),
-    "bottom-left": (1.0, 0.0),
-    "bottom-right": (1.0, 1.0),
-}
 _CROPS = {f"crop-{name}": View(window=window) for name, window in _WINDOWS.items()}
 _MIRRORED_CROPS = {f"crop-{name}-hflip": View(window=window, mirrored=True) for name, window in _WINDOWS.items()}
 VIEWS = {"identity": View(), "hflip": View(mirrored=True), **_CROPS, **_MIRRORED_CROPS}

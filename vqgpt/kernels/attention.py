@@ -1,17 +1,14 @@
-"""Causal attention with dropout on a CPU.
+"""Causal attention with dropout on a CPU, and the masks of dropout.
 
     queries, keys and values (B, T, 3, A, d), masks -> what the heads see (B, T, A, d)
+    (seed, step, image's place in the batch) -> 16 bits of chance for each activation, of which a rate makes 0 or 1
 
 By `attention.c` in float32, where there is a C compiler and d is a multiple of 8; else by torch. Queries are taken in
 blocks, and the keys after a block are not looked at. Letters: B images, T positions, A heads, d features of a head.
 
-The masks of dropout on a CPU, of some images of a step.
-
-    (seed, step, image's place in the batch) -> 16 bits of chance for each activation, of which a rate makes 0 or 1
-
 torch draws dropout on a CPU in one thread, at 5 ns per activation: a third of a step of the default GPT. Here one draw
-of 64 bits decides on four activations. An image's masks depend on (seed, step, place) alone, so that they are the same
-however a batch is cut into passes or among processes. Elsewhere torch's own dropout is used.
+of 64 bits decides on four activations. An image's masks depend on (seed, step, place) alone, so they are the same
+however a batch is cut into passes or among processes.
 """
 
 import ctypes
@@ -27,6 +24,8 @@ from torch.nn import functional as F
 from vqgpt.kernels.build import call, compiled_library
 
 LEVELS = 2**16  # a draw of 16 bits decides on one activation; rates are rounded to 1 / LEVELS
+QUERIES = 32  # of a head, in one block; `attention.c` has the same number
+LANES = 8  # numbers that the C code takes at once
 
 
 class Masks:
@@ -57,10 +56,6 @@ class Masks:
     def drop(self, x: Tensor) -> Tensor:
         """Dropout of x (B, T, D)."""
         return x * self.keep(*x.shape[1:]).float().mul_(self.scale)
-
-
-QUERIES = 32  # of a head, in one block; `attention.c` has the same number
-LANES = 8  # numbers that the C code takes at once
 
 
 def query_blocks(positions: int) -> list[slice]:

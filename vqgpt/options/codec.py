@@ -1,10 +1,7 @@
-"""Frozen dataclasses as JSON and back: how manifests and checkpoints hold what they say of themselves.
+"""Frozen dataclasses as JSON and back, as manifests and checkpoints hold what they say of themselves; and on one line.
 
-Values are plain Python (int, float, bool, str, paths), tuples, dicts and other such dataclasses. Must not import torch.
-
-What an object holds, on one line, in place of all its numbers: a dataclass with arrays says `__repr__ = one_line`.
-
-Must not import torch or numpy.
+Values are plain Python (int, float, bool, str, paths), tuples, dicts and other such dataclasses. One with arrays
+says `__repr__ = one_line`, which shows their types and shapes. Must not import torch or numpy.
 """
 
 import functools

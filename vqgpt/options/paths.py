@@ -1,8 +1,6 @@
-"""Where a token cache lies: in a folder, or on an object store, at an address; and `~` in paths that users write.
+"""Paths that users write, of files or of token caches on object stores; and where files lie where they write none.
 
 Must not import torch.
-
-Where files lie if the user does not say where. Must not import torch.
 """
 
 import os
@@ -13,6 +11,10 @@ from vqgpt.errors import UsageError
 from vqgpt.storage.files import user_cache_folder
 
 SCHEMES = ("s3", "gs", "az")
+CACHE_FOLDER = Path("cache")
+RUNS_FOLDER = Path("runs")
+HOMELESS_DATA_ROOT = Path("data")
+LONGEST_NAME = 200  # bytes: with what is added to it, a file system takes 255
 
 
 class CacheURL(str):
@@ -80,12 +82,6 @@ def expand_home(path: str, name: str) -> str:
 def beside(cache: CachePath, name: str) -> Path:
     """A file that goes with a cache: next to its folder; if the cache is on an object store, in the current folder."""
     return cache.with_name(name) if isinstance(cache, Path) else Path(name)
-
-
-CACHE_FOLDER = Path("cache")
-RUNS_FOLDER = Path("runs")
-HOMELESS_DATA_ROOT = Path("data")
-LONGEST_NAME = 200  # bytes: with what is added to it, a file system takes 255
 
 
 def default_data_root() -> Path:

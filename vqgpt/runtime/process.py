@@ -28,6 +28,10 @@ M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 NEVER = 2**31 - 1
 TORCH_NEEDS = 2**30  # bytes of addresses, to load it and its libraries
+SECONDS_TO_RESOLVE = 60.0  # a cluster may make the name known while its processes start
+REMEDY = "unset it to run alone, or start several processes with torchrun"
+NO_MEMORY = ("not enough memory", "allocate memory", "failed to map segment", "out of memory")  # in what systems say
+NO_THREAD = "can't start new thread"
 
 
 def keep_memory_pages() -> bool:
@@ -52,10 +56,6 @@ def low_limit() -> str:
     if limit == resource.RLIM_INFINITY or limit >= TORCH_NEEDS:
         return ""
     return f"memory is limited to {limit // 2**20:,} MiB (`ulimit -v`), and torch needs about {TORCH_NEEDS // 2**20:,}"
-
-
-SECONDS_TO_RESOLVE = 60.0  # a cluster may make the name known while its processes start
-REMEDY = "unset it to run alone, or start several processes with torchrun"
 
 
 def processes() -> int:
@@ -114,10 +114,6 @@ def _number(name: str, alone: int | None, lowest: int = 0) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < lowest:
         raise UsageError(f"{name}={text} is not a whole number of {lowest} or more", REMEDY)
     return int(text)
-
-
-NO_MEMORY = ("not enough memory", "allocate memory", "failed to map segment", "out of memory")  # in what systems say
-NO_THREAD = "can't start new thread"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -27,6 +27,24 @@ from vqgpt.storage.files import check_is_not_special, open_regular
 
 MOST_DIMENSIONS = 64  # as many as torch has
 LARGEST_SIZE = 2**63 - 1
+MOST_HEADER = 2**24  # bytes: the format allows 100 MB, which is more than a million tensors
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,26 +141,6 @@ def check_is_file(path: Path, remedy: str) -> None:
     check_is_not_special(path)
     if not path.exists():
         raise MissingDataError(f"there is no checkpoint {path}", remedy)
-
-
-MOST_HEADER = 2**24  # bytes: the format allows 100 MB, which is more than a million tensors
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTensor]]:

@@ -26,6 +26,9 @@ TYPE = re.compile(r"'descr'\s*:\s*'([<>|=]?[iu][1248])'")
 ORDER = re.compile(r"'fortran_order'\s*:\s*(False|True)")
 SHAPE = re.compile(r"'shape'\s*:\s*\(((?:\s*[0-9]{1,18}\s*,)*(?:\s*[0-9]{1,18})?\s*)\)")
 BETWEEN = re.compile(r"\s*\{[\s,]*\}\s*")  # what is left of a header without the three, which may come in any order
+MOST_VALUES = 2**22
+DEEPEST = 64
+LARGEST_NUMBER = 128  # bits
 
 
 def read_npy(path: Path, most: int, hint: str) -> NDArray[np.integer[Any]]:
@@ -56,11 +59,6 @@ def read_npy(path: Path, most: int, hint: str) -> NDArray[np.integer[Any]]:
     if end + math.prod(shape) * dtype.itemsize != len(data):
         raise fault
     return np.frombuffer(data, dtype, offset=end).reshape(shape)
-
-
-MOST_VALUES = 2**22
-DEEPEST = 64
-LARGEST_NUMBER = 128  # bits
 
 
 def check_plain(content: Any) -> None:

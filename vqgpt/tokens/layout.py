@@ -1,22 +1,11 @@
-"""How rows become bytes: the Zarr v3 arrays of a token cache, shard by shard.
+"""How rows become bytes and are read again: the Zarr v3 arrays of a token cache, shard by shard.
 
-    rows (n, ...) ndarray  --encode_shard-->  bytes of one shard file
+    rows (n, ...) ndarray  --encode_shard-->  bytes of a shard file  --decode_shard-->  rows, in an array that is there
 
-zarr itself makes the bytes, in memory, so that files can be hashed, flushed and renamed by us. `shard_file` takes them
-apart again. Imports numpy and zarr only.
-
-What the `zarr.json` of an array may say: exactly what the manifest says, with codecs that are known to be harmless.
-
-We read shards by the manifest alone; this check protects those who open the cache with another Zarr implementation.
-Imports numpy and zarr only.
-
-The file of one shard, taken apart and decoded: the codec `sharding_indexed`, index at the end.
-
-    bytes of a shard file  --decode_shard-->  rows (n, ...), in an array that is there already
-
-What the headers of its frames claim is compared with the layout before a decoder sees them, so that no file can make
-us allocate more than the layout says. zarr's own reader would do, were it not for that. Imports numpy, zarr and its
-numcodecs only.
+zarr itself makes the bytes, in memory, so that we can hash, flush and rename the files. Reading compares what the
+headers of a shard's frames claim with the layout before a decoder sees them, so no file can make us allocate more than
+the layout says; zarr's reader does not. `metadata_fault` checks that an array's `zarr.json`, which we do not need, says
+what the manifest says: for those who open the cache with another Zarr implementation. Imports numpy and zarr only.
 """
 
 import json
@@ -36,6 +25,11 @@ from zarr.storage import MemoryStore
 CHUNK_BYTES = 256 * 1024
 SHARD_BYTES = 32 * 1024 * 1024
 MAX_SHARD_ROWS = 16384
+KNOWN_CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed"}
+CHECKSUM_BYTES = 4  # of crc32c, after each chunk and after the index; our sha256 covers both
+HEADER_BYTES = 16  # of a blosc frame: version, version of lz4, flags, typesize, then three 32-bit numbers
+LZ4 = 1  # in the upper three bits of the flags
+ABSENT = 2**64 - 1  # offset of a chunk that has no bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +129,6 @@ def _create(store: MutableMapping[str, Any], layout: ArrayLayout) -> "zarr.Array
     )
 
 
-KNOWN_CODECS = {"blosc", "bytes", "crc32c", "sharding_indexed"}
-
-
 def metadata_fault(layout: ArrayLayout, data: bytes) -> str:
     """What is wrong with an array's `zarr.json`, or ""."""
     try:
@@ -171,12 +162,6 @@ def _claims(document: dict[str, Any], inside: dict[str, Any]) -> list[Any]:
         document["fill_value"],
         document.get("storage_transformers", []),
     ]
-
-
-CHECKSUM_BYTES = 4  # of crc32c, after each chunk and after the index; our sha256 covers both
-HEADER_BYTES = 16  # of a blosc frame: version, version of lz4, flags, typesize, then three 32-bit numbers
-LZ4 = 1  # in the upper three bits of the flags
-ABSENT = 2**64 - 1  # offset of a chunk that has no bytes
 
 
 def decode_shard(layout: ArrayLayout, data: bytes, out: NDArray[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Who may write a cache on an object store: the protocol of the lease, as steps of which the store does each at once.
+"""One run at a time writes a cache on an object store, which has no `flock`: a lease, that its holder keeps renewing.
 
 The lease is a folder of numbered objects, and the highest counts: it says who holds the lease, or that it is free. To
 take the lease, to renew it and to give it back is the same step, `_advance`: create the object of the next number,
@@ -6,14 +6,9 @@ which the store does for one of all who try (`If-None-Match: *`), look that no h
 below. The highest object is never deleted, so numbers never go back: whoever wakes after however long a sleep, and goes
 on where it was, creates nothing, or a number below the highest, which does not count. A holder is known by its claim.
 
-A lease has ended when its number has stood still for so many seconds of the clock of whoever looks on. No time that the
-store tells counts. Must not import torch.
-
-One run at a time writes a cache on an object store, which has no `flock`: a lease, that its holder keeps renewing.
-
-`vqgpt.tokens.lease` is the protocol; here are the thread that renews, the words for users, and a shorter way
-on the holder's own machine, where the kernel tells that nobody holds the file of its lock any more: a run that died is
-overtaken at once there, elsewhere when its lease has ended. Must not import torch.
+A lease has ended when its number has stood still for so many seconds of the clock of whoever looks on: no time that the
+store reports counts. On the holder's own machine there is a shorter way: the kernel knows that nobody holds the file of
+its lock any more, and a run that died is overtaken at once. Must not import torch.
 """
 
 import contextlib
@@ -40,6 +35,8 @@ from vqgpt.tokens.store import TooLargeError
 
 LOOK_SECONDS = 1.0
 MOST_BYTES = 2**12  # of a claim
+LEASE_SECONDS = 60.0
+RENEW_SECONDS = 15.0
 
 
 class LeaseStore(Protocol):
@@ -191,10 +188,6 @@ def _numbers(store: LeaseStore) -> set[int]:
 def key_of(number: int) -> str:
     """The key of the object of this number."""
     return f"{number:012d}"
-
-
-LEASE_SECONDS = 60.0
-RENEW_SECONDS = 15.0
 
 
 class Lease:

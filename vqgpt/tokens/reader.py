@@ -1,14 +1,10 @@
 """Reading a token cache: every byte is checked against the manifest before it is used.
 
     TokenCache(path).read_split("train") -> codes (N, V, h, w) uint8 or uint16, labels (N,) int64 or (N, L) uint8
+    parts_of(cache, ...)                 -> rows in the parts that a decoder takes at once
+    find_faults(path)                    -> what is wrong with any of its files, past the first fault
 
 Imports numpy and zarr only.
-
-Checking every file of a token cache, past the first fault.
-
-Imports numpy and zarr only.
-
-Rows of a token cache in the parts that a decoder takes at once. Must not import torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,6 +27,8 @@ from vqgpt.tokens.stored_files import ROOT, all_files, find_bad, from_document, 
 LARGEST_ROOT = 2**28  # bytes
 SMALL_SPLIT = 2**30  # bytes in memory that are allowed in any case
 LARGEST_RATIO = 1000  # of a larger split's bytes in memory to those on disk; beyond it, it is a decompression bomb
+STRANGER = "does not belong to this cache"
+UNFINISHED = "the cache is not finished"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,10 +232,6 @@ def _command(description: Description) -> tuple[str, str]:
     if description.origin == "sampled":
         return "sample", "--out"
     return ("cache import", "--cache") if description.unverified else ("tokenize", "--cache")
-
-
-STRANGER = "does not belong to this cache"
-UNFINISHED = "the cache is not finished"
 
 
 def find_faults(path: CachePath) -> list[str]:

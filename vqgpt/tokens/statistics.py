@@ -1,6 +1,6 @@
-"""How codes use their codebook: figures over any array of codes, and over the splits of a cache. Imports numpy only.
+"""How codes use their codebook, and which labels occur: figures over arrays, and over the splits of a cache.
 
-Which classes or attributes the images of a split have: what a GPT can learn of. Must not import torch.
+Imports numpy only.
 """
 
 from collections.abc import Iterable
@@ -14,6 +14,7 @@ from vqgpt.tokens.manifest import SplitStatistics
 
 CODES_AT_ONCE = 2**20  # numpy counts in 64 bits
 PERPLEXITY_DIGITS = 3  # fewer than machines could disagree on
+SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +60,6 @@ def split_statistics(histogram: NDArray[np.int64]) -> SplitStatistics:
         perplexity=round(figures.perplexity, PERPLEXITY_DIGITS),
         histogram=tuple(histogram.tolist()),
     )
-
-
-SHOWN_NAMES = 5
 
 
 def occurring(labels: NDArray[np.integer] | NDArray[np.bool_]) -> frozenset[int]:

@@ -1,10 +1,7 @@
-"""Where the files of a token cache lie, and who may write them: what it needs of a folder, or of an object store.
+"""Where the files of a token cache lie, and who may write them: `Store`, in a folder or on an object store.
 
-A key is the path of a file below the cache. Must not import torch.
-
-The files of a token cache in a folder: temporary name, fsync, rename. Must not import torch.
-
-The folder may be a link; files and folders in it may be links for readers alone.
+A key is the path of a file below the cache. In a folder, a file is written under a temporary name, flushed and renamed;
+the folder may be a link, files and folders in it may be links for readers alone. Must not import torch.
 """
 
 import os

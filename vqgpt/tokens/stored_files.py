@@ -1,10 +1,6 @@
-"""The files of a token cache: where they lie, and reading one only if it is what the manifest says.
+"""The files of a token cache: its root, where the others lie, and reading one only if it is as it was written.
 
-Imports numpy and zarr only.
-
-The root `zarr.json` of a token cache: a Zarr v3 group whose attributes hold the manifest and its digest.
-
-    Manifest  --to_document-->  bytes  --from_document-->  Manifest
+    Manifest  --to_document-->  bytes of the root, a Zarr v3 group with the manifest and its digest  --from_document-->
 
 Imports numpy and zarr only.
 """
@@ -19,11 +15,19 @@ from vqgpt.options.codec import from_json
 from vqgpt.storage.files import SpecialFileError, canonical_json, sha256
 from vqgpt.storage.untrusted import check_plain
 from vqgpt.tokens.layout import metadata_fault
-from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Shard, StoredFile
-from vqgpt.tokens.soundness import description_fault, manifest_fault
+from vqgpt.tokens.manifest import (
+    FORMAT_VERSION,
+    Description,
+    Manifest,
+    Shard,
+    StoredFile,
+    description_fault,
+    manifest_fault,
+)
 from vqgpt.tokens.store import Store, TooLargeError
 
 ATTRIBUTE = "vqgpt"
+ROOT = "zarr.json"
 
 
 class DamagedManifestError(InputError):
@@ -90,9 +94,6 @@ def from_document(data: bytes, source: str) -> Manifest:
     if to_document(manifest) != data:
         raise damaged
     return manifest
-
-
-ROOT = "zarr.json"
 
 
 def shard_files(description: Description, split: str, index: int, shard: Shard) -> dict[str, StoredFile]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
+OF_ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps for a parameter; AdamW too
+
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
     """Cut the weights, in place. A block's are whole while it computes, and gradients are summed over the processes.
@@ -92,9 +94,6 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
 
     moments = {number: parts(values, parameters[number]) for number, values in state["state"].items()}
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-
-
-OF_ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps for a parameter; AdamW too
 
 
 class StateMisfitError(Exception):
