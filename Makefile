@@ -44,7 +44,7 @@ check: $(READY) ## Format, lint, types, import rules
 format: $(READY) ## Format the code, and make docs/reference.md
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/python -m vqgpt.cli.reference > docs/reference.md
+	$(BIN)/python docs/make_reference.py > docs/reference.md
 
 bench: $(READY) ## Print the figures of the digits pipeline, of the VQ-GAN step, of reading tokens, of memory settings
 	$(BIN)/python benchmarks/digits_quality.py

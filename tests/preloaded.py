@@ -15,7 +15,6 @@ import vqgpt.api.render
 import vqgpt.api.sample
 import vqgpt.api.sources
 import vqgpt.api.tokenize
-import vqgpt.api.tokenizer
 import vqgpt.api.train
 import vqgpt.api.train_vqgan
 import vqgpt.evaluation.likelihood

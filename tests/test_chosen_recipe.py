@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_refused, files_of, run_here
-from vqgpt.api.chosen_recipe import SIZES, recipe_text
 from vqgpt.commands import all_commands
+from vqgpt.commands.run import SIZES, recipe_text
 from vqgpt.options.definition import resolve
 from vqgpt.options.recipe import values_for
 

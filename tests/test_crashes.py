@@ -19,7 +19,7 @@ from tests.conftest import description, files_of, write_cache
 from tests.disk_operations import before_each_operation, named
 from vqgpt.tokens import Split, find_faults, read_manifest
 from vqgpt.tokens.reader import UNFINISHED
-from vqgpt.tokens.stored_files import all_files, from_document
+from vqgpt.tokens.store import all_files, from_document
 
 KILLS = int(os.environ.get("KILLS", "10"))
 ROOT = Path(__file__).parent.parent

@@ -18,8 +18,7 @@ from vqgpt.commands import cache_import
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
-from vqgpt.options.command import Flags, OutputFlags
-from vqgpt.options.definition import resolve
+from vqgpt.options.definition import Flags, OutputFlags, resolve
 from vqgpt.progress import silent
 from vqgpt.vqgan.checkpoint import read_remap
 

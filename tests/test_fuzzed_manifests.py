@@ -17,11 +17,11 @@ from tests.test_lying_manifests import write_each_kind
 from vqgpt.api.options import SourceOptions
 from vqgpt.api.sources import recorded_prompts, sample_config, tokenize_config
 from vqgpt.commands import cache_info
-from vqgpt.options.command import Flags, OutputFlags
+from vqgpt.options.definition import Flags, OutputFlags
 from vqgpt.progress import silent
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
-from vqgpt.tokens.stored_files import to_document
+from vqgpt.tokens.store import to_document
 
 LARGEST = 10**6  # bytes of a changed manifest, so that many can be tried
 

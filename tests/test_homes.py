@@ -12,8 +12,7 @@ from tests.conftest import assert_refused, description, files_of, run_here, writ
 from vqgpt.cli.app import COMMANDS
 from vqgpt.cli.parameters import environment_variable
 from vqgpt.options.codec import convert
-from vqgpt.options.command import Flags
-from vqgpt.options.definition import options_of, value_of
+from vqgpt.options.definition import Flags, options_of, value_of
 from vqgpt.options.paths import CachePath, CacheURL
 
 HERE_NOBODY = "~no-such-user-here"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vqgpt.api.library import Generator, load_gpt, tokenize, train, train_vqgan
-    from vqgpt.api.tokenizer import Tokenizer, contact_sheet, load_vqgan
+    from vqgpt.api.tokenize import Tokenizer, contact_sheet, load_vqgan
     from vqgpt.tokens import TokenCache
 
 HOMES = {

@@ -29,14 +29,13 @@ from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import num_parameters
-from vqgpt.options.command import RunOptions
-from vqgpt.options.definition import options_of, resolve
+from vqgpt.options.definition import RunOptions, options_of, resolve
 from vqgpt.progress import PlainBar, Report, silent
 from vqgpt.runtime.device import resolve_precision, select_device
 from vqgpt.tokens import Description, TokenCache
 
 if TYPE_CHECKING:
-    from vqgpt.api.tokenizer import Tokenizer
+    from vqgpt.api.tokenize import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +154,11 @@ ConfigT = TypeVar("ConfigT")
 
 def train_vqgan(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> "Tokenizer":
     """Train a VQ-GAN as `vqgpt vqgan train` does; returns the Tokenizer. Raises UsageError for an unknown option."""
-    from vqgpt.api import tokenizer, train_vqgan
+    from vqgpt.api import tokenize, train_vqgan
 
     config = _configured(VQGANTrainConfig, options)
     result = train_vqgan.run(config, overwrite, False, progress or PlainBar())
-    return tokenizer.load_vqgan(result["checkpoint"], config.run.device)
+    return tokenize.load_vqgan(result["checkpoint"], config.run.device)
 
 
 def tokenize(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> TokenCache:

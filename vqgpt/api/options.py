@@ -8,7 +8,7 @@ from typing import Literal
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.preprocessing import IMAGES, parse_views
 from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.options.command import (
+from vqgpt.options.definition import (
     CACHE,
     CHECKPOINT_GPT,
     CHECKPOINT_VAE,
@@ -26,9 +26,10 @@ from vqgpt.options.command import (
     SPLIT_OF_ROWS,
     LoggingOptions,
     RunOptions,
+    check,
+    option,
     out_option,
 )
-from vqgpt.options.definition import check, option
 from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, cache_path, vqgan_path
 from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 

@@ -4,13 +4,11 @@ A stage runs as its own command does, with the same recipe; `up_to_date.py` has 
 """
 
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vqgpt.api.chosen_recipe import choose_recipe
 from vqgpt.api.options import ReconstructConfig, RunConfig, SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.api.up_to_date import (
     Made,
@@ -26,15 +24,12 @@ from vqgpt.api.up_to_date import (
     write_record,
 )
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.table import find_dataset
 from vqgpt.errors import UsageError
 from vqgpt.options.codec import to_json
-from vqgpt.options.command import Command, Flags
-from vqgpt.options.definition import resolve
+from vqgpt.options.definition import Command, Flags, resolve
 from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, gpt_path, samples_path
-from vqgpt.options.recipe import load_recipe, recipe_path, recipes, values_for
+from vqgpt.options.recipe import values_for
 from vqgpt.progress import Notice, Report
-from vqgpt.storage.files import write_atomically
 
 Digest = Callable[[CachePath], str | None]
 Place = tuple[CachePath, Digest]  # a file or cache, and what tells its content
@@ -69,12 +64,18 @@ class Verdict:
     replaces: bool = False
 
 
-def run(config: RunConfig, flags: Flags, commands: Mapping[str, Command], report: Report) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    recipe: Path,
+    content: Mapping[str, Any],
+    flags: Flags,
+    commands: Mapping[str, Command],
+    report: Report,
+) -> dict[str, Any]:
     """Run the stages that are not up to date; the result tells of each what was done, why, and in how many seconds.
 
     Raises UsageError if what took long is out of date and `flags` do not ask to replace it, and what the stages raise.
     """
-    recipe, content = recipe_of(config, flags, report)
     told: dict[str, dict[str, Any]] = {}
     made_anew: dict[CachePath, str] = {}  # by a dry run: which stage would
     for stage in stages_of(config, content, str(recipe), commands):
@@ -108,35 +109,6 @@ def run(config: RunConfig, flags: Flags, commands: Mapping[str, Command], report
         if flags.dry_run and stops:
             break
     return {"recipe": recipe, "stages": told}
-
-
-def recipe_of(config: RunConfig, flags: Flags, report: Report) -> tuple[Path, dict[str, Any]]:
-    """The recipe to run and what it says: the one given, that of the dataset, or one that is chosen for it and saved.
-
-    Raises UsageError if neither a recipe nor a dataset is given, and what reading one's own images raises.
-    """
-    known = recipes()
-    if flags.recipe is not None:
-        path = recipe_path(flags.recipe)
-    elif config.dataset is None:
-        remedy = f"give --recipe, one of {', '.join(known)}, or a .toml file; or --dataset folder --data-root DIR"
-        raise UsageError("no recipe and no dataset was given", remedy)
-    elif config.dataset in known:
-        path = known[config.dataset]
-    else:
-        find_dataset(config.dataset)
-        path = RUNS_FOLDER / config.dataset / "recipe.toml"
-        if not path.exists():
-            text = choose_recipe(config.data_root, config.device, report)
-            saved = "" if flags.dry_run else f" and saved as {path}"
-            report(Notice(text=f"{config.dataset} has no recipe; this one is chosen{saved}:"))
-            for line in text.splitlines():
-                report(Notice(text=line))
-            if not flags.dry_run:
-                write_atomically(path, text.encode())
-            return path, tomllib.loads(text)
-    report(Notice(text=f"recipe: {path}"))
-    return path, load_recipe(path)
 
 
 def stages_of(

@@ -5,14 +5,12 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from vqgpt.cli.console import Screen
+from vqgpt.cli.console import Screen, secure_streams
 from vqgpt.cli.parameters import check_not_refused, expand_lists, with_signature
 from vqgpt.cli.running import explain, run_command
-from vqgpt.cli.streams import secure_streams
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode, UsageError, VQGPTError
-from vqgpt.options.command import Command
-from vqgpt.options.definition import options_of
+from vqgpt.options.definition import Command, options_of
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 GROUPS = {

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vqgpt.errors import UsageError
-from vqgpt.options.command import Command
-from vqgpt.options.definition import Option, options_of
+from vqgpt.options.definition import Command, Option, options_of
 from vqgpt.options.paths import CachePath
 
 PREFIX = "VQGPT_"

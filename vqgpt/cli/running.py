@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from vqgpt.cli.console import Screen
+from vqgpt.cli.console import Screen, check_written
 from vqgpt.cli.parameters import check_environment
-from vqgpt.cli.streams import check_written
 from vqgpt.data.options import ImageOptions
 from vqgpt.errors import (
     ExitCode,
@@ -25,8 +24,7 @@ from vqgpt.errors import (
     UsageError,
     VQGPTError,
 )
-from vqgpt.options.command import Command, Flags, OutputFlags
-from vqgpt.options.definition import flat_values, options_of, resolve
+from vqgpt.options.definition import Command, Flags, OutputFlags, flat_values, options_of, resolve
 from vqgpt.options.recipe import recipe_values
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.interrupt import Terminated, terminated_as_interrupted

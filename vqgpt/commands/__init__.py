@@ -6,7 +6,7 @@ A module here has a `COMMAND`; there is no other list. Must not import torch bef
 import importlib
 import pkgutil
 
-from vqgpt.options.command import Command
+from vqgpt.options.definition import Command
 
 
 def all_commands() -> dict[str, Command]:

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vqgpt.options.codec import to_json
-from vqgpt.options.command import CACHE, DATA, ONLY_SPLIT, Command, Flags, out_option
-from vqgpt.options.definition import check, option
+from vqgpt.options.definition import CACHE, DATA, ONLY_SPLIT, Command, Flags, check, option, out_option
 from vqgpt.options.paths import CachePath, beside
 from vqgpt.progress import Progress, Report
 from vqgpt.storage.files import canonical_json, folder_atomically, open_atomically

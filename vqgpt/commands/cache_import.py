@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vqgpt.data.table import DATASETS
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.options.codec import one_line
-from vqgpt.options.command import DATA, NEW_CACHE, REMAP, Command, Flags
-from vqgpt.options.definition import argument, check, option
+from vqgpt.options.definition import DATA, NEW_CACHE, REMAP, Command, Flags, argument, check, option
 from vqgpt.options.paths import CachePath, cache_path, can_be_a_dataset
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.interrupt import stop_on_signals

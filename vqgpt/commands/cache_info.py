@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vqgpt.options.command import CACHE, Command, Flags
+from vqgpt.options.definition import CACHE, Command, Flags
 from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report
 

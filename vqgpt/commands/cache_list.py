@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vqgpt.errors import VQGPTError
-from vqgpt.options.command import DATA, Command, Flags
-from vqgpt.options.definition import option
+from vqgpt.options.definition import DATA, Command, Flags, option
 from vqgpt.options.paths import CACHE_FOLDER, CachePath
 from vqgpt.progress import Notice, Report
 

@@ -15,8 +15,18 @@ from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.table import DATASETS, Dataset, find_dataset
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line, to_json
-from vqgpt.options.command import CACHE, DATA, SEED, SPLIT_OF_ROWS, Command, Flags, check_seed, out_option
-from vqgpt.options.definition import check, option
+from vqgpt.options.definition import (
+    CACHE,
+    DATA,
+    SEED,
+    SPLIT_OF_ROWS,
+    Command,
+    Flags,
+    check,
+    check_seed,
+    option,
+    out_option,
+)
 from vqgpt.options.paths import CachePath, beside
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import write_atomically

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.command import CACHE, DATA, Command, Flags
-from vqgpt.options.definition import option
+from vqgpt.options.definition import CACHE, DATA, Command, Flags, option
 from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report
 

@@ -11,8 +11,7 @@ from typing import Any
 from vqgpt.api.options import SourceOptions
 from vqgpt.data.table import DATASETS
 from vqgpt.errors import InputError
-from vqgpt.options.command import CACHE, CHECKPOINT_GPT, IMAGES_PER_PASS, Command, Flags
-from vqgpt.options.definition import check, option
+from vqgpt.options.definition import CACHE, CHECKPOINT_GPT, IMAGES_PER_PASS, Command, Flags, check, option
 from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report
 

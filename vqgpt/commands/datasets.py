@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.data.table import DATASETS, Dataset
-from vqgpt.options.command import DATA_ROOT, Command, Flags
+from vqgpt.options.definition import DATA_ROOT, Command, Flags
 from vqgpt.options.paths import default_data_root
 from vqgpt.progress import Notice, Report
 

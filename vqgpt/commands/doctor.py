@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.data.table import DATASETS
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.definition import Command, Flags
 from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, default_data_root
 from vqgpt.progress import Report
 from vqgpt.runtime.process import keep_memory_pages

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from vqgpt.errors import UsageError
 from vqgpt.options.codec import to_json
-from vqgpt.options.command import DATA, DATASET_OF_GPT, Command, Flags
-from vqgpt.options.definition import argument, check, option
+from vqgpt.options.definition import DATA, DATASET_OF_GPT, Command, Flags, argument, check, option
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written, folder_atomically, write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vqgpt.errors import InputError, composed
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.options.command import (
+from vqgpt.options.definition import (
     CACHE,
     CHECKPOINT_GPT,
     DATA,
@@ -18,9 +18,10 @@ from vqgpt.options.command import (
     PRECISION,
     Command,
     Flags,
+    check,
+    option,
     out_option,
 )
-from vqgpt.options.definition import check, option
 from vqgpt.options.paths import CachePath, beside
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import write_atomically

@@ -7,7 +7,7 @@ from typing import Any
 from vqgpt.api.options import TrainConfig
 from vqgpt.errors import VQGPTError
 from vqgpt.gpt.options import GPTTrainingOptions
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.definition import Command, Flags
 from vqgpt.options.recipe import recipe_advice
 from vqgpt.progress import Notice, Report
 

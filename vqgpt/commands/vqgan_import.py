@@ -8,8 +8,7 @@ from typing import Any, Literal
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import to_json
-from vqgpt.options.command import DATA, REMAP, Command, Flags, out_option
-from vqgpt.options.definition import argument, check, option
+from vqgpt.options.definition import DATA, REMAP, Command, Flags, argument, check, option, out_option
 from vqgpt.options.paths import vqgan_path
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqgpt.options.command import Command, Flags
-from vqgpt.options.definition import argument
+from vqgpt.options.definition import Command, Flags, argument
 from vqgpt.progress import Report
 
 

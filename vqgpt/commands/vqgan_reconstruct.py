@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqgpt.api.options import ReconstructConfig
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.definition import Command, Flags
 from vqgpt.progress import Report
 
 

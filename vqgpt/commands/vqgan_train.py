@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqgpt.api.options import VQGANTrainConfig
-from vqgpt.options.command import Command, Flags
+from vqgpt.options.definition import Command, Flags
 from vqgpt.options.recipe import recipe_advice
 from vqgpt.progress import Notice, Report
 from vqgpt.vqgan.options import VQGANTrainingOptions

@@ -7,8 +7,7 @@ from typing import Literal
 
 from vqgpt.data.preprocessing import IMAGES, PreprocessingOptions
 from vqgpt.data.table import DATASETS
-from vqgpt.options.command import DATA, DATA_ROOT, RUN
-from vqgpt.options.definition import check, option
+from vqgpt.options.definition import DATA, DATA_ROOT, RUN, check, option
 from vqgpt.options.paths import default_data_root
 
 MOST_WORKERS = 16  # unless told otherwise

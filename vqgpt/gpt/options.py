@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vqgpt.options.command import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING
-from vqgpt.options.definition import check, option
+from vqgpt.options.definition import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING, check, option
 
 MODEL = "GPT"
 SAMPLING = "Sampling"

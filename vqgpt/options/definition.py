@@ -1,19 +1,23 @@
-"""Configuration: every option is defined once, as a field of a frozen dataclass.
+"""What an option is, and what a command is: each option is defined once, as a field of a frozen dataclass.
 
 From that one definition come the command-line flag, the environment variable, the recipe key, the saved
 configuration and the reference page. Values are plain Python (int, float, bool, str, Path, tuples of them).
-Must not import torch: `vqgpt --help` reads these classes.
+
+Options that several commands have are the fields in capitals, given to each class of options under the same name:
+`device: str = DEVICE`. Where commands share what an option is but write different things, a function makes it
+(`out_option`). Must not import torch: `vqgpt --help` reads these classes.
 """
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vqgpt.errors import UsageError
 from vqgpt.options.codec import convert, without_none
 from vqgpt.options.paths import CachePath, expand_home
+from vqgpt.progress import Report
 
 ConfigT = TypeVar("ConfigT")
 
@@ -126,3 +130,146 @@ def flat_values(config: Any) -> dict[str, Any]:
         value = getattr(config, item.name)
         values |= flat_values(value) if is_dataclass(value) else {item.name: value}
     return values
+
+
+COMMON = "Common"
+DATA = "Data and files"
+RUN = "Run"
+TRAINING = "Training"
+CACHE = argument("A token cache.")
+NEW_CACHE = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
+ONLY_SPLIT = option(None, "Take this split alone (default: all).", group=DATA)
+SPLIT_OF_ROWS = option(None, "Split to take rows from (default: the first).", group=DATA)
+DATA_ROOT = option(
+    None,
+    "Folder of the downloaded images (default: vqgpt/data in the user's cache folder, or data where there can be none)"
+    "; for the dataset 'folder', the folder, zip or tar file of your own.",
+    group=DATA,
+)
+SIZE = option(
+    None, "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own).", group=DATA
+)
+CHECKPOINT_VAE = option(
+    None,
+    "VQ-GAN checkpoint, ours or of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo "
+    "(default: runs/DATASET/vqgan.pt).",
+    group=DATA,
+)
+REMAP = option(
+    None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=DATA
+)
+CHECKPOINT_GPT = option(None, "GPT checkpoint, ours or of GenerativeZoo (default: runs/DATASET/gpt.pt).", group=DATA)
+DATASET_OF_GPT = option(None, "Take runs/DATASET/gpt.pt (default: the only GPT there is).", group=DATA)
+N_HEAD = option(
+    None, "For a GPT of GenerativeZoo: its attention heads, which the file does not store (default: 8).", group=DATA
+)
+DEVICE = option("auto", "auto, cpu, cuda, cuda:N or mps.", group=RUN)
+PRECISION = option("auto", "auto takes bf16 on a CUDA device that has it, else fp32.", group=RUN)
+SEED = option(0, "Seed of all random numbers.", group=RUN)
+IMAGES_PER_PASS = option(256, "Images per pass of the encoder.", group=RUN)
+SHOW = option(False, "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel).", group=RUN)
+BATCH_SIZE = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
+N_EPOCHS = option(100, "Passes over the training set.", group=TRAINING)
+GRAD_CLIP = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
+EMA = option(
+    0.0, "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.", group=TRAINING
+)
+SAMPLE_AND_SAVE_FREQ = option(
+    20, "Every this many epochs: validate, save, and write samples or reconstructions.", group=TRAINING
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """What every command takes."""
+
+    json: bool = option(False, "Print the result as one JSON object on stdout.", group=COMMON)
+    quiet: bool = option(False, "Print errors and nothing else.", group=COMMON, short="-q")
+    verbose: bool = option(
+        False, "Show the whole configuration, not only what differs from the defaults.", group=COMMON, short="-v"
+    )
+    debug: bool = option(False, "Show the traceback of an error.", group=COMMON)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What every command of the pipeline takes."""
+
+    recipe: Path | None = option(
+        None, "A .toml file, or the name of one of the recipes that come with vqgpt.", group=COMMON
+    )
+    overwrite: bool = option(
+        False,
+        "Replace what the command writes if it exists; what is unfinished, with the same settings, is continued.",
+        group=COMMON,
+    )
+    dry_run: bool = option(False, "Say what would be done, and write nothing.", group=COMMON)
+    output: OutputFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command. `run(config, flags, report)` returns the result to show, and its docstring is the help text."""
+
+    words: str
+    config: type
+    run: Callable[[Any, Flags, Report], Mapping[str, Any]]
+    takes_recipe: bool = True
+    several_processes: bool = False
+
+    @property
+    def table(self) -> str:
+        """Its table in a recipe."""
+        return self.words.replace(" ", "-")
+
+    @property
+    def doc(self) -> str:
+        """Its help text."""
+        return self.run.__doc__ or ""
+
+    @property
+    def flags(self) -> type:
+        """The class of its common options."""
+        return Flags if self.takes_recipe else OutputFlags
+
+    @property
+    def recipe_keys(self) -> dict[str, str]:
+        """Its keys in a recipe, and the fields that they set."""
+        return {item.key: item.name for item in options_of(self.config)}
+
+
+def out_option(what: str, default: str) -> Any:
+    """The option --out of a command: what it writes, and where if the user does not say."""
+    return option(None, f"{what} (default: {default}).", group=DATA)
+
+
+def check_seed(seed: int) -> None:
+    """Raise UsageError if torch takes no such seed."""
+    check(0 <= seed < 2**63, "seed", seed, "between 0 and 2^63 - 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where and how a training or sampling runs."""
+
+    device: str = DEVICE
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = PRECISION
+    seed: int = SEED
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingOptions:
+    """Where a training's metrics go, beside metrics.jsonl."""
+
+    wandb: bool | None = option(
+        None,
+        "Log to Weights & Biases too (default: where the package, extra 'wandb', is installed and has a login or "
+        "WANDB_MODE=offline).",
+        group=RUN,
+    )
+    tensorboard: bool = option(
+        False, "Log for TensorBoard too, beside the result (package of the extra 'tensorboard').", group=RUN
+    )

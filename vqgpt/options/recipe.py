@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.errors import UsageError, nearest_hint
-from vqgpt.options.command import Command
+from vqgpt.options.definition import Command
 from vqgpt.storage.files import read_regular
 
 LARGEST_RECIPE = 2**20  # bytes

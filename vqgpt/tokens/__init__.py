@@ -5,8 +5,7 @@ The format is specified in cache/FORMAT.md. Imports numpy and zarr only: no torc
 
 from vqgpt.tokens.manifest import FORMAT_VERSION, Description, Manifest, Split
 from vqgpt.tokens.reader import SplitTokens, TokenCache, find_faults, read_manifest
-from vqgpt.tokens.store import lock_of
-from vqgpt.tokens.stored_files import read_description
+from vqgpt.tokens.store import lock_of, read_description
 from vqgpt.tokens.writer import CacheWriter, ShardRows, remove_cache
 
 __all__ = [

@@ -21,8 +21,17 @@ from vqgpt.options.paths import CachePath, parse_cache_path
 from vqgpt.tokens.layout import ArrayLayout, decode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
 from vqgpt.tokens.statistics import count_codes, split_statistics
-from vqgpt.tokens.store import Store, TooLargeError, store_at
-from vqgpt.tokens.stored_files import ROOT, all_files, find_bad, from_document, metadata_faults, read_checked
+from vqgpt.tokens.store import (
+    ROOT,
+    Store,
+    TooLargeError,
+    all_files,
+    find_bad,
+    from_document,
+    metadata_faults,
+    read_checked,
+    store_at,
+)
 
 LARGEST_ROOT = 2**28  # bytes
 SMALL_SPLIT = 2**30  # bytes in memory that are allowed in any case

@@ -24,15 +24,17 @@ from vqgpt.tokens.layout import array_metadata, decode_shard, encode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.reader import read_manifest, read_root
 from vqgpt.tokens.statistics import count_codes, split_statistics
-from vqgpt.tokens.store import Store, may_always_write, store_at
-from vqgpt.tokens.stored_files import (
+from vqgpt.tokens.store import (
     ROOT,
     DamagedManifestError,
+    Store,
     all_files,
     find_bad,
     from_document,
+    may_always_write,
     read_checked,
     shard_files,
+    store_at,
     to_document,
 )
 

@@ -5,8 +5,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vqgpt.errors import InputError
-from vqgpt.options.command import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, REMAP, SAMPLE_AND_SAVE_FREQ, TRAINING
-from vqgpt.options.definition import check, option
+from vqgpt.options.definition import (
+    BATCH_SIZE,
+    EMA,
+    GRAD_CLIP,
+    N_EPOCHS,
+    REMAP,
+    SAMPLE_AND_SAVE_FREQ,
+    TRAINING,
+    check,
+    option,
+)
 
 MODEL = "VQ-GAN"
 LOSS = "Loss"

@@ -1,10 +1,9 @@
-"""The reference page of all commands and options, made from their one definition: `python -m vqgpt.cli.reference`."""
+"""Makes docs/reference.md, the page of all commands and options, from their one definition: `make format` runs it."""
 
 from vqgpt.cli.parameters import default_text, environment_variable
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode
-from vqgpt.options.command import Command, Flags, OutputFlags
-from vqgpt.options.definition import Option, options_of
+from vqgpt.options.definition import Command, Flags, Option, OutputFlags, options_of
 
 HEADING = """# Commands and options
 
