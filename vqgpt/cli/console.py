@@ -1,4 +1,4 @@
-"""What the user sees: progress and human text on stderr, results on stdout; and that losing a stream never ends a command.
+"""What the user sees: progress and text for people on stderr, results on stdout; losing a stream never ends a command.
 
 A reader that goes away (`| head`), a terminal that hangs up, a full disk or a closed stream costs the text and nothing
 else. Characters that the encoding of a stream does not have are escaped. Draws events, computes nothing. Only the room
