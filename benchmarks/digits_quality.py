@@ -29,8 +29,7 @@ from vqgpt.progress import silent
 from vqgpt.tokens import TokenCache
 from vqgpt.tokens.statistics import code_statistics
 from vqgpt.vqgan.checkpoint import load_vqgan
-from vqgpt.vqgan.coding import decode_in_passes
-from vqgpt.vqgan.metrics import figures_of, reconstruct
+from vqgpt.vqgan.coding import decode_in_passes, figures_of, reconstruct
 
 NUM_SAMPLES = 500
 SEED = 1

@@ -28,11 +28,10 @@ from vqgpt.runtime.device import autocast
 from vqgpt.runtime.libraries import import_torchvision
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule, Step
-from vqgpt.vqgan.discriminator import adaptive_weight, hinge_loss
+from vqgpt.vqgan.coding import to_unit_range
+from vqgpt.vqgan.losses import FEATURE_CHANNELS, PerceptualLoss, adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, AttnBlock
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.vqgan.perceptual import FEATURE_CHANNELS, PerceptualLoss
-from vqgpt.vqgan.pixels import to_unit_range
 from vqgpt.vqgan.training import VQGANTraining
 
 SIZE = 32

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from vqgpt.tokens.statistics import code_statistics
-from vqgpt.vqgan.codebook_ema import EMACodebook, kmeans, random_rows, start_codebook
+from vqgpt.vqgan.codebook import Codebook, EMACodebook, kmeans, nearest_codes, random_rows, start_codebook
 from vqgpt.vqgan.options import VQGANConfig
-from vqgpt.vqgan.quantizer import Codebook, nearest_codes
 
 
 def codebook_of(n_embed: int, embed_dim: int, **changes) -> Codebook:

@@ -15,7 +15,7 @@ from vqgpt.data.preprocessing import VIEW_SETS, VIEWS, Preprocessing, Preprocess
 from vqgpt.errors import ResourceError, UsageError
 from vqgpt.progress import silent
 from vqgpt.tokens import TokenCache
-from vqgpt.vqgan.pixels import to_uint8, to_unit_range
+from vqgpt.vqgan.coding import to_uint8, to_unit_range
 
 
 def how(size, channels=1, views=("identity",), **options):

@@ -15,8 +15,7 @@ from vqgpt.data.array_readers import read_digits
 from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan
-from vqgpt.vqgan.coding import decode_in_passes
-from vqgpt.vqgan.metrics import psnr
+from vqgpt.vqgan.coding import decode_in_passes, psnr
 
 DIGITS = Path("cache/digits.zarr")
 PICTURE = Path("cache/digits-preview.png")

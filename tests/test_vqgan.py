@@ -9,11 +9,10 @@ from skimage.metrics import structural_similarity
 
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.definition import resolve
-from vqgpt.vqgan import quantizer
-from vqgpt.vqgan.metrics import psnr, ssim
+from vqgpt.vqgan.codebook import codebook_loss, commitment_loss, nearest_codes
+from vqgpt.vqgan.coding import psnr, ssim
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.vqgan.quantizer import codebook_loss, commitment_loss, nearest_codes
 from vqgpt.vqgan.training import codebook_term
 
 TINY = {"channels": 32, "z_channels": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "n_embed": 16, "embed_dim": 4}
@@ -115,7 +114,7 @@ def test_only_used_codes_are_used():
 def test_a_large_codebook_is_searched_in_passes(monkeypatch):
     vectors, codebook = torch.randn(100, 3), torch.randn(50, 3)
     whole = nearest_codes(vectors, codebook)
-    monkeypatch.setattr(quantizer, "SCORES_PER_PASS", 7 * 50)
+    monkeypatch.setattr("vqgpt.vqgan.codebook.SCORES_PER_PASS", 7 * 50)
     assert torch.equal(nearest_codes(vectors, codebook), whole)
 
 

@@ -12,12 +12,11 @@ from tests.conftest import assert_refused, run_here
 from vqgpt.errors import MissingDataError, NonFiniteError
 from vqgpt.progress import silent
 from vqgpt.training.schedule import Schedule
-from vqgpt.vqgan import perceptual
-from vqgpt.vqgan.discriminator import PatchDiscriminator, hinge_loss
+from vqgpt.vqgan import losses
+from vqgpt.vqgan.coding import to_unit_range
+from vqgpt.vqgan.losses import FEATURE_CHANNELS, PatchDiscriminator, PerceptualLoss, hinge_loss
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.vqgan.perceptual import FEATURE_CHANNELS, PerceptualLoss
-from vqgpt.vqgan.pixels import to_unit_range
 from vqgpt.vqgan.training import VQGANTraining, codebook_term, first_adversarial_step, reconstruction_loss
 
 ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}
@@ -40,10 +39,10 @@ def small_perceptual_loss() -> PerceptualLoss:
     torch.manual_seed(2)
     layers, width = [], 3
     for index in range(30):
-        if index in perceptual.FEATURE_LAYERS:
+        if index in losses.FEATURE_LAYERS:
             layers.append(torch.nn.ReLU())
-        elif index + 1 in perceptual.FEATURE_LAYERS:
-            following = FEATURE_CHANNELS[perceptual.FEATURE_LAYERS.index(index + 1)]
+        elif index + 1 in losses.FEATURE_LAYERS:
+            following = FEATURE_CHANNELS[losses.FEATURE_LAYERS.index(index + 1)]
             layers.append(torch.nn.Conv2d(width, following, 1))
             width = following
         else:
@@ -225,7 +224,7 @@ needs_lpips = pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reas
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_perceptual_loss_is_that_of_the_lpips_package(monkeypatch, channels, tmp_path):
     """The same random VGG16 in both, the published weights of the channels in both."""
-    models = perceptual.import_torchvision("models")
+    models = losses.import_torchvision("models")
     import lpips
 
     torch.manual_seed(0)
@@ -235,8 +234,8 @@ def test_the_perceptual_loss_is_that_of_the_lpips_package(monkeypatch, channels,
     vgg16 = models.vgg16(weights=None)
     inner = [part for index in range(1, 6) for part in getattr(theirs.net, f"slice{index}").children()]
     vgg16.features.load_state_dict(torch.nn.Sequential(*inner).state_dict(), strict=False)
-    monkeypatch.setattr(perceptual, "_vgg16_weights", lambda report: vgg16.state_dict())
-    ours = perceptual.load_perceptual_loss(torch.device("cpu"), silent)
+    monkeypatch.setattr(losses, "_vgg16_weights", lambda report: vgg16.state_dict())
+    ours = losses.load_perceptual_loss(torch.device("cpu"), silent)
     images, others = torch.rand(2, 2, channels, 32, 32) * 2 - 1
     others.requires_grad_(True)
     distance = ours(images, others)
@@ -274,7 +273,7 @@ def refuse_to_download(*_arguments, **_named):
 def test_without_the_package_lpips_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingDataError, match="lpips") as caught:
-        perceptual.load_perceptual_loss(torch.device("cpu"), silent)
+        losses.load_perceptual_loss(torch.device("cpu"), silent)
     assert "--perceptual-weight 0" in caught.value.hint
     assert "vqgpt[lpips]" in caught.value.hint
 

@@ -16,7 +16,7 @@ from vqgpt.runtime.device import autocast, select_device
 from vqgpt.storage.files import write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.vqgan.checkpoint import load_vqgan
-from vqgpt.vqgan.metrics import figures_of, likeness_captions, reconstruct
+from vqgpt.vqgan.coding import figures_of, likeness_captions, reconstruct
 
 SEED_OF_COLORS = 0
 

@@ -38,9 +38,8 @@ from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.tokens.reader import Part, parts_of
 from vqgpt.tokens.statistics import names_without, occurring
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
-from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes, encode_images
+from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes, encode_images, images_per_pass
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.pixels import images_per_pass
 
 MOST_COLUMNS = 16
 MOST_ROWS_ON_A_SHEET = 1000

@@ -35,10 +35,9 @@ from vqgpt.tokens.layout import code_dtype, default_shard_rows
 from vqgpt.tokens.store import check_can_lie_at
 from vqgpt.vqgan import checkpoint
 from vqgpt.vqgan.checkpoint import check_channels, tokenizer_sha256
-from vqgpt.vqgan.coding import decode_in_passes, encode_images
+from vqgpt.vqgan.coding import decode_in_passes, encode_images, images_per_pass
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig
-from vqgpt.vqgan.pixels import images_per_pass
 
 
 def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:

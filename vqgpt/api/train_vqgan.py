@@ -25,10 +25,10 @@ from vqgpt.training.loop import run_training
 from vqgpt.training.run import TrainingRun, check_result
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
-from vqgpt.vqgan.metrics import likeness_captions
+from vqgpt.vqgan.coding import likeness_captions
+from vqgpt.vqgan.losses import SMALLEST_FOR_LPIPS, load_perceptual_loss
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
-from vqgpt.vqgan.perceptual import SMALLEST_SIZE, load_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
 
 
@@ -57,10 +57,10 @@ def _run(
         "checkpoint": result,
     }
     check_result(config.result, overwrite)
-    if plan["perceptual_weight"] and size < SMALLEST_SIZE:
+    if plan["perceptual_weight"] and size < SMALLEST_FOR_LPIPS:
         raise InputError(
             f"images of {size} pixels are too small for the perceptual loss",
-            f"use {SMALLEST_SIZE} or more, or --perceptual-weight 0",
+            f"use {SMALLEST_FOR_LPIPS} or more, or --perceptual-weight 0",
         )
     missed = sorted(set(config.model.attn_resolutions) - {0} - {size // 2**level for level in model.config.attn_levels})
     if missed:

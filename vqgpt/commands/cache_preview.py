@@ -195,7 +195,7 @@ def source_images(
     from vqgpt.api.sources import tokenize_config
     from vqgpt.data.preparing import prepared_batches, row_batches
     from vqgpt.data.reading import read_dataset
-    from vqgpt.vqgan.pixels import images_per_pass
+    from vqgpt.vqgan.coding import images_per_pass
 
     if description.origin == "sampled":
         report(Notice(text="the tokens were sampled from a model, so there are no images to compare with"))
@@ -262,9 +262,7 @@ def compare(
     import numpy as np
     import torch
 
-    from vqgpt.vqgan.coding import decode_in_passes, encode_images
-    from vqgpt.vqgan.metrics import psnr
-    from vqgpt.vqgan.pixels import images_per_pass
+    from vqgpt.vqgan.coding import decode_in_passes, encode_images, images_per_pass, psnr
 
     at_once = max(1, images_per_pass(*images.shape[3:]) // images.shape[1])
     batches = (images[start : start + at_once] for start in range(0, len(images), at_once))

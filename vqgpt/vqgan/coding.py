@@ -1,20 +1,44 @@
-"""Images -> codes -> images, with a trained VQ-GAN, on arrays. Knows neither datasets nor token caches.
+"""Images -> codes -> images, with a trained VQ-GAN, and how near they come. Knows neither datasets nor token caches.
 
 encode_images    (n, V, C, H, W) uint8, V views of each image  ->  (n, V, h, w) int64
 decode_codes     (n, h, w)                                     ->  (n, C, H, W) uint8
+reconstruct      (N, C, H, W) uint8 tensor                     ->  the same shape, and codes
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.device import autocast
+from vqgpt.tokens.statistics import statistics_of_counts
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.pixels import images_per_pass, to_uint8, to_unit_range
+
+PIXELS_PER_PASS = 2**20
+MOST_IMAGES_PER_PASS = 256
+SSIM_WINDOW = 11
+SSIM_SIGMA = 1.5  # pixels
+IMAGES_PER_MEASURE = 256  # float images at once
+
+
+def images_per_pass(height: int, width: int) -> int:
+    """How many images of this size a network takes at once where nothing is to be learnt: few of the large ones."""
+    return max(1, min(MOST_IMAGES_PER_PASS, PIXELS_PER_PASS // (height * width)))
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 -1..1. Inverse of `to_uint8`."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float -1..1 -> uint8 0..255, rounded. Inverse of `to_unit_range`."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @torch.no_grad()
@@ -51,3 +75,69 @@ def decode_batches(
         yield decode_codes(model, codes, precision)
         done += len(codes)
         report(Progress(task="render", done=done, total=total, unit="images"))
+
+
+@torch.no_grad()
+def reconstruct(model: VQGAN, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) uint8 -> their reconstructions, the same shape, and codes (N, h, w) int64. Sets eval mode."""
+    model.eval()
+    at_once = images_per_pass(*images.shape[2:])
+    codes = torch.cat([model.encode(to_unit_range(batch)) for batch in images.split(at_once)])
+    return torch.cat([to_uint8(model.decode(batch)) for batch in codes.split(at_once)]), codes
+
+
+def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each of (N, C, H, W) uint8 images, in dB, (N,); an equal image counts as 100 dB."""
+    error = (images.float() - reconstructions.float()).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(255**2 / error.clamp(min=255**2 / 1e10))
+
+
+def ssim(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Structural similarity of each of (N, C, H, W) uint8 images, (N,), at most 1 (Wang et al. 2004, eq. 13).
+
+    Means over channels and over the positions at which the Gaussian window, 11 x 11 with sigma 1.5, lies inside; the
+    window is smaller for images below 11 pixels.
+    """
+    side = min(SSIM_WINDOW, *images.shape[2:])
+    offsets = torch.arange(side, device=images.device) - (side - 1) / 2
+    line = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    window = (line[:, None] * line[None, :] / line.sum() ** 2)[None, None]
+
+    def local_mean(values: Tensor) -> Tensor:
+        return F.conv2d(values.flatten(0, 1)[:, None], window)
+
+    results = []
+    at_once = images_per_pass(*images.shape[2:])
+    for x, y in zip(images.split(at_once), reconstructions.split(at_once), strict=True):
+        x, y = x.float(), y.float()
+        mean_x, mean_y = local_mean(x), local_mean(y)
+        variances = local_mean(x * x) - mean_x**2 + local_mean(y * y) - mean_y**2
+        covariance = local_mean(x * y) - mean_x * mean_y
+        small, small_variance = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        likeness = (2 * mean_x * mean_y + small) / (mean_x**2 + mean_y**2 + small)
+        structure = (2 * covariance + small_variance) / (variances + small_variance)
+        results.append((likeness * structure).flatten(1).mean(dim=1).view(len(x), -1).mean(dim=1))
+    return torch.cat(results)
+
+
+def likeness_captions(images: Tensor, reconstructions: Tensor) -> list[str]:
+    """PSNR in dB and SSIM of each of (N, C, H, W) uint8 images, as a caption: "21.3 dB 0.87"."""
+    pairs = zip(psnr(images, reconstructions).tolist(), ssim(images, reconstructions).tolist(), strict=True)
+    return [f"{decibel:.1f} dB {likeness:.2f}" for decibel, likeness in pairs]
+
+
+def figures_of(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, float]:
+    """Mean PSNR in dB, mean SSIM, codes in use and perplexity of (N, C, H, W) uint8 images; code_counts (K,)."""
+    usage = statistics_of_counts(code_counts.cpu().numpy())
+    return {
+        "psnr_db": _mean_in_passes(psnr, images, reconstructions),
+        "ssim": _mean_in_passes(ssim, images, reconstructions),
+        "used_codes": usage.used_codes,
+        "perplexity": usage.perplexity,
+    }
+
+
+def _mean_in_passes(measure: Callable[[Tensor, Tensor], Tensor], images: Tensor, reconstructions: Tensor) -> float:
+    """The mean over all images of what `measure` gives for each; the float images of one pass at a time in memory."""
+    passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
+    return float(torch.cat([measure(*pair) for pair in passes]).mean())

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.kernels.normalisation import Norm
+from vqgpt.vqgan.codebook import Codebook
 from vqgpt.vqgan.options import VQGANConfig
-from vqgpt.vqgan.quantizer import Codebook
 
 MOST_POSITIONS = 1024  # of which an image's attention weights are kept in training
 

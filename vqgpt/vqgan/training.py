@@ -24,14 +24,11 @@ from vqgpt.runtime.distributed import local_rows, local_share, sum_gradients, su
 from vqgpt.tokens.statistics import statistics_of_counts
 from vqgpt.training.schedule import Schedule, Step, check_finite
 from vqgpt.training.weights import OF_ADAM, check_alike, check_optimizer, load_whole_optimizer, move_average
-from vqgpt.vqgan.codebook_ema import EMACodebook, start_codebook
-from vqgpt.vqgan.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from vqgpt.vqgan.metrics import figures_of, reconstruct
+from vqgpt.vqgan.codebook import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss, start_codebook
+from vqgpt.vqgan.coding import figures_of, images_per_pass, reconstruct, to_unit_range
+from vqgpt.vqgan.losses import PatchDiscriminator, PerceptualLoss, adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.options import VQGANTrainingOptions
-from vqgpt.vqgan.perceptual import PerceptualLoss
-from vqgpt.vqgan.pixels import images_per_pass, to_unit_range
-from vqgpt.vqgan.quantizer import COMMITMENT_WEIGHT, codebook_loss, commitment_loss
 
 SHOWN_IMAGES = 16
 START_VECTORS = 2**14  # latents that the codebook starts from

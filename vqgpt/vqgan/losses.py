@@ -1,20 +1,24 @@
-"""LPIPS with VGG16: how different two images look (Zhang et al. 2018, arXiv:1801.03924).
+"""What a VQ-GAN is trained by beside its pixels: LPIPS with VGG16, and an adversary that judges patches.
 
-    two batches of images (B, C, H, W) float in [-1, 1], grey or RGB  ->  distances (B,) float32
+    PerceptualLoss      two batches of images (B, C, H, W) float in [-1, 1], grey or RGB  ->  distances (B,) float32
+    PatchDiscriminator  images (B, C, H, W) float in [-1, 1]  ->  logits (B, 1, h, w), above 0 for a real patch
 
-The features are those of torchvision's VGG16, trained on ImageNet, and the weights of their differences those that the
-`lpips` package holds. Both are only ever data here: the package is not imported. Knows nothing of GPT and token caches.
+LPIPS (Zhang et al. 2018, arXiv:1801.03924) takes the features of torchvision's VGG16, trained on ImageNet, and the
+weights of their differences that the `lpips` package holds. Both are only ever data here: the package is not imported.
+Knows nothing of GPT and token caches.
 """
 
 import contextlib
 import importlib.util
 import io
+import math
 import pickle
 from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Notice, Report
@@ -26,8 +30,13 @@ FEATURE_CHANNELS = (64, 128, 256, 512, 512)
 SHIFT = (-0.030, -0.088, -0.188)  # from [-1, 1] to the ImageNet statistics that VGG16 was trained with
 SCALE = (0.458, 0.448, 0.450)
 EPSILON = 1e-10
-SMALLEST_SIZE = 16  # pixels; VGG16 halves the image four times before its last features
+SMALLEST_FOR_LPIPS = 16  # pixels; VGG16 halves the image four times before its last features
 WITHOUT = "--perceptual-weight 0 trains without this loss"
+BASE_CHANNELS = 64
+MOST_LAYERS = 3
+SMALLEST_SIZE = 6  # pixels
+SMALLEST_NORM = 1e-4
+LARGEST_WEIGHT = 1e4
 
 
 class PerceptualLoss(nn.Module):
@@ -127,3 +136,54 @@ def _vgg16_weights(report: Report) -> dict[str, Tensor]:
             f"the weights of VGG16 are not at {place} and could not be downloaded ({error})",
             f"download {published.url} to {place} on a machine with a network, or {WITHOUT}",
         ) from None
+
+
+class PatchDiscriminator(nn.Module):
+    """PatchGAN (Isola et al. 2017, arXiv:1611.07004, section 6.1.2) with batch normalisation.
+
+    Three halvings as there, fewer for images below 32 pixels, of which nothing would be left.
+    Raises InputError below 6 pixels.
+    """
+
+    def __init__(self, image_channels: int, size: int) -> None:
+        super().__init__()
+        if size < SMALLEST_SIZE:
+            raise InputError(
+                f"images of {size} pixels are too small for the discriminator",
+                f"use {SMALLEST_SIZE} or more, or --disc-weight 0 for none",
+            )
+        halvings = max(1, min(MOST_LAYERS, int(math.log2(size)) - 2))
+        widths = [BASE_CHANNELS * 2**index for index in range(halvings + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for index in range(1, len(widths)):
+            stride = 2 if index < halvings else 1
+            layers += [
+                nn.Conv2d(widths[index - 1], widths[index], 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(widths[index]),
+                nn.LeakyReLU(0.2),
+            ]
+        self.main = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 1, h, w) float32."""
+        return self.main(images).float()
+
+
+def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """What the discriminator minimises (Lim and Ye 2017, arXiv:1705.02894): mean of both hinges, a scalar."""
+    return (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()) / 2
+
+
+def adaptive_weight(reconstruction_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
+    """The weight of the adversarial term, a scalar (Esser et al. 2021, eq. 7).
+
+    It makes the adversarial gradient as long as that of the reconstruction loss, both at the decoder's last layer.
+    """
+    ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + SMALLEST_NORM)
+    return ratio.clamp(0.0, LARGEST_WEIGHT)
