@@ -18,9 +18,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
-from vqgpt.data.options import ImageOptions
+from vqgpt.data.options import ImageOptions, Preprocessing
 from vqgpt.data.preparing import load_tensor
-from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.options.definition import resolve

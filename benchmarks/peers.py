@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from vqgpt.runtime.libraries import import_torchvision
+from vqgpt.runtime.process import import_torchvision
 
 
 def peers(layers: int, heads: int, width: int, side: int, codes: int) -> dict[str, nn.Module]:

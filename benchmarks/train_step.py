@@ -30,8 +30,7 @@ from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.training import GPTTraining, Sequences
 from vqgpt.progress import silent
 from vqgpt.runtime.device import autocast, select_device
-from vqgpt.runtime.interrupt import StopRequest
-from vqgpt.runtime.process import keep_memory_pages
+from vqgpt.runtime.process import StopRequest, keep_memory_pages
 from vqgpt.training.loop import run_training
 from vqgpt.training.run import TrainingRun
 from vqgpt.training.schedule import Schedule

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqgpt.runtime.device import autocast
-from vqgpt.runtime.libraries import import_torchvision
-from vqgpt.runtime.process import keep_memory_pages
+from vqgpt.runtime.process import import_torchvision, keep_memory_pages
 from vqgpt.training.schedule import Schedule, Step
 from vqgpt.vqgan.coding import to_unit_range
 from vqgpt.vqgan.losses import FEATURE_CHANNELS, PerceptualLoss, adaptive_weight, hinge_loss

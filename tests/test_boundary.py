@@ -14,7 +14,6 @@ TORCH_FREE = {  # what options are made of
     "vqgpt.vqgan.options",
     "vqgpt.data",
     "vqgpt.data.options",
-    "vqgpt.data.preprocessing",
     "vqgpt.data.table",
 }
 BLOCK = f"""

@@ -121,7 +121,7 @@ def test_a_signal_drops_the_shard_in_hand_and_the_command_continues(pipeline, co
 
 def test_work_that_does_not_look_up_is_cut_short():
     code = (
-        "import time\nfrom vqgpt.runtime.interrupt import stop_on_signals\n"
+        "import time\nfrom vqgpt.runtime.process import stop_on_signals\n"
         "with stop_on_signals(0.1, 'all is saved'):\n    print('ready', flush=True)\n    while True: time.sleep(0.01)"
     )
     process = subprocess.Popen(

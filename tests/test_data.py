@@ -24,15 +24,14 @@ from tests.dataset_files import (
     write_tree,
     zip_bytes,
 )
-from vqgpt.data.array_readers import medmnist_facts
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.reading import read_dataset
+from vqgpt.data.reading import medmnist_facts, read_dataset
 from vqgpt.data.remote_files import FILES
 from vqgpt.data.table import DATASETS, find_dataset, held_out_split, nearest_stored_size
 from vqgpt.errors import InputError, MissingDataError, MissingFilesError
 from vqgpt.options.definition import resolve
 from vqgpt.progress import Notice, silent
-from vqgpt.runtime.libraries import import_torchvision
+from vqgpt.runtime.process import import_torchvision
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -16,7 +16,7 @@ from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.options.codec import to_json
-from vqgpt.runtime.libraries import import_torchvision
+from vqgpt.runtime.process import import_torchvision
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256

@@ -15,7 +15,7 @@ from tests.test_own_images import contents, read
 from vqgpt.data.file_trees import open_tree
 from vqgpt.errors import InputError
 from vqgpt.progress import Notice
-from vqgpt.runtime.libraries import import_torchvision
+from vqgpt.runtime.process import import_torchvision
 
 IMAGE = image_bytes((255, 0, 0))
 PETS = {f"{name}/{number}.png": IMAGE for name in ("cat", "dog") for number in (1, 2)}

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
 from vqgpt.commands.cache_preview import LEAST_BEYOND_CHANCE, Comparison, compare
-from vqgpt.data.array_readers import read_digits
+from vqgpt.data.reading import read_digits
 from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter, TokenCache
 from vqgpt.vqgan.checkpoint import load_vqgan

@@ -13,7 +13,7 @@ from tests.dataset_files import image_bytes
 from tests.test_own_images import read
 from tests.test_render import DIGITS, VQGAN, small_shards
 from vqgpt.data.folder import WITHOUT_CLASS, class_folders
-from vqgpt.runtime.libraries import import_torchvision
+from vqgpt.runtime.process import import_torchvision
 from vqgpt.tokens import TokenCache
 
 NAMES = st.one_of(

@@ -16,7 +16,7 @@ import torch
 from tests.conftest import TINY_GPT, description, run_here, write_cache
 from tests.forked import CLOSED, Forked, fork_command, start_ranks
 from vqgpt.cli.console import LossyStream, secure_streams
-from vqgpt.runtime.interrupt import stop_on_signals, terminated_as_interrupted
+from vqgpt.runtime.process import stop_on_signals, terminated_as_interrupted
 from vqgpt.tokens import Split
 
 VQGPT = [sys.executable, "-m", "vqgpt"]

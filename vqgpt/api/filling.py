@@ -10,8 +10,7 @@ from vqgpt.errors import VQGPTError
 from vqgpt.options.paths import CachePath
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.distributed import gather_to_main, main_first, name_of_run, rank, world_size
-from vqgpt.runtime.interrupt import StopRequest, stop_on_signals
-from vqgpt.runtime.libraries import library_versions
+from vqgpt.runtime.process import StopRequest, library_versions, stop_on_signals
 from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, lock_of
 
 SECONDS_TO_LEAVE = 4.0  # after a signal

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vqgpt.api.options import SampleConfig, SourceOptions, TokenizeConfig
-from vqgpt.data.preprocessing import parse_views
+from vqgpt.data.options import parse_views
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.gpt.completion import Prompts
 from vqgpt.gpt.labels import number_word

@@ -30,8 +30,7 @@ from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import derived_seed, deterministic, resolve_precision, select_device
 from vqgpt.runtime.distributed import process_group, rank, world_size
-from vqgpt.runtime.interrupt import stop_on_signals
-from vqgpt.runtime.process import out_of_memory
+from vqgpt.runtime.process import out_of_memory, stop_on_signals
 from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import place_of, write_atomically
 from vqgpt.tokens import Description, TokenCache

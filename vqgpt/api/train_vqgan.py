@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.data.images import ImageDataset
+from vqgpt.data.options import Preprocessing
 from vqgpt.data.preparing import load_tensor
-from vqgpt.data.preprocessing import Preprocessing
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.errors import InputError
@@ -18,7 +18,7 @@ from vqgpt.pictures.sheet import reconstruction_panel
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import derived_seed, resolve_precision, select_device
 from vqgpt.runtime.distributed import main_first, process_group, rank, world_size
-from vqgpt.runtime.interrupt import stop_on_signals
+from vqgpt.runtime.process import stop_on_signals
 from vqgpt.storage.files import place_of, write_atomically
 from vqgpt.training.loggers import wandb_log
 from vqgpt.training.loop import run_training
@@ -91,7 +91,9 @@ def _run(
     def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
         if rank() == 0:
             captions, seed = likeness_captions(originals, reconstructions), config.run.seed
-            png = reconstruction_panel(originals, reconstructions, captions, code_counts, seed, to_json(config))
+            arrays = (values.cpu().numpy() for values in (originals, reconstructions, code_counts))
+            shown, decoded, counts = arrays
+            png = reconstruction_panel(shown, decoded, captions, counts, seed, to_json(config))
             write_atomically(panel, png)
 
     schedule = Schedule(

@@ -23,7 +23,7 @@ COMMANDS = all_commands()
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from vqgpt.runtime.libraries import installed_version
+        from vqgpt.runtime.process import installed_version
 
         print(f"vqgpt {installed_version('vqgpt')}")
         raise typer.Exit

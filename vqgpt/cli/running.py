@@ -27,8 +27,15 @@ from vqgpt.errors import (
 from vqgpt.options.definition import Command, Flags, OutputFlags, flat_values, options_of, resolve
 from vqgpt.options.recipe import recipe_values
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.interrupt import Terminated, terminated_as_interrupted
-from vqgpt.runtime.process import keep_memory_pages, low_limit, process_rank, processes, shortage
+from vqgpt.runtime.process import (
+    Terminated,
+    keep_memory_pages,
+    low_limit,
+    process_rank,
+    processes,
+    shortage,
+    terminated_as_interrupted,
+)
 
 # After a stage: the next one, which of its options takes the result, which option chose that, which figure names it.
 AFTER = {

@@ -17,7 +17,7 @@ from vqgpt.options.codec import one_line
 from vqgpt.options.definition import DATA, NEW_CACHE, REMAP, Command, Flags, argument, check, option
 from vqgpt.options.paths import CachePath, cache_path, can_be_a_dataset
 from vqgpt.progress import Progress, Report
-from vqgpt.runtime.interrupt import stop_on_signals
+from vqgpt.runtime.process import stop_on_signals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -241,7 +241,7 @@ def write(
     report: Report,
 ) -> None:
     """Write the cache, or continue it. Raises what the lock and `CacheWriter` raise, and InterruptedRun."""
-    from vqgpt.runtime.libraries import library_versions
+    from vqgpt.runtime.process import library_versions
     from vqgpt.tokens import CacheWriter, lock_of
 
     saved = f"the shards that are done are saved in {path}"

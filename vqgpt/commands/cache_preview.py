@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqgpt.api.options import EncoderOptions, SourceOptions
-from vqgpt.data.options import ImageOptions
-from vqgpt.data.preprocessing import Preprocessing
+from vqgpt.data.options import ImageOptions, Preprocessing
 from vqgpt.data.table import DATASETS, Dataset, find_dataset
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line, to_json

@@ -25,7 +25,7 @@ def run(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Show versions, devices, and what is missing."""
     import torch
 
-    from vqgpt.runtime.libraries import LIBRARIES, installed_version
+    from vqgpt.runtime.process import LIBRARIES, installed_version
 
     extras = {name: f"not there; for {use}: pip install 'vqgpt[{name}]'" for name, use in EXTRAS.items()}
     needed = {name: f"missing: pip install {name}" for name in (*LIBRARIES, "medmnist", "scikit-learn")}

@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from vqgpt.data.decoding import no_decoder_warnings
-from vqgpt.data.images import ArrayImages, ImageSplit
-from vqgpt.data.preprocessing import VIEWS, ZOOM_OF_CROPS, Preprocessing
-from vqgpt.data.threads import ordered_map
+from vqgpt.data.images import ArrayImages, ImageSplit, ordered_map
+from vqgpt.data.options import VIEWS, ZOOM_OF_CROPS, Preprocessing
 from vqgpt.errors import ResourceError
 from vqgpt.progress import Progress, Report
 

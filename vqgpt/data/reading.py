@@ -1,29 +1,142 @@
-"""`read_dataset`: a dataset by name -> its splits, found or fetched, and checked. Must not import torch."""
+"""`read_dataset`: a dataset by name -> its splits, found or fetched, and checked; and those that fit into memory.
+
+torchvision parses idx files, CIFAR's pickles (after their digests were checked) and SVHN's .mat files. Of scikit-learn
+and medmnist we take the files alone: importing them takes seconds, and makes folders. Must not import torch.
+"""
 
 import errno
+import gzip
+import importlib.util
+import runpy
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from vqgpt.data.array_readers import read_digits, read_medmnist, read_torchvision
-from vqgpt.data.checking import check_images
-from vqgpt.data.downloads import existing_files, remedy
+import numpy as np
+from numpy.typing import NDArray
+
+from vqgpt.data.downloads import ensure_files, existing_files, remedy
 from vqgpt.data.folder import read_folder
-from vqgpt.data.images import FileImages, ImageDataset, ImageSplit, digest, hold_out
+from vqgpt.data.images import ArrayImages, FileImages, ImageDataset, ImageSplit, check_images, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.table import Dataset
+from vqgpt.data.remote_files import FILES, RemoteFile
+from vqgpt.data.table import Dataset, nearest_stored_size
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError, composed
 from vqgpt.progress import Notice, Report
-from vqgpt.storage.files import check_is_not_special
+from vqgpt.runtime.process import import_torchvision
+from vqgpt.storage.files import check_is_not_special, open_regular
 from vqgpt.tokens.statistics import names_without, occurring
 
+DIGITS_FILE = Path("datasets", "data", "digits.csv.gz")  # in the package
+HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split
+
+Splits = dict[str, ImageSplit]
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
 NOT_OF_THE_MACHINE = (
     None,
     errno.EINVAL,
 )  # parsers raise the one; a damaged table that points before its file, the other
+
+
+def read_digits() -> Splits:
+    """The 8 x 8 digits of scikit-learn, 0..16 scaled to 0..255. Does not import the package.
+
+    Raises MissingDataError if it is not installed, InputError if its file is damaged.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise MissingDataError("the digits come with scikit-learn, which is not here", "pip install scikit-learn")
+    path = Path(package.origin).parent / DIGITS_FILE
+    again = "install scikit-learn again"
+    if not path.is_file():
+        raise MissingDataError(f"scikit-learn has no {path}", again)
+    try:
+        with gzip.open(path, "rt") as lines:
+            rows = np.loadtxt(lines, delimiter=",")
+        levels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({error})", again) from None
+    source = ArrayImages(np.rint(levels * (255 / 16)).astype(np.uint8))
+    held_out = np.zeros(len(source), dtype=bool)
+    for label in np.unique(labels):
+        held_out[np.flatnonzero(labels == label)[::HELD_OUT_EVERY]] = True
+    everything = ImageSplit.whole(source, labels)
+    return {"train": everything.subset(~held_out), "test": everything.subset(held_out)}
+
+
+def read_torchvision(dataset: Dataset, root: Path, report: Report) -> tuple[Splits, tuple[str, ...]]:
+    """MNIST, Fashion-MNIST, CIFAR and SVHN, with the names of their classes."""
+    ensure_files(dataset, FILES[dataset.name], root, report)
+    for place in existing_files(dataset, root):
+        for path in place.rglob("*") if place.is_dir() else ():
+            check_is_not_special(path)  # torchvision would wait for it
+    reader = getattr(import_torchvision("datasets"), dataset.reader_class)
+    splits, class_names = {}, dataset.class_names
+    for split in dataset.rows:
+        if dataset.name == "svhn":
+            source = reader(root, split=split)
+            pixels, labels = source.data.transpose(0, 2, 3, 1), source.labels
+        else:
+            source = reader(root, train=split == "train")
+            pixels, labels = np.asarray(source.data), source.targets
+        class_names = class_names or tuple(source.classes)
+        splits[split] = ImageSplit.whole(ArrayImages(pixels), np.asarray(labels, dtype=np.int64))
+    return splits, class_names
+
+
+def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> tuple[Splits, tuple[str, ...]]:
+    """A set of MedMNIST, at the stored resolution that is nearest to `size` pixels, with the names of its classes."""
+    stored = nearest_stored_size(size)
+    about = medmnist_facts(dataset.name)
+    file = medmnist_file(about, dataset.name, stored)
+    ensure_files(dataset, (file,), root, report)
+    if stored != min(size, stored):
+        report(Notice(text=f"{dataset.name} is read at {stored} pixels, the nearest to {size} that is stored"))
+    splits = {}
+    if not zipfile.is_zipfile(root / file.path):
+        raise ValueError(f"{file.path} is not an .npz file")
+    with open_regular(root / file.path) as opened, np.load(opened, allow_pickle=False) as arrays:
+        for split in dataset.rows:
+            labels = _whole_numbers(arrays[f"{split}_labels"])
+            labels = labels.astype(np.uint8) if dataset.label_kind == "bits" else labels[:, 0].astype(np.int64)
+            splits[split] = ImageSplit.whole(ArrayImages(_as_bytes(arrays[f"{split}_images"])), labels)
+    return splits, tuple(about["label"].values())
+
+
+def medmnist_facts(name: str) -> dict[str, Any]:
+    """What medmnist knows of a set: addresses, digests, names of labels. Does not import the package."""
+    package = importlib.util.find_spec("medmnist")
+    assert package is not None
+    assert package.origin is not None
+    return dict(runpy.run_path(str(Path(package.origin).with_name("info.py")))["INFO"][name])
+
+
+def medmnist_file(about: dict[str, Any], name: str, stored: int) -> RemoteFile:
+    """The file of a set at one of its resolutions."""
+    suffix = "" if stored == 28 else f"_{stored}"
+    return RemoteFile(path=f"{name}{suffix}.npz", url=about[f"url{suffix}"], md5=about[f"MD5{suffix}"])
+
+
+def _whole_numbers(labels: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    if labels.dtype.kind not in "bui" or labels.ndim != 2 or labels.min(initial=0) < 0 or labels.max(initial=0) > 255:
+        raise ValueError(f"labels of type {labels.dtype} and shape {labels.shape}, {labels.min()} to {labels.max()}")
+    return labels
+
+
+def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim not in (3, 4)
+        or 0 in pixels.shape[1:]
+        or pixels.shape[3:] not in ((), (3,))
+    ):
+        raise ValueError(f"images of type {pixels.dtype} and shape {pixels.shape}")
+    return pixels
 
 
 def check_options(dataset: Dataset, options: ImageOptions) -> None:

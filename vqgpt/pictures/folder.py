@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError, UsageError
 from vqgpt.pictures.sheet import png_bytes, to_pil
 from vqgpt.progress import Notice, Progress, Report
-from vqgpt.runtime.interrupt import stop_on_signals
+from vqgpt.runtime.process import stop_on_signals
 from vqgpt.storage.files import (
     canonical_json,
     check_writable,

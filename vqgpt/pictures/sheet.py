@@ -1,7 +1,4 @@
-"""Contact sheets: images (N, C, H, W) uint8 -> one PNG. Imports numpy and PIL; must not import torch.
-
-The picture of how a VQ-GAN does: originals above reconstructions with their likeness, and the codebook's use.
-"""
+"""Contact sheets and panels: images (N, C, H, W) uint8 -> one PNG. Imports numpy and PIL; must not import torch."""
 
 import io
 import json
@@ -13,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from vqgpt.tokens.statistics import statistics_of_counts
 
@@ -122,20 +118,21 @@ def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
 
 
 def reconstruction_panel(
-    originals: Tensor,
-    reconstructions: Tensor,
+    originals: NDArray[np.uint8],
+    reconstructions: NDArray[np.uint8],
     captions: Sequence[str],
-    code_counts: Tensor,
+    code_counts: NDArray[np.integer[Any]],
     seed: int,
     configuration: Mapping[str, Any],
 ) -> bytes:
-    """A PNG file. Images (n, C, H, W) uint8, a caption each; `code_counts` (K,) over all held-out images.
+    """How a VQ-GAN does, as a PNG file: originals above reconstructions with a caption each, and the codes' use.
+
+    Images (n, C, H, W) uint8; `code_counts` (K,) over all held-out images.
 
     `seed` fixes the projection of images of more than 3 channels.
     """
-    shown, decoded = (to_displayable(images.cpu().numpy(), seed) for images in (originals, reconstructions))
+    shown, decoded = (to_displayable(images, seed) for images in (originals, reconstructions))
     sheet = comparison_sheet(shown, decoded, captions)
-    counts = code_counts.cpu().numpy()
-    usage = statistics_of_counts(counts)
-    title = f"{usage.used_codes} of {len(counts)} codes in use, perplexity {usage.perplexity:.1f}; most used first"
-    return png_bytes(below(sheet, histogram(np.sort(counts)[::-1], title, sheet.width)), configuration)
+    usage = statistics_of_counts(code_counts)
+    title = f"{usage.used_codes} of {len(code_counts)} codes in use, perplexity {usage.perplexity:.1f}; most used first"
+    return png_bytes(below(sheet, histogram(np.sort(code_counts)[::-1], title, sheet.width)), configuration)

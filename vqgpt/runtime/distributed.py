@@ -16,8 +16,14 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vqgpt.errors import UsageError, VQGPTError
-from vqgpt.runtime.interrupt import StopRequest, cut_short_on_signals
-from vqgpt.runtime.process import device_number, process_rank, processes, wait_for_address
+from vqgpt.runtime.process import (
+    StopRequest,
+    cut_short_on_signals,
+    device_number,
+    process_rank,
+    processes,
+    wait_for_address,
+)
 
 WAIT = timedelta(minutes=30)  # for the slowest rank, before the others give up
 CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe")  # in what gloo says of a process that has ended

@@ -1,14 +1,11 @@
-"""A tensor in a file: its shape, its type and where its numbers lie. They are not loaded until they are asked for.
+"""A tensor in a file, described and not loaded until it is asked for; and reading a safetensors file.
 
     Storage: a flat array in a file, of which a range can be read       StoredTensor: a view of a storage
+    read_safetensors: path -> the strings of its header (metadata), and a StoredTensor by name
 
-Files are of strangers: a tensor that claims more than is stored can be described, and is never read.
-
-Reading a safetensors file, its tensors not loaded until they are asked for. Knows neither images nor tokens.
-
-    path -> the strings of its header (metadata), and a StoredTensor by name
-
-The file is the length of its header (8 bytes), the header in JSON, and the numbers of all tensors, one after the other.
+A file may come from anyone: a tensor that claims more than is stored can be described, and is never read. A safetensors
+file is the length of its header (8 bytes), the header in JSON, and the numbers of all tensors. Knows neither images nor
+tokens.
 """
 
 import json

@@ -1,10 +1,7 @@
-"""Files of one array of whole numbers, as numpy.save writes them, read without numpy's parser.
+"""Values from files that anyone may have made: arrays of whole numbers in .npy files, and plain values in bounds.
 
-For a damaged header, numpy's parser raises errors of many kinds; and it allocates whatever the header claims.
-
-What a stranger's file holds beside tensors: containers, numbers and strings, few enough to copy, print and compare.
-
-A container that is referred to in several places counts in each of them, as it does when it is printed or written.
+numpy's own parser raises errors of many kinds for a damaged header, and allocates whatever the header claims. Must not
+import torch.
 """
 
 import math

@@ -1,15 +1,10 @@
-"""One run at a time writes a result: a lock that the kernel drops when its holder dies.
+"""One run at a time writes a result: a lock that the kernel drops when its holder dies, and what a result may replace.
 
 The lock is `flock` on the file `.NAME.lock` beside the result (a file or a folder, reached through whatever links),
 which says who holds it, for which run, and what it makes. The main process of a run takes it alone, and can share it
 with the other processes of its run: as long as one of them lives, no other run gets in. A killed run leaves the file
 and no lock; by that file the same work knows a result that was made where nothing was before, and may replace it.
 Must not import torch.
-
-Results that a command writes in one step: over what it may write them, and that one run at a time does.
-
-A run that was killed once its result was in place and before it ended leaves its lock, which says what it made: the
-same command makes that again. Must not import torch.
 """
 
 import fcntl

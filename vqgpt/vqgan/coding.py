@@ -5,7 +5,7 @@ decode_codes     (n, h, w)                                     ->  (n, C, H, W) 
 reconstruct      (N, C, H, W) uint8 tensor                     ->  the same shape, and codes
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ MOST_IMAGES_PER_PASS = 256
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5  # pixels
 IMAGES_PER_MEASURE = 256  # float images at once
+
+Metric = Callable[[Tensor, Tensor], Tensor]  # images and reconstructions -> a number per image (N,)
 
 
 def images_per_pass(height: int, width: int) -> int:
@@ -126,18 +128,16 @@ def likeness_captions(images: Tensor, reconstructions: Tensor) -> list[str]:
     return [f"{decibel:.1f} dB {likeness:.2f}" for decibel, likeness in pairs]
 
 
-def figures_of(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, float]:
-    """Mean PSNR in dB, mean SSIM, codes in use and perplexity of (N, C, H, W) uint8 images; code_counts (K,)."""
+def figures_of(
+    images: Tensor, reconstructions: Tensor, code_counts: Tensor, metrics: Mapping[str, Metric] | None = None
+) -> dict[str, float]:
+    """Means of metrics (PSNR in dB and SSIM), codes in use and perplexity; (N, C, H, W) uint8 images, code_counts (K,).
+
+    The float images of one pass at a time are in memory.
+    """
+    figures = {}
+    for name, metric in (metrics or {"psnr_db": psnr, "ssim": ssim}).items():
+        passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
+        figures[name] = float(torch.cat([metric(*pair) for pair in passes]).mean())
     usage = statistics_of_counts(code_counts.cpu().numpy())
-    return {
-        "psnr_db": _mean_in_passes(psnr, images, reconstructions),
-        "ssim": _mean_in_passes(ssim, images, reconstructions),
-        "used_codes": usage.used_codes,
-        "perplexity": usage.perplexity,
-    }
-
-
-def _mean_in_passes(measure: Callable[[Tensor, Tensor], Tensor], images: Tensor, reconstructions: Tensor) -> float:
-    """The mean over all images of what `measure` gives for each; the float images of one pass at a time in memory."""
-    passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
-    return float(torch.cat([measure(*pair) for pair in passes]).mean())
+    return {**figures, "used_codes": usage.used_codes, "perplexity": usage.perplexity}

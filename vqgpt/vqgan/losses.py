@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.libraries import import_torchvision
+from vqgpt.runtime.process import import_torchvision
 from vqgpt.storage.files import DISK_FULL, check_is_not_special
 
 FEATURE_LAYERS = (3, 8, 15, 22, 29)  # of VGG16's `features`: the last activation before each pooling, and the last
