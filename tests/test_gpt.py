@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
-from vqgpt.gpt.sampling import sample_codes
-from vqgpt.gpt.training import Draws, Sequences, learning_rate
+from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.training import Draws, learning_rate
 from vqgpt.training.schedule import Schedule, Step
 
 

@@ -16,10 +16,11 @@ from tests.test_interruption import saved_step, wait_for
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.muon import Muon
+from vqgpt.gpt.optimizer import Muon
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
-from vqgpt.gpt.training import GPTTraining, Sequences
+from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.training import GPTTraining
 from vqgpt.training.loop import read_figures
 from vqgpt.training.schedule import Schedule
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tests.test_gpt import sampled, tiny_gpt
 from vqgpt.errors import UsageError
 from vqgpt.gpt.decoding import CompiledWeights, DecoderWeights, compiled_decoding
-from vqgpt.gpt.drawing import draw, filtered, guidance_scale
+from vqgpt.gpt.generate import Sampler, images_at_once, sample_codes, uniform_numbers
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.gpt.sampling import Sampler, images_at_once, sample_codes, uniform_numbers
+from vqgpt.gpt.sampling import draw, filtered, guidance_scale
 from vqgpt.gpt.scoring import nats_of_images
 
 CPU = torch.device("cpu")
@@ -136,7 +136,7 @@ def test_a_pass_on_a_gpu_has_the_images_whose_keys_and_values_it_can_hold(
     monkeypatch, gibibytes, guided, precision, images
 ):
     """GPT-B: 9 MiB of them for an image in bfloat16."""
-    monkeypatch.setattr("vqgpt.gpt.sampling.memory_bytes", lambda device: int(gibibytes * 2**30))
+    monkeypatch.setattr("vqgpt.gpt.generate.memory_bytes", lambda device: int(gibibytes * 2**30))
     options = GPTOptions(n_layer=12, n_head=12, embed_dim_t=768)
     config = GPTConfig(options=options, codebook_size=1024, grid=(16, 16), num_classes=0)
     assert images_at_once(config, torch.device("cuda"), precision, guided) == images

@@ -19,9 +19,9 @@ from vqgpt.api.sample import check_can_guide, check_knows_untold
 from vqgpt.errors import UsageError
 from vqgpt.gpt import trained as trained_gpt
 from vqgpt.gpt.checkpoint import LoadedGPT
+from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.labels import KnownLabels, number_word, untold
 from vqgpt.gpt.options import SamplingOptions
-from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import num_parameters
 from vqgpt.options.shared import RunOptions

@@ -21,10 +21,10 @@ from vqgpt.api.output_options import RenderConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.completion import Prompts, check_same_tokens, is_prefix, read_prompts
+from vqgpt.gpt.generate import Sampler
 from vqgpt.gpt.labels import KnownLabels, untold
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import scan_order
-from vqgpt.gpt.sampling import Sampler
 from vqgpt.gpt.trained import load_gpt
 from vqgpt.options.codec import one_line, to_json
 from vqgpt.options.paths import CachePath, samples_path, vqgan_path

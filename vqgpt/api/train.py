@@ -19,12 +19,12 @@ from vqgpt.api.options import TrainConfig
 from vqgpt.data.table import held_out_split
 from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content
+from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
-from vqgpt.gpt.sampling import sample_codes
-from vqgpt.gpt.streaming import StreamedSequences
+from vqgpt.gpt.sequences import Sequences, StreamedSequences, TrainingRows
 from vqgpt.gpt.trained import load_gpt
-from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
+from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report

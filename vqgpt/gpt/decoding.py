@@ -6,7 +6,7 @@ The weights are laid out once as the products want them, keys and values lie whe
 of the cache is allocated twice. Products have a fixed number of rows, so that neither the other rows nor their number
 can be felt in a row's rounding; everything else works row by row. Attention to the cache is one batched product for all
 heads: the query of each head stands in its own columns of a row that is as wide as the cache, zeros elsewhere.
-Nothing waits for the device, and `step_in_graph` has the position on it: for CUDA graphs (`gpt.graphed_pass`).
+Nothing waits for the device, and `step_in_graph` has the position on it: for CUDA graphs (`gpt.generate`).
 Letters: R rows, T positions, K codes, D width, A heads.
 Knows nothing of images, the VQ-GAN and token caches.
 """
