@@ -8,8 +8,7 @@ import torch
 from vqgpt.api.find import find_gpt
 from vqgpt.api.output_options import ModelExportConfig
 from vqgpt.errors import UsageError
-from vqgpt.gpt.checkpoint import KIND
-from vqgpt.gpt.trained import read_gpt
+from vqgpt.gpt.checkpoint import KIND, read_gpt
 from vqgpt.gpt.transformers_format import transformers_files
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint, weights_sha256

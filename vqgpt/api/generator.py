@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vqgpt.api.options import SampleConfig
 from vqgpt.api.sample import check_can_guide, check_knows_untold
 from vqgpt.errors import UsageError
-from vqgpt.gpt import trained as trained_gpt
+from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.labels import KnownLabels, number_word, untold
@@ -32,14 +32,10 @@ from vqgpt.tokens import Description
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A GPT: `sample` draws codes, `score` tells how likely it finds some.
-
-    `description` is that of the token cache it was trained on; None for a GPT of GenerativeZoo, which does not tell.
-    """
+    """A GPT: `sample` draws codes, `score` tells how likely it finds some."""
 
     path: Path
     gpt: LoadedGPT
-    description: Description | None
     device: torch.device
 
     def __repr__(self) -> str:
@@ -48,6 +44,11 @@ class Generator:
         network = f"GPT of {num_parameters(self.gpt.model):,} parameters on {self.device}"
         tokens = f"grid {config.grid[0]} x {config.grid[1]} of {config.codebook_size} codes"
         return f"Generator({self.path}: {network}, {tokens}, {labels})"
+
+    @property
+    def description(self) -> Description | None:
+        """That of the token cache it was trained on; None for a GPT of GenerativeZoo, which does not say."""
+        return self.gpt.description
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -117,8 +118,7 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) 
     Raises MissingDataError if there is none, InputError if it is not one.
     """
     chosen = select_device(device)
-    gpt, description = trained_gpt.load_gpt(Path(path), chosen, n_head)
-    return Generator(path=Path(path), gpt=gpt, description=description, device=chosen)
+    return Generator(path=Path(path), gpt=checkpoint.load_gpt(Path(path), chosen, n_head), device=chosen)
 
 
 def _words(classes: Any) -> tuple[str, ...]:

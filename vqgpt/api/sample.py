@@ -19,13 +19,12 @@ from vqgpt.api.find import check_dataset, check_heads, find_cache, find_gpt, tel
 from vqgpt.api.options import EncoderOptions, SampleConfig
 from vqgpt.api.output_options import RenderConfig
 from vqgpt.errors import InputError, UsageError
-from vqgpt.gpt.checkpoint import LoadedGPT
+from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.completion import Prompts, check_same_tokens, is_prefix, read_prompts
 from vqgpt.gpt.generate import Sampler
 from vqgpt.gpt.labels import KnownLabels, untold
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import scan_order
-from vqgpt.gpt.trained import load_gpt
 from vqgpt.options.codec import one_line, to_json
 from vqgpt.options.paths import CachePath, samples_path, vqgan_path
 from vqgpt.progress import Notice, Report
@@ -148,12 +147,12 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     """
     device = select_device(config.run.device)
     checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
-    gpt, described = load_gpt(checkpoint, device, config.n_head)
-    if described is None or gpt.codebook is None:
+    gpt = load_gpt(checkpoint, device, config.n_head)
+    if gpt.description is None or gpt.codebook is None:
         trained_on, codebook = what_it_was_trained_on(config, gpt.model.config, checkpoint)
-        gpt, _ = load_gpt(checkpoint, device, config.n_head, trained_on.grid)
+        gpt = load_gpt(checkpoint, device, config.n_head, trained_on.grid)
     else:
-        trained_on, codebook = described, gpt.codebook.numpy()
+        trained_on, codebook = gpt.description, gpt.codebook.numpy()
         if config.cache:
             check_same_tokens(TokenCache(config.cache), trained_on)
     check_dataset(config.dataset, trained_on.dataset, checkpoint)

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from vqgpt.api.find import check_heads, find_gpt, tell_if_unknown
 from vqgpt.api.output_options import ScoreConfig
 from vqgpt.errors import InputError, composed
-from vqgpt.gpt.checkpoint import LoadedGPT
+from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.labels import told_labels, untold
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.scoring import nats_of_images, nearest
-from vqgpt.gpt.trained import load_gpt
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.device import resolve_precision, select_device
 from vqgpt.storage.files import write_atomically
@@ -45,9 +44,9 @@ def run(config: ScoreConfig, overwrite: bool, dry_run: bool, report: Report) -> 
     rows = sum(cache.rows(split) for split in splits)
     check_place(config.result, config, overwrite)
     path = find_gpt(config.checkpoint_gpt, cache.description.dataset)
-    gpt, trained_on = load_gpt(path, device, config.n_head, cache.description.grid)
+    gpt = load_gpt(path, device, config.n_head, cache.description.grid)
     check_heads(config.n_head, gpt.model.config, path)
-    check_goes_with(gpt.model.config, trained_on, path, cache, report)
+    check_goes_with(gpt.model.config, gpt.description, path, cache, report)
     tell_if_unknown(cache.description.tokenizer_sha256, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:

@@ -2,13 +2,13 @@
 
     labels (N,) or (N, L), seed -> codes (N, h, w) int64, log_prob (N,) float32 in nats
 
-Image i is a function of (seed, i) and of the settings: each token is drawn by inverse-CDF sampling from a uniform number
-derived only from (seed, i, position), and products always have the same number of rows and run in one thread, so that
+Image i is a function of (seed, i) and of the settings: each token is drawn by inverse-CDF sampling from a uniform
+number derived only from (seed, i, position), and products always have the same number of rows and run in one thread:
 not even rounding depends on how many images were asked for, or on the cores. `decoding.c`, where it can be used,
 computes each row on its own.
-A `SamplingPass` draws the images of a batch at once. What a token needs lies in buffers on the device, and nothing waits
-for it: on a CUDA device all steps but the first, draws included, are replays of CUDA graphs. With guidance, the decoder
-has a second row for each image, without its label.
+A `SamplingPass` draws the images of a batch at once. What a token needs lies in buffers on the device, and nothing
+waits for it: on a CUDA device all steps but the first, draws included, are replays of CUDA graphs. With guidance, the
+decoder has a second row for each image, without its label.
 Letters: N images, B images of a pass, R rows of the decoder, T positions, L bits.
 Knows nothing of images, the VQ-GAN and token caches.
 """
