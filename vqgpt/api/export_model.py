@@ -59,8 +59,7 @@ def _export_to_transformers(config: ModelExportConfig, overwrite: bool, dry_run:
     architecture = model.config
     if architecture.options.arch != "gpt2":
         raise UsageError(
-            f"{path} has the architecture {architecture.options.arch} with rotary positions of a grid, which no model "
-            "of transformers has",
+            f"{path} has the architecture {architecture.options.arch}, which no model of transformers has",
             "export it with --to safetensors, or train one with --arch gpt2",
         )
     if architecture.options.condition == "bits":

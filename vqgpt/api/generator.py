@@ -20,7 +20,7 @@ from vqgpt.errors import UsageError
 from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import sample_codes
-from vqgpt.gpt.labels import KnownLabels, number_word, untold
+from vqgpt.gpt.labels import KnownLabels, no_label, number_word
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import num_parameters
@@ -78,10 +78,10 @@ class Generator:
         config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
         if sampling.cfg_scale != 1:
             check_can_guide(self.gpt, self.path)
-        turn = KnownLabels.of(self.gpt.model.config, self.class_names, self.gpt.labels_seen).turn(
+        turn = KnownLabels.of(self.gpt.model.config, self.class_names, self.gpt.labels_seen).cycle(
             config.classes, silent
         )
-        if untold(self.gpt.model.config) in turn:
+        if no_label(self.gpt.model.config) in turn:
             check_knows_untold(self.gpt, self.path, "tell the labels with `classes`")
         labels = torch.from_numpy(np.array(turn)[np.arange(num_samples) % len(turn)])
         passes = sample_codes(self.gpt.model, labels, seed, sampling, resolve_precision(precision, self.device))
@@ -96,9 +96,9 @@ class Generator:
         UsageError for other arrays.
         """
         config = self.gpt.model.config
-        shape = (len(codes), *np.shape(untold(config)))
+        shape = (len(codes), *np.shape(no_label(config)))
         if labels is None:
-            labels = np.broadcast_to(untold(config), shape)
+            labels = np.broadcast_to(no_label(config), shape)
         if labels.shape != shape or codes.shape[1:] != config.grid:
             raise UsageError(
                 f"codes of shape {codes.shape} with labels of shape {labels.shape} cannot be scored",

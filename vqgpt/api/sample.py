@@ -22,7 +22,7 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.completion import Prompts, check_same_tokens, is_prefix, read_prompts
 from vqgpt.gpt.generate import Sampler
-from vqgpt.gpt.labels import KnownLabels, untold
+from vqgpt.gpt.labels import KnownLabels, no_label
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import scan_order
 from vqgpt.options.codec import one_line, to_json
@@ -167,11 +167,11 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         turn = prompts.labels
         known.check_seen(turn)
     else:
-        turn = known.turn(config.classes, report)
+        turn = known.cycle(config.classes, report)
         turn = [label for label in turn for _ in (prompts.labels if prompts else [None])]
-    if untold(gpt.model.config) in turn:
+    if no_label(gpt.model.config) in turn:
         check_knows_untold(gpt, checkpoint, "tell the label with --class")
-    if prompts and not is_prefix(prompts.kept, scan_of(gpt.model.config)):
+    if prompts and not is_prefix(prompts.known, scan_of(gpt.model.config)):
         report(
             Notice(
                 text="some known tokens come after sampled ones in the order in which this GPT reads the grid "
@@ -191,7 +191,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         sampling={
             **to_json(config.sampling),
             "classes": turn,
-            "prompts": prompts.kept.tolist() if prompts else [],
+            "prompts": prompts.known.tolist() if prompts else [],
             "seed": config.run.seed,
             "log_prob": True,
         },
@@ -202,7 +202,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         codebook=codebook,
         checkpoint=checkpoint,
         labels=np.array(turn),
-        kept=prompts.kept if prompts else None,
+        kept=prompts.known if prompts else None,
         description=description,
         cache=config.out or samples_path(trained_on.dataset),
     )

@@ -19,7 +19,7 @@ from vqgpt.api.find import check_heads, find_gpt, tell_if_unknown
 from vqgpt.api.output_options import ScoreConfig
 from vqgpt.errors import InputError, composed
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
-from vqgpt.gpt.labels import told_labels, untold
+from vqgpt.gpt.labels import labels_of_rows, no_label
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.progress import Notice, Progress, Report
@@ -126,8 +126,8 @@ def _text(value: Any) -> str:
 def labels_of(tokens: SplitTokens, description: Description, config: GPTConfig) -> torch.Tensor:
     """The labels of rows as `GPT.start` takes them: what the GPT was told about them in training, or in sampling."""
     if description.label_kind == config.options.condition != "none":
-        return torch.from_numpy(told_labels(tokens, description))
-    return torch.tensor([untold(config)] * len(tokens.codes))
+        return torch.from_numpy(labels_of_rows(tokens, description))
+    return torch.tensor([no_label(config)] * len(tokens.codes))
 
 
 def check_same_codes(training: TokenCache, cache: TokenCache) -> None:

@@ -116,8 +116,8 @@ class SamplingPass:
 
         `given` (n, T) are tokens that are not drawn, -1 where they are. Once it has `ended`, nobody waits for a result.
         """
-        untold = 0 if labels.ndim == 2 else -1
-        start, bits = self.model.start(_padded(labels, len(self.token), untold).to(self.device))
+        no_label = 0 if labels.ndim == 2 else -1
+        start, bits = self.model.start(_padded(labels, len(self.token), no_label).to(self.device))
         self.token.copy_(start[:, 0])
         self.uniforms.copy_(uniforms.t())
         if self.given is not None and given is not None:
@@ -142,7 +142,7 @@ class SamplingPass:
         self.draw(self.decoder.step_in_graph(self.token, position, seen), position)
 
     def draw(self, logits: Tensor, position: int | Tensor) -> None:
-        """Logits (R, K) -> the images' tokens at a position, a number or (1,): kept, and read by the next step."""
+        """Logits (R, K) -> the images' tokens at a position, a number or (1,); the next step reads them."""
         own = logits[: self.images]
         if self.guided:
             logits = guide(own, logits[self.images :], self.scales[position])
@@ -155,9 +155,9 @@ class SamplingPass:
         self.token.view(-1, self.images)[:] = token
 
 
-def _padded(values: Tensor, rows: int, untold: int) -> Tensor:
+def _padded(values: Tensor, rows: int, filler: int) -> Tensor:
     """Rows (n, ...) filled up to as many with what says nothing: the unconditional half of guidance, and spare rows."""
-    return torch.cat([values, values.new_full((rows - len(values), *values.shape[1:]), untold)])
+    return torch.cat([values, values.new_full((rows - len(values), *values.shape[1:]), filler)])
 
 
 class Sampler:
@@ -182,18 +182,18 @@ class Sampler:
         self.passes: list[SamplingPass] = []
 
     def codes(
-        self, labels: Tensor, first_image: int, seed: int, kept: Tensor | None = None
+        self, labels: Tensor, first_image: int, seed: int, known: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; `kept` (N, h, w) are not drawn.
+        """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; `known` (N, h, w) are not drawn.
 
-        -1 in `kept` is a code to draw. Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass
+        -1 in `known` is a code to draw. Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass
         by pass, in order; `first_image` is a multiple of `images_at_once`.
         """
         config = self.model.config
         assert first_image % self.at_once == 0
-        assert (kept is not None) == self.completes
+        assert (known is not None) == self.completes
         scan = scan_order(config.options.order, config.grid)
-        given = None if kept is None else grid_to_sequence(kept, scan)
+        given = None if known is None else grid_to_sequence(known, scan)
         threads, images = self.division(len(labels))
         free: SimpleQueue[SamplingPass] = SimpleQueue()
         for of_thread in self.passes_of(threads, images):
@@ -235,10 +235,10 @@ class Sampler:
 
 
 def sample_codes(
-    model: GPT, labels: Tensor, seed: int, options: SamplingOptions, precision: str, kept: Tensor | None = None
+    model: GPT, labels: Tensor, seed: int, options: SamplingOptions, precision: str, known: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first images of a seed, in one request: see `Sampler.codes`."""
-    return Sampler(model, options, precision, kept is not None).codes(labels, 0, seed, kept)
+    return Sampler(model, options, precision, known is not None).codes(labels, 0, seed, known)
 
 
 def images_at_once(config: GPTConfig, device: torch.device, precision: str, guided: bool) -> int:

@@ -48,10 +48,10 @@ def dropout(x: Tensor, rate: float, masks: Masks | None, training: bool) -> Tens
 
 
 class Rotary(nn.Module):
-    """Rotary positions in two dimensions (Su et al. 2021): half of each head turns with the row, half with the column.
+    """Rotary positions in two dimensions (Su et al. 2021): half of each head is rotated by the row, half by the column.
 
-    A query turns by the cell that it is to predict, a key by the cell whose code it holds (the start token: by none),
-    so that their product sees the offset on the grid, whatever the order.
+    A query is rotated by the cell that it is to predict, a key by the cell whose code it holds (the start token: by
+    none), so that their product sees the offset on the grid, whatever the order.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -62,20 +62,20 @@ class Rotary(nn.Module):
         rows, columns = cells // config.grid[1], cells % config.grid[1]
         angles = torch.cat([rows[:, None] * rates, columns[:, None] * rates], dim=1)  # (T, D/A/2)
         of_keys = torch.cat([torch.zeros(1, head // 2), angles[:-1]])
-        for name, turned in (("query", angles), ("key", of_keys)):
-            self.register_buffer(f"{name}_cos", turned.cos(), persistent=False)
-            self.register_buffer(f"{name}_sin", turned.sin(), persistent=False)
+        for name, of_cells in (("query", angles), ("key", of_keys)):
+            self.register_buffer(f"{name}_cos", of_cells.cos(), persistent=False)
+            self.register_buffer(f"{name}_sin", of_cells.sin(), persistent=False)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, S, A, D/A) of the first S positions -> the same, turned."""
+        """Queries and keys (B, S, A, D/A) of the first S positions -> the same, rotated."""
         here = slice(0, q.shape[1])
         return (
-            _turned(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
-            _turned(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
+            _rotated(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
+            _rotated(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
         )
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
@@ -185,8 +185,8 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, bits: Tensor | None = None, masks: Masks | None = None) -> Tensor:
         """Tokens (B, S) int64 -> logits (B, S, K) float32.
 
-        `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for not told. `masks`, where given, are the
-        dropout. One token after the other, with a key-value cache: `gpt.decoding`.
+        `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for unspecified. `masks`, where given, are
+        the dropout. One token after the other, with a key-value cache: `gpt.decoding`.
         """
         wte = cast(nn.Embedding, self.transformer["wte"])
         x = wte(tokens)
@@ -212,7 +212,7 @@ class GPT(nn.Module):
     def start(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Labels of B images -> their start tokens (B, 1), and their bits for `forward` if they are bits.
 
-        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for not told.
+        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for unspecified.
         """
         if labels.ndim == 2:
             return labels.new_full((len(labels), 1), self.config.bos, dtype=torch.int64), labels

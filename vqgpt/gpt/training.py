@@ -47,11 +47,11 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 class Draws:
     """What chance decides about a step's batch, whoever computes it: a pure function of (seed, step).
 
-    The view of each image (B,), whose label is not told (B,) bool, and which tokens are not shown (B, T) bool.
+    The view of each image (B,), which images are without their label (B,) bool, and which tokens are hidden (B, T) bool.
     """
 
     views: Tensor
-    untold: Tensor
+    unconditional: Tensor
     hidden: Tensor | None
 
     __repr__ = one_line
@@ -62,7 +62,7 @@ class Draws:
         generator, images = torch.Generator().manual_seed(derived_seed(seed, "draws", step.index)), len(step.rows)
         return cls(
             views=torch.randint(views, (images,), generator=generator),
-            untold=torch.rand(images, generator=generator) < options.label_dropout,
+            unconditional=torch.rand(images, generator=generator) < options.label_dropout,
             hidden=torch.rand(images, tokens, generator=generator) < options.token_dropout
             if options.token_dropout
             else None,
@@ -145,8 +145,8 @@ class GPTTraining:
         draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.model.config.block_size, self.options)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
         codes, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
-        untold = draws.untold[mine].to(self.device, non_blocking=True)
-        labels = labels.masked_fill(untold.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
+        unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
+        labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
         hidden = None if draws.hidden is None else draws.hidden[mine].to(self.device, non_blocking=True)
         self.waited += time.perf_counter() - start
         self.tokens += len(step.rows) * self.model.config.block_size
