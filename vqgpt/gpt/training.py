@@ -47,7 +47,7 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 class Draws:
     """What chance decides about a step's batch, whoever computes it: a pure function of (seed, step).
 
-    The view of each image (B,), which images are without their label (B,) bool, and which tokens are hidden (B, T) bool.
+    The view of each image (B,), which images have no label (B,) bool, and which tokens are hidden (B, T) bool.
     """
 
     views: Tensor
