@@ -27,7 +27,8 @@ from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
-from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
+from vqgpt.gpt.sequences import Sequences, TrainingRows
+from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.runtime.device import resolve_precision, select_device

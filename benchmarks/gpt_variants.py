@@ -25,7 +25,8 @@ import torch
 from vqgpt.api.train import load_sequences
 from vqgpt.data.table import held_out_split
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, Order
+from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
+from vqgpt.gpt.order import Order
 from vqgpt.gpt.training import GPTTraining, held_out_figures
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.tokens import TokenCache

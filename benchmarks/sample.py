@@ -20,9 +20,9 @@ import torch
 from peers import peers
 from torch import nn
 
+from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import Condition, GPTConfig, GPTOptions, SamplingOptions
-from vqgpt.gpt.sampling import sample_codes
 from vqgpt.runtime.device import autocast, select_device
 from vqgpt.runtime.process import keep_memory_pages
 

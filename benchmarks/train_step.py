@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
-from vqgpt.gpt.training import GPTTraining, Sequences
+from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
 from vqgpt.runtime.device import autocast, select_device
 from vqgpt.runtime.process import StopRequest, keep_memory_pages

@@ -25,9 +25,9 @@ from tests.dataset_files import (
     zip_bytes,
 )
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.reading import medmnist_facts, read_dataset
+from vqgpt.data.reading import read_dataset
 from vqgpt.data.remote_files import FILES
-from vqgpt.data.table import DATASETS, find_dataset, held_out_split, nearest_stored_size
+from vqgpt.data.table import find_dataset, held_out_split, nearest_stored_size
 from vqgpt.errors import InputError, MissingDataError, MissingFilesError
 from vqgpt.options.definition import resolve
 from vqgpt.progress import Notice, silent
@@ -50,16 +50,6 @@ def accept(monkeypatch, name, contents):
     """Give the table the digests of small archives: {path: bytes}."""
     files = tuple(replace(file, md5=md5(contents[file.path])) for file in FILES[name])
     monkeypatch.setitem(FILES, name, files)
-
-
-def test_digits_has_a_fixed_balanced_split():
-    first, again = read("digits"), read("digits")
-    assert first.sha256 == again.sha256
-    train, test = first.splits["train"], first.splits["test"]
-    assert {"train": len(train), "test": len(test)} == dict(find_dataset("digits").rows)
-    assert sorted([*train.source_index, *test.source_index]) == list(range(1797))
-    assert np.bincount(test.labels).min() >= 35
-    assert max(np.asarray(test.image(row)).max() for row in range(10)) == 255
 
 
 def test_single_files_may_have_been_packed_again(tmp_path):
@@ -145,19 +135,6 @@ def test_medmnist_archives_keep_their_splits_and_bits(tmp_path, dataset, bits, s
     np.testing.assert_array_equal([np.asarray(val.image(row)) for row in range(7)], arrays["val_images"])
     np.testing.assert_array_equal(val.labels, arrays["val_labels"] if bits else arrays["val_labels"][:, 0])
     assert held_out_split(found.splits, dataset) == "val"
-
-
-def test_medmnist_takes_the_nearest_stored_resolution():
-    assert [nearest_stored_size(size) for size in (16, 32, 46, 64, 96, 200, 512)] == [28, 28, 64, 64, 128, 224, 224]
-
-
-def test_medmnist_facts_agree_with_the_table():
-    for row in DATASETS.values():
-        if row.reader == "medmnist":
-            facts = medmnist_facts(row.name)
-            assert facts["n_samples"] == dict(row.rows)
-            assert (facts["n_channels"], len(facts["label"])) == (row.channels, row.num_classes)
-            assert facts["license"] == row.licence
 
 
 @pytest.mark.parametrize("place", ["", "dtd", "dtd/dtd"])

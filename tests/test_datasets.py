@@ -9,9 +9,9 @@ from tests.conftest import assert_refused, run_here
 from tests.dataset_files import write_mnist
 from vqgpt.data.images import ArrayImages, ImageSplit, hold_out
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.reading import read_dataset
+from vqgpt.data.reading import medmnist_facts, read_dataset
 from vqgpt.data.remote_files import FILES
-from vqgpt.data.table import DATASETS, find_dataset, held_out_split
+from vqgpt.data.table import DATASETS, find_dataset, held_out_split, nearest_stored_size
 from vqgpt.errors import UsageError
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
@@ -85,3 +85,16 @@ def test_sets_that_are_to_be_had_by_hand_say_where(here, dataset):
     outcome = run_here("vqgan", "train", "--dataset", dataset, "--data-root", "data", "--perceptual-weight", "0")
     file = FILES[dataset][0]
     assert_refused(outcome, 4, file.url, file.md5, f"data/{file.path}", f"vqgpt vqgan train --dataset {dataset}")
+
+
+def test_medmnist_takes_the_nearest_stored_resolution():
+    assert [nearest_stored_size(size) for size in (16, 32, 46, 64, 96, 200, 512)] == [28, 28, 64, 64, 128, 224, 224]
+
+
+def test_medmnist_facts_agree_with_the_table():
+    for row in DATASETS.values():
+        if row.reader == "medmnist":
+            facts = medmnist_facts(row.name)
+            assert facts["n_samples"] == dict(row.rows)
+            assert (facts["n_channels"], len(facts["label"])) == (row.channels, row.num_classes)
+            assert facts["license"] == row.licence

@@ -148,9 +148,9 @@ def test_a_gpt_as_safetensors_is_the_same_gpt(here, options):
         words = ["export", name, "--to", "safetensors", "--checkpoint-gpt", "g.pt"]
         assert run_here(*words).code == 0
     assert Path("g.safetensors").read_bytes() == Path("again.safetensors").read_bytes()
-    ours, theirs = (load_gpt(Path(name), "", CPU, 8) for name in ("g.pt", "g.safetensors"))
+    ours, theirs = (load_gpt(Path(name), CPU, 8) for name in ("g.pt", "g.safetensors"))
     assert theirs.model.config == ours.model.config == model.config
-    assert theirs.cache_description == ours.cache_description
+    assert theirs.description == ours.description
     assert torch.equal(theirs.codebook, ours.codebook)
     states = (loaded.model.state_dict() for loaded in (ours, theirs))
     assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))

@@ -19,7 +19,7 @@ import torch
 from tests.fuzzing import ODD_NUMBERS, REFUSED, SECONDS, changed_bytes, changed_directory, changed_values, fuzz
 from tests.peer_checkpoints import taming_state
 from tests.test_export_model import save_gpt
-from vqgpt.gpt.trained import load_gpt
+from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import METADATA, save_checkpoint
 from vqgpt.storage.stored_tensor import read_safetensors
@@ -49,8 +49,8 @@ def small_gpt(folder: Path) -> dict:
 
 
 def read_gpt(path: Path):
-    gpt, told = load_gpt(path, CPU)
-    return gpt.model.state_dict(), told, gpt.labels_seen
+    gpt = load_gpt(path, CPU)
+    return gpt.model.state_dict(), gpt.description, gpt.labels_seen
 
 
 def read_vqgan(path: Path):

@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
-from vqgpt.gpt.sampling import sample_codes
-from vqgpt.gpt.training import Draws, Sequences, learning_rate
+from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.training import Draws, learning_rate
 from vqgpt.training.schedule import Schedule, Step
 
 
@@ -129,7 +130,7 @@ def test_batches_draw_views_and_hide_labels_and_tokens():
     assert batch.dtype == torch.int64
     assert {int(row[0]) for row in batch[::2]} == {0, 4, 8}
     assert labels[:4].tolist() == [5, 6, 5, 6]
-    assert 0.2 < draws.untold.float().mean() < 0.3
+    assert 0.2 < draws.unconditional.float().mean() < 0.3
     assert 0.08 < draws.hidden.float().mean() < 0.12
     assert torch.equal(draws.views, Draws.of(step, 0, data.num_views, 4, options).views)
     assert not torch.equal(draws.views, Draws.of(step, 1, data.num_views, 4, options).views)

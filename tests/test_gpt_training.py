@@ -16,10 +16,11 @@ from tests.test_interruption import saved_step, wait_for
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.muon import Muon
+from vqgpt.gpt.optimizer import Muon
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
-from vqgpt.gpt.training import GPTTraining, Sequences
+from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.training import GPTTraining
 from vqgpt.training.loop import read_figures
 from vqgpt.training.schedule import Schedule
 
@@ -263,7 +264,7 @@ def test_a_gpt_of_generativezoo_of_another_size_loads_samples_and_starts_a_train
     options = GPTOptions(n_layer=3, n_head=4, embed_dim_t=24, bias=True)
     model = GPT(GPTConfig(options=options, codebook_size=16, grid=(4, 3), num_classes=0)).eval()
     as_generativezoo_saves(model, "gz.pt")
-    loaded = load_gpt(Path("gz.pt"), "", torch.device("cpu"), 4, (4, 3)).model
+    loaded = load_gpt(Path("gz.pt"), torch.device("cpu"), 4, (4, 3)).model
     tokens = torch.randint(17, (2, 12))
     assert torch.equal(loaded(tokens), model(tokens))
     command = ["sample", "--checkpoint-gpt", "gz.pt", "--cache", "a.zarr", "--tokens-only", "--out", "s.zarr"]
@@ -278,7 +279,7 @@ def test_a_gpt_of_generativezoo_of_another_size_loads_samples_and_starts_a_train
 @pytest.mark.skipif(not FIXTURES.is_dir(), reason="there is no shared/fixtures beside the project")
 def test_logits_of_generativezoos_gpt_are_those_of_its_home():
     reference = np.load(FIXTURES / "gz_reference.npz")
-    model = load_gpt(FIXTURES / "gz_gpt.pt", "", torch.device("cpu"), n_head=8).model
+    model = load_gpt(FIXTURES / "gz_gpt.pt", torch.device("cpu"), n_head=8).model
     with torch.no_grad():
         logits = model(torch.from_numpy(reference["gpt_input"]).long())
     np.testing.assert_allclose(logits, reference["logits"][..., :128], atol=1e-4, rtol=0)

@@ -8,10 +8,9 @@ import torch
 from tests.test_gpt import tiny_gpt
 from tests.test_sampling import NETWORKS
 from vqgpt.gpt.decoding import DecoderWeights
+from vqgpt.gpt.generate import Sampler, SamplingPass, sample_codes, uniform_numbers
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.gpt.sampling import Sampler, sample_codes, uniform_numbers
-from vqgpt.gpt.sampling_pass import SamplingPass
 
 ALL_FILTERS = {"cfg_scale": 3.0, "cfg_schedule": "linear", "top_p": 0.8, "top_k": 5, "min_p": 0.01}
 

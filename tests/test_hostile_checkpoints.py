@@ -13,7 +13,7 @@ from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_
 from tests.test_export_model import save_gpt
 from tests.test_vqgan_runs import SMALL
 from vqgpt.errors import InputError
-from vqgpt.gpt.trained import load_gpt
+from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.storage.checkpoint import save_checkpoint
 
 CPU = torch.device("cpu")
@@ -159,8 +159,8 @@ def test_a_good_gpt_is_read_from_either_kind_of_file(here, contents):
     for arch, content in contents.items():
         for name in ("good.pt", "good.safetensors"):
             save(name, content)
-            gpt, told = load_gpt(Path(name), CPU)
-            assert told == description(), arch
+            gpt = load_gpt(Path(name), CPU)
+            assert gpt.description == description(), arch
             assert all(torch.equal(value, content["model"][key]) for key, value in gpt.model.state_dict().items())
 
 

@@ -112,7 +112,7 @@ build.OPTIONS = ["-g", "-O1", "-march=native", "-shared", "-fPIC", "-fsanitize=a
                  "-fno-sanitize-recover=all", "-fno-sanitize=alignment"]
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
-from vqgpt.gpt.sampling import sample_codes
+from vqgpt.gpt.generate import sample_codes
 from vqgpt.kernels import attention, normalisation, winograd
 from vqgpt.kernels.attention import Masks
 from vqgpt.gpt.options import SamplingOptions

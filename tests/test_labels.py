@@ -26,7 +26,7 @@ def known(names, condition="class", seen=None):
 
 
 def meant(names, *words, condition="class", seen=None):
-    return known(names, condition, seen).turn(words, silent)
+    return known(names, condition, seen).cycle(words, silent)
 
 
 def assert_ambiguous(names, word, *spellings, condition="class"):
@@ -131,19 +131,19 @@ def test_bits_with_a_plus_in_their_names():
 def test_what_was_never_seen_is_not_drawn():
     told = []
     words = known(["cat", "dog", "bird"], seen=[0, 2])
-    assert words.turn((), told.append) == words.turn(("all",), told.append) == [0, 2]
+    assert words.cycle((), told.append) == words.cycle(("all",), told.append) == [0, 2]
     assert len(told) == 2
     assert "'dog'" in told[0].text
-    assert words.turn(("bird", "none"), told.append) == [2, -1]
+    assert words.cycle(("bird", "none"), told.append) == [2, -1]
     assert len(told) == 2
     for word in ("dog", "1", "number:1"):
         with pytest.raises(UsageError, match="'dog'"):
-            words.turn((word,), silent)
+            words.cycle((word,), silent)
     bits = known(["A", "B"], "bits", seen=[1])
-    assert bits.turn((), told.append) == [[-1, 1]]
+    assert bits.cycle((), told.append) == [[-1, 1]]
     with pytest.raises(UsageError, match="'A'"):
-        bits.turn(("A+B",), silent)
-    assert known(["A", "B"], seen=[]).turn((), silent) == [-1]
+        bits.cycle(("A+B",), silent)
+    assert known(["A", "B"], seen=[]).cycle((), silent) == [-1]
 
 
 def test_what_occurs_among_labels():

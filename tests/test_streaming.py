@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.forked import fork_command
 from tests.test_interruption import assert_same_training, saved_step, wait_for
-from vqgpt.gpt.streaming import StreamedSequences
-from vqgpt.gpt.training import Sequences
+from vqgpt.gpt.sequences import Sequences, StreamedSequences
 from vqgpt.runtime.device import epoch_order
 from vqgpt.training.schedule import Schedule, StreamOrder
 

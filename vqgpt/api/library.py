@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from vqgpt.api.options import SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.api.sample import check_can_guide, check_knows_untold
 from vqgpt.errors import UsageError, nearest_hint
-from vqgpt.gpt import trained as trained_gpt
+from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
-from vqgpt.gpt.labels import KnownLabels, number_word, untold
+from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.labels import KnownLabels, no_label, number_word
 from vqgpt.gpt.options import SamplingOptions
-from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import num_parameters
 from vqgpt.options.definition import RunOptions, options_of, resolve
@@ -40,14 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """A GPT: `sample` draws codes, `score` tells how likely it finds some.
-
-    `description` is that of the token cache it was trained on; None for a GPT of GenerativeZoo, which does not tell.
-    """
+    """A GPT: `sample` draws codes, `score` tells how likely it finds some."""
 
     path: Path
     gpt: LoadedGPT
-    description: Description | None
     device: torch.device
 
     def __repr__(self) -> str:
@@ -56,6 +52,11 @@ class Generator:
         network = f"GPT of {num_parameters(self.gpt.model):,} parameters on {self.device}"
         tokens = f"grid {config.grid[0]} x {config.grid[1]} of {config.codebook_size} codes"
         return f"Generator({self.path}: {network}, {tokens}, {labels})"
+
+    @property
+    def description(self) -> Description | None:
+        """That of the token cache it was trained on; None for a GPT of GenerativeZoo, which does not say."""
+        return self.gpt.description
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -85,10 +86,10 @@ class Generator:
         config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
         if sampling.cfg_scale != 1:
             check_can_guide(self.gpt, self.path)
-        turn = KnownLabels.of(self.gpt.model.config, self.class_names, self.gpt.labels_seen).turn(
+        turn = KnownLabels.of(self.gpt.model.config, self.class_names, self.gpt.labels_seen).cycle(
             config.classes, silent
         )
-        if untold(self.gpt.model.config) in turn:
+        if no_label(self.gpt.model.config) in turn:
             check_knows_untold(self.gpt, self.path, "tell the labels with `classes`")
         labels = torch.from_numpy(np.array(turn)[np.arange(num_samples) % len(turn)])
         passes = sample_codes(self.gpt.model, labels, seed, sampling, resolve_precision(precision, self.device))
@@ -103,9 +104,9 @@ class Generator:
         UsageError for other arrays.
         """
         config = self.gpt.model.config
-        shape = (len(codes), *np.shape(untold(config)))
+        shape = (len(codes), *np.shape(no_label(config)))
         if labels is None:
-            labels = np.broadcast_to(untold(config), shape)
+            labels = np.broadcast_to(no_label(config), shape)
         if labels.shape != shape or codes.shape[1:] != config.grid:
             raise UsageError(
                 f"codes of shape {codes.shape} with labels of shape {labels.shape} cannot be scored",
@@ -125,8 +126,7 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) 
     Raises MissingDataError if there is none, InputError if it is not one.
     """
     chosen = select_device(device)
-    gpt, description = trained_gpt.load_gpt(Path(path), chosen, n_head)
-    return Generator(path=Path(path), gpt=gpt, description=description, device=chosen)
+    return Generator(path=Path(path), gpt=checkpoint.load_gpt(Path(path), chosen, n_head), device=chosen)
 
 
 def _words(classes: Any) -> tuple[str, ...]:

@@ -18,13 +18,12 @@ from vqgpt.api.filling import fill_cache
 from vqgpt.api.options import EncoderOptions, RenderConfig, SampleConfig
 from vqgpt.api.sources import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
 from vqgpt.errors import InputError, UsageError
-from vqgpt.gpt.checkpoint import LoadedGPT
+from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.completion import Prompts, check_same_tokens, is_prefix, read_prompts
-from vqgpt.gpt.labels import KnownLabels, untold
+from vqgpt.gpt.generate import Sampler
+from vqgpt.gpt.labels import KnownLabels, no_label
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import scan_order
-from vqgpt.gpt.sampling import Sampler
-from vqgpt.gpt.trained import load_gpt
 from vqgpt.options.codec import one_line, to_json
 from vqgpt.options.paths import CachePath, samples_path, vqgan_path
 from vqgpt.progress import Notice, Report
@@ -147,12 +146,12 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     """
     device = select_device(config.run.device)
     checkpoint = find_gpt(config.checkpoint_gpt, config.dataset)
-    gpt, described = load_gpt(checkpoint, device, config.n_head)
-    if described is None or gpt.codebook is None:
+    gpt = load_gpt(checkpoint, device, config.n_head)
+    if gpt.description is None or gpt.codebook is None:
         trained_on, codebook = what_it_was_trained_on(config, gpt.model.config, checkpoint)
-        gpt, _ = load_gpt(checkpoint, device, config.n_head, trained_on.grid)
+        gpt = load_gpt(checkpoint, device, config.n_head, trained_on.grid)
     else:
-        trained_on, codebook = described, gpt.codebook.numpy()
+        trained_on, codebook = gpt.description, gpt.codebook.numpy()
         if config.cache:
             check_same_tokens(TokenCache(config.cache), trained_on)
     check_dataset(config.dataset, trained_on.dataset, checkpoint)
@@ -167,11 +166,11 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         turn = prompts.labels
         known.check_seen(turn)
     else:
-        turn = known.turn(config.classes, report)
+        turn = known.cycle(config.classes, report)
         turn = [label for label in turn for _ in (prompts.labels if prompts else [None])]
-    if untold(gpt.model.config) in turn:
+    if no_label(gpt.model.config) in turn:
         check_knows_untold(gpt, checkpoint, "tell the label with --class")
-    if prompts and not is_prefix(prompts.kept, scan_of(gpt.model.config)):
+    if prompts and not is_prefix(prompts.known, scan_of(gpt.model.config)):
         report(
             Notice(
                 text="some known tokens come after sampled ones in the order in which this GPT reads the grid "
@@ -191,7 +190,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         sampling={
             **to_json(config.sampling),
             "classes": turn,
-            "prompts": prompts.kept.tolist() if prompts else [],
+            "prompts": prompts.known.tolist() if prompts else [],
             "seed": config.run.seed,
             "log_prob": True,
         },
@@ -202,7 +201,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         codebook=codebook,
         checkpoint=checkpoint,
         labels=np.array(turn),
-        kept=prompts.kept if prompts else None,
+        kept=prompts.known if prompts else None,
         description=description,
         cache=config.out or samples_path(trained_on.dataset),
     )

@@ -165,8 +165,8 @@ def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[s
 
 def recorded_prompts(description: Description) -> Prompts | None:
     """The prompts that a sampled cache completes, with the label of each image in turn."""
-    kept = description.sampling.get("prompts")
-    return Prompts(kept=np.array(kept), labels=description.sampling["classes"]) if kept else None
+    known = description.sampling.get("prompts")
+    return Prompts(known=np.array(known), labels=description.sampling["classes"]) if known else None
 
 
 def class_word(label: int | Sequence[int]) -> str:

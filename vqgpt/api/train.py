@@ -18,13 +18,12 @@ from vqgpt.api.options import TrainConfig
 from vqgpt.api.sources import check_dataset, find_cache
 from vqgpt.data.table import held_out_split
 from vqgpt.errors import InputError, ResourceError, UsageError
-from vqgpt.gpt.checkpoint import KIND, gpt_content
+from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
+from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
-from vqgpt.gpt.sampling import sample_codes
-from vqgpt.gpt.streaming import StreamedSequences
-from vqgpt.gpt.trained import load_gpt
-from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
+from vqgpt.gpt.sequences import Sequences, StreamedSequences, TrainingRows
+from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
@@ -228,7 +227,7 @@ def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> f
 def load_start(path: Path, architecture: GPTConfig) -> GPT:
     """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
     hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
-    start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint)[0].model
+    start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint).model
     same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
     different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
     if different:

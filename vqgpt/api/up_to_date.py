@@ -16,7 +16,7 @@ from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import check_options
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.gpt.trained import load_gpt
+from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.options.codec import flat, from_json, to_json
 from vqgpt.options.definition import options_of
 from vqgpt.options.paths import CachePath
@@ -116,7 +116,7 @@ def gpt_digest(path: CachePath) -> str | None:
     assert isinstance(path, Path)
     if not path.exists():
         return None
-    model = load_gpt(path, CPU)[0].model
+    model = load_gpt(path, CPU).model
     return weights_sha256(model, to_json(model.config))
 
 

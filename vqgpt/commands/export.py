@@ -55,8 +55,7 @@ def run(config: ModelExportConfig, flags: Flags, report: Report) -> Mapping[str,
 
 def _to_safetensors(config: ModelExportConfig, flags: Flags) -> dict[str, Any]:
     from vqgpt.api.sources import find_gpt
-    from vqgpt.gpt.checkpoint import KIND
-    from vqgpt.gpt.trained import read_gpt
+    from vqgpt.gpt.checkpoint import KIND, read_gpt
     from vqgpt.storage.checkpoint import save_checkpoint
 
     check_place(config.out, config, flags.overwrite, flag=FLAG)
@@ -85,7 +84,7 @@ def _vqgan(path: Path) -> tuple[str, dict[str, Any]]:
 def _to_transformers(config: ModelExportConfig, flags: Flags) -> dict[str, Any]:
     """Raises UsageError for a GPT of which transformers has no model."""
     from vqgpt.api.sources import find_gpt
-    from vqgpt.gpt.trained import read_gpt
+    from vqgpt.gpt.checkpoint import read_gpt
     from vqgpt.gpt.transformers_format import transformers_files
     from vqgpt.storage.checkpoint import weights_sha256
 
@@ -94,8 +93,7 @@ def _to_transformers(config: ModelExportConfig, flags: Flags) -> dict[str, Any]:
     architecture = model.config
     if architecture.options.arch != "gpt2":
         raise UsageError(
-            f"{path} has the architecture {architecture.options.arch} with rotary positions of a grid, which no model "
-            "of transformers has",
+            f"{path} has the architecture {architecture.options.arch}, which no model of transformers has",
             "export it with --to safetensors, or train one with --arch gpt2",
         )
     if architecture.options.condition == "bits":

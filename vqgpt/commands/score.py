@@ -68,7 +68,7 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Tell how likely a GPT finds every row of a token cache."""
     from vqgpt.api.sources import check_heads, find_gpt, tell_if_unknown
     from vqgpt.evaluation.likelihood import score, summary
-    from vqgpt.gpt.trained import load_gpt
+    from vqgpt.gpt.checkpoint import load_gpt
     from vqgpt.runtime.device import resolve_precision, select_device
     from vqgpt.tokens import TokenCache
 
@@ -78,9 +78,9 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     rows = sum(cache.rows(split) for split in splits)
     check_place(config.result, config, flags.overwrite)
     path = find_gpt(config.checkpoint_gpt, cache.description.dataset)
-    gpt, trained_on = load_gpt(path, device, config.n_head, cache.description.grid)
+    gpt = load_gpt(path, device, config.n_head, cache.description.grid)
     check_heads(config.n_head, gpt.model.config, path)
-    check_goes_with(gpt.model.config, trained_on, path, cache, report)
+    check_goes_with(gpt.model.config, gpt.description, path, cache, report)
     tell_if_unknown(cache.description.tokenizer_sha256, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:

@@ -56,8 +56,8 @@ def read_digits() -> Splits:
     if not path.is_file():
         raise MissingDataError(f"scikit-learn has no {path}", again)
     try:
-        with gzip.open(path, "rt") as lines:
-            rows = np.loadtxt(lines, delimiter=",")
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        rows = np.array([line.split(",") for line in lines], dtype=np.float64)
         levels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error})", again) from None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vqgpt.errors import InputError
 from vqgpt.gpt.checkpoint import LoadedGPT
-from vqgpt.gpt.labels import told_labels, untold
+from vqgpt.gpt.labels import labels_of_rows, no_label
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.progress import Progress, Report
@@ -60,8 +60,8 @@ def score(
 def labels_of(tokens: SplitTokens, description: Description, config: GPTConfig) -> torch.Tensor:
     """The labels of rows as `GPT.start` takes them: those of training, or of sampling."""
     if description.label_kind == config.options.condition != "none":
-        return torch.from_numpy(told_labels(tokens, description))
-    return torch.tensor([untold(config)] * len(tokens.codes))
+        return torch.from_numpy(labels_of_rows(tokens, description))
+    return torch.tensor([no_label(config)] * len(tokens.codes))
 
 
 def training_codes(training: TokenCache, device: torch.device) -> torch.Tensor:

@@ -1,6 +1,8 @@
-"""The GPT as a file, ours or GenerativeZoo's. What it knows of its tokens is the training cache's description.
+"""The GPT as a file, ours or GenerativeZoo's.
 
-Knows nothing of the VQ-GAN.
+    path -> the network, and what our file records of its training cache: the description, checked as a cache's own is
+
+Knows nothing of the VQ-GAN and of images.
 """
 
 import math
@@ -28,6 +30,7 @@ from vqgpt.storage.checkpoint import (
     shape_text,
 )
 from vqgpt.storage.stored_tensor import StoredTensor, check_is_file, check_stored
+from vqgpt.tokens import Description, read_description
 
 KIND = "gpt"
 PARTS = {
@@ -38,12 +41,13 @@ PARTS = {
     "configuration": dict,
 }
 WEIGHTS_OF_A_LAYER = 6  # two norms, and four matrices
-HEADS = 8  # of a GPT of GenerativeZoo, unless told otherwise
+HEADS = 8  # of a GPT of GenerativeZoo, unless another number is given
+HOW_TO_MAKE = "train one with: vqgpt train"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedGPT:
-    """A GPT in eval mode, the description (JSON) of the cache it was trained on, and its codebook (K, D) float32.
+    """A GPT in eval mode, the description of the token cache it was trained on, and its codebook (K, D) float32.
 
     GenerativeZoo's files have neither of the latter two: both are None then. `label_dropout` is the share of training
     images that were shown without their label, `labels_seen` the classes or bits that some training image had; None
@@ -51,8 +55,8 @@ class LoadedGPT:
     """
 
     model: GPT
-    cache_description: dict[str, Any] | None
-    codebook: Tensor | None
+    description: Description | None = None
+    codebook: Tensor | None = None
     label_dropout: float | None = None
     labels_seen: tuple[int, ...] | None = None
 
@@ -87,38 +91,40 @@ def gpt_content(
 
 def load_gpt(
     path: Path,
-    how_to_make_one: str,
     device: torch.device,
     n_head: int | None = None,
     grid: tuple[int, int] | None = None,
+    how_to_make_one: str = HOW_TO_MAKE,
 ) -> LoadedGPT:
-    """Load a GPT; `n_head` (8, if None) and `grid` are of use for a file of GenerativeZoo, which does not tell them.
+    """Load a GPT; `n_head` (8, if None) and `grid` are of use for a file of GenerativeZoo, which does not record them.
 
-    Raises MissingDataError if there is none at `path`, InputError if it is not one, UsageError if `n_head` cannot be.
+    Raises MissingDataError if there is none at `path`, InputError if it is not one, or has the description of other
+    tokens, UsageError if `n_head` cannot be.
     """
     check_is_file(path, how_to_make_one)
     stored = read_checkpoint_file(path)
     if isinstance(stored, Mapping) and "transformer.wte.weight" in stored and not is_ours(stored):
-        model = _load_generativezoo(path, stored, n_head or HEADS, grid)
-        return LoadedGPT(model=model.to(device).eval(), cache_description=None, codebook=None)
-    model, content = _load_ours(path, stored, how_to_make_one)
+        return LoadedGPT(model=_load_generativezoo(path, stored, n_head or HEADS, grid).to(device).eval())
+    model, description, content = _load_ours(path, stored, how_to_make_one)
     seen = content.get("labels_seen")
     return LoadedGPT(
         model=model.to(device).eval(),
-        cache_description=content["cache_description"],
+        description=description,
         codebook=content["codebook"],
         label_dropout=content["configuration"].get("training", {}).get("label_dropout"),
         labels_seen=None if seen is None else tuple(seen),
     )
 
 
-def read_gpt(path: Path, how_to_make_one: str) -> tuple[GPT, dict[str, Any]]:
+def read_gpt(path: Path) -> tuple[GPT, dict[str, Any]]:
     """A GPT of ours, on the CPU, and all that its file holds. Raises MissingDataError or InputError as `load_gpt`."""
-    check_is_file(path, how_to_make_one)
-    return _load_ours(path, read_checkpoint_file(path), how_to_make_one)
+    remedy = "give a GPT that `vqgpt train` made"
+    check_is_file(path, remedy)
+    model, _, content = _load_ours(path, read_checkpoint_file(path), remedy)
+    return model, content
 
 
-def _load_ours(path: Path, stored: Any, how_to_make_one: str) -> tuple[GPT, dict[str, Any]]:
+def _load_ours(path: Path, stored: Any, how_to_make_one: str) -> tuple[GPT, Description, dict[str, Any]]:
     content = check_parts(stored, KIND, PARTS, path, how_to_make_one)
     config = from_json(GPTConfig, content["architecture"], str(path))
     fault = _fault(content, config)
@@ -128,7 +134,28 @@ def _load_ours(path: Path, stored: Any, how_to_make_one: str) -> tuple[GPT, dict
     content = read_tensors(content, path)
     if not content["codebook"].isfinite().all():
         raise InputError(f"{path}: the codebook is not all finite", how_to_make_one)
-    return _with_weights(config, content["model"], path), content
+    model = _with_weights(config, content["model"], path)
+    return model, _description(content, config, path), content
+
+
+def _description(content: Mapping[str, Any], config: GPTConfig, path: Path) -> Description:
+    """Of the training cache. Raises InputError if it cannot be, or does not go with the network."""
+    description = read_description(content["cache_description"], str(path))
+    classes = len(description.class_names) if config.num_classes else 0
+    codebook = (description.codebook_size, description.code_dimension)
+    pairs: list[tuple[str, Any, Any]] = [
+        ("grid", description.grid, config.grid),
+        ("codes", description.codebook_size, config.codebook_size),
+        ("classes", classes, config.num_classes),
+        ("codebook", codebook, tuple(content["codebook"].shape)),
+    ]
+    for what, described, actual in pairs:
+        if described != actual:
+            raise InputError(
+                f"{path}: its cache_description is of other tokens ({what}: {described} there, {actual} in the GPT)",
+                "do not use it; get the file again",
+            )
+    return description
 
 
 def _fault(content: Mapping[str, Any], config: GPTConfig) -> str:

@@ -1,4 +1,4 @@
-"""What `vqgpt sample` completes: the codes that are kept of prompts, which are rows of a token cache or images.
+"""What `vqgpt sample` completes: known codes of prompts, which are rows of a token cache or images.
 
     --prompt cache:train/17, --keep top-half  ->  codes (n, h, w), -1 where one is to be drawn, and a label each
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.errors import InputError, MissingDataError, UsageError, composed
-from vqgpt.gpt.labels import told_labels, untold
+from vqgpt.gpt.labels import labels_of_rows, no_label
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import CACHE_FOLDER, CachePath, cache_path, expand_home, parse_cache_path
@@ -26,14 +26,14 @@ CACHE_PREFIX = "cache:"
 ROWS = re.compile(r"(\d+)([ -]?rows?)?")
 
 EncodeImage = Callable[[Path, Description], NDArray[np.int64]]  # -> codes (h, w)
-ReadMask = Callable[[Path], NDArray[np.bool_]]  # -> pixels (H, W), True where they are kept
+ReadMask = Callable[[Path], NDArray[np.bool_]]  # -> pixels (H, W), True where they are known
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """`kept` (n, h, w) int64, -1 where a code is to be drawn; a label each, as `GPT.start` takes them."""
+    """`known` (n, h, w) int64, -1 where a code is to be drawn; a label each, as `GPT.start` takes them."""
 
-    kept: NDArray[np.int64]
+    known: NDArray[np.int64]
     labels: list[Any]
 
     __repr__ = one_line
@@ -62,10 +62,10 @@ def read_prompts(
         if prompt.startswith(CACHE_PREFIX):
             of_row, label = cache_row(prompt, cache, gpt, description)
         else:
-            of_row, label = encode(Path(expand_home(prompt, "prompt")), description), untold(gpt)
+            of_row, label = encode(Path(expand_home(prompt, "prompt")), description), no_label(gpt)
         codes.append(np.where(mask, of_row, -1))
         labels.append(label)
-    return Prompts(kept=np.stack(codes), labels=labels)
+    return Prompts(known=np.stack(codes), labels=labels)
 
 
 def cache_row(
@@ -73,7 +73,7 @@ def cache_row(
 ) -> tuple[NDArray[np.int64], Any]:
     """Codes (h, w) of `cache:SPLIT/ROW` or `cache:PATH:SPLIT/ROW`, in the first view, and the label of the row.
 
-    A cache whose classes are not the GPT's tells no label.
+    A cache whose classes are not the GPT's says nothing of its label.
     """
     path_text, _, place = prompt.removeprefix(CACHE_PREFIX).rpartition(":")
     split, _, row_text = place.rpartition("/")
@@ -94,9 +94,9 @@ def cache_row(
     tokens = cache.read_split(split, [shard])
     of_its_kind = cache.description.label_kind == gpt.options.condition != "none"
     if of_its_kind and [*map(composed, cache.description.class_names)] == [*map(composed, description.class_names)]:
-        label = told_labels(tokens, cache.description)[inside].tolist()
+        label = labels_of_rows(tokens, cache.description)[inside].tolist()
     else:
-        label = untold(gpt)
+        label = no_label(gpt)
     return tokens.codes[inside, 0].astype(np.int64), label
 
 
@@ -118,7 +118,7 @@ def check_same_tokens(cache: TokenCache, description: Description) -> None:
 
 
 def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArray[np.bool_]:
-    """(h, w), True where a code is kept.
+    """(h, w), True where a code is known.
 
     Raises UsageError if that is none or all, MissingDataError if there is no such mask, InputError for an unfit one.
     """
@@ -141,13 +141,13 @@ def keep_mask(keep: str, description: Description, read_mask: ReadMask) -> NDArr
     else:
         mask = codes_of_pixels(read_mask(Path(keep)), keep, description)
     if mask.all() or not mask.any():
-        kept = "all" if mask.any() else "none"
-        raise UsageError(f"--keep {keep} keeps {kept} of the {height} x {width} codes", "keep some, and not all")
+        share = "all" if mask.any() else "none"
+        raise UsageError(f"--keep {keep} keeps {share} of the {height} x {width} codes", "keep some, and not all")
     return mask
 
 
 def codes_of_pixels(pixels: NDArray[np.bool_], name: str, description: Description) -> NDArray[np.bool_]:
-    """A mask of the grid's size as it is; of the image's, a code is kept if all its pixels are. Raises InputError."""
+    """A mask of the grid's size as it is; of the image's, a code is known if all its pixels are. Raises InputError."""
     (height, width), (tall, wide) = description.grid, description.image_size
     if pixels.shape == description.grid:
         return pixels
@@ -159,7 +159,7 @@ def codes_of_pixels(pixels: NDArray[np.bool_], name: str, description: Descripti
     )
 
 
-def is_prefix(kept: NDArray[np.int64], scan: NDArray[np.int64]) -> bool:
-    """True if the kept codes (n, h, w) come before all others in the scan order (T,): the GPT sees them all."""
-    drawn = kept.reshape(len(kept), -1)[:, scan] < 0
+def is_prefix(known: NDArray[np.int64], scan: NDArray[np.int64]) -> bool:
+    """True if the known codes (n, h, w) come before all others in the scan order (T,): the GPT sees them all."""
+    drawn = known.reshape(len(known), -1)[:, scan] < 0
     return bool((drawn[:, :-1] <= drawn[:, 1:]).all())

@@ -6,23 +6,31 @@ The weights are laid out once as the products want them, keys and values lie whe
 of the cache is allocated twice. Products have a fixed number of rows, so that neither the other rows nor their number
 can be felt in a row's rounding; everything else works row by row. Attention to the cache is one batched product for all
 heads: the query of each head stands in its own columns of a row that is as wide as the cache, zeros elsewhere.
-Nothing waits for the device, and `step_in_graph` has the position on it: for CUDA graphs (`gpt.graphed_pass`).
+Nothing waits for the device, and `step_in_graph` has the position on it: for CUDA graphs (`gpt.generate`).
 Letters: R rows, T positions, K codes, D width, A heads.
 Knows nothing of images, the VQ-GAN and token caches.
 """
 
 import ctypes
 import math
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, assert_never, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.gpt.model import GPT, Attention, Block
+from vqgpt.gpt.architecture import EPSILON, Architecture, activate, normalise
+from vqgpt.gpt.model import GPT, Attention, Block, Norm
+from vqgpt.gpt.options import GPTConfig
 from vqgpt.kernels import decoding as compiled
 
-EPSILON = 1e-5  # of both normalisations, as in the model
+# The blocks that `decoding.c` computes, and whether it knows them as llama. It serves no other.
+COMPILED: dict[Architecture, bool] = {
+    Architecture(norm="layer", mlp="gelu", positions="learned", normalised_heads=False, biases=True): False,
+    Architecture(norm="root-mean-square", mlp="swiglu", positions="rotary", normalised_heads=True, biases=False): True,
+}
 
 
 class Embedding:
@@ -39,25 +47,10 @@ class Embedding:
         if self.wpe is not None:
             stream += self.wpe[position]
         if bits is not None:
-            for bit, weight in zip(
-                bits.t(), self.wte[self.first_bit :], strict=True
-            ):  # a product would round by its rows
+            # one by one: a product would round by its rows
+            for bit, weight in zip(bits.t(), self.wte[self.first_bit :], strict=True):
                 stream += bit[:, None] * weight
         return stream
-
-
-class Norm(NamedTuple):
-    """A normalisation over the width: of the root mean square, or of mean and variance."""
-
-    weight: Tensor
-    bias: Tensor | None
-    of_root_mean_square: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(R, D) -> the same shape."""
-        if self.of_root_mean_square:
-            return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, EPSILON)
 
 
 class Linear(NamedTuple):
@@ -79,27 +72,33 @@ class Linear(NamedTuple):
         return y if self.bias is None else y.add_(self.bias)
 
 
-class Turns(NamedTuple):
-    """Rotary positions, with the weights of the normalisation of queries and keys in them: (T, 2, 1, D/A) each."""
+class HeadTables(NamedTuple):
+    """Normalisation and rotation of queries and keys: (T, 2, 1, D/A) each, with the weights of the normalisation.
+
+    `sin` is None where positions are not rotary.
+    """
 
     cos: Tensor
-    sin: Tensor
+    sin: Tensor | None
+    normalised: bool
 
     def __call__(self, qk: Tensor, position: int | Tensor) -> Tensor:
-        """Queries and keys (R, 2, A, D/A) -> the same, normalised and turned."""
-        normal = F.rms_norm(qk.float(), qk.shape[-1:], None, EPSILON)
-        swapped = normal.roll(qk.shape[-1] // 2, -1)
-        return torch.addcmul(normal * self.cos[position], swapped, self.sin[position])
+        """Queries and keys (R, 2, A, D/A) -> the same shape, float32."""
+        x = qk.float()
+        if self.normalised:
+            x = F.rms_norm(x, x.shape[-1:], None, EPSILON)
+        y = x * self.cos[position]
+        return y if self.sin is None else torch.addcmul(y, x.roll(x.shape[-1] // 2, -1), self.sin[position])
 
 
 class Layer(NamedTuple):
     """What a block of the model has, ready for use."""
 
-    ln_1: Norm
-    turns: Turns | None
+    ln_1: Callable[[Tensor], Tensor]
+    head_tables: HeadTables | None
     to_qkv: Linear
     from_heads: Linear
-    ln_2: Norm
+    ln_2: Callable[[Tensor], Tensor]
     to_inside: Linear
     from_inside: Linear
 
@@ -127,38 +126,53 @@ class DecoderWeights:
 
     def _layer(self, block: Block) -> Layer:
         attention, mlp = block.attn, block.mlp
-        # GELU(h) = u * (1 + erf(u)) / sqrt(2), where u = h / sqrt(2): both factors go into the matrices around it
-        before, after = (1.0, 1.0) if mlp.gated else (math.sqrt(0.5), math.sqrt(0.5))
         return Layer(
             ln_1=_norm(block.ln_1),
-            turns=attention_turns(attention) if attention.rotary else None,
-            to_qkv=self._linear(attention.c_attn.weight, attention.c_attn.bias),
-            from_heads=self._linear(attention.c_proj.weight, attention.c_proj.bias),
+            head_tables=_head_tables(attention, self.config),
+            to_qkv=self._linear(*_affine(attention.c_attn)),
+            from_heads=self._linear(*_affine(attention.c_proj)),
             ln_2=_norm(block.ln_2),
-            to_inside=self._linear(mlp.c_fc.weight, mlp.c_fc.bias, before, before),
-            from_inside=self._linear(mlp.c_proj.weight, mlp.c_proj.bias, after),
+            to_inside=self._linear(*_affine(mlp.c_fc)),
+            from_inside=self._linear(*_affine(mlp.c_proj)),
         )
 
-    def _linear(self, weight: Tensor, bias: Tensor | None, factor: float = 1.0, bias_factor: float = 1.0) -> Linear:
-        scaled = (weight.detach() * factor).to(self.dtype).t().contiguous()
-        return Linear(scaled, None if bias is None else (bias.detach() * bias_factor).to(self.dtype), self.rows)
+    def _linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        laid_out = weight.to(self.dtype).t().contiguous()
+        return Linear(laid_out, None if bias is None else bias.to(self.dtype), self.rows)
 
 
-def _norm(module: nn.Module) -> Norm:
-    weight, bias = cast(Tensor, module.weight).detach(), getattr(module, "bias", None)
-    return Norm(weight, None if bias is None else bias.detach(), isinstance(module, nn.RMSNorm))
+def _affine(module: nn.Module) -> compiled.Affine:
+    """Weight and bias."""
+    bias = getattr(module, "bias", None)
+    return cast(Tensor, module.weight).detach(), None if bias is None else bias.detach()
 
 
-def attention_turns(attention: Attention) -> Turns:
-    """The tables of a layer of llama."""
-    cos, sin = [], []
-    for name, norm in (("query", attention.q_norm), ("key", attention.k_norm)):
-        weight = cast(Tensor, norm.weight).detach()
-        first, second = weight.chunk(2)
-        turn_cos, turn_sin = (cast(Tensor, getattr(attention.rotary, f"{name}_{part}")) for part in ("cos", "sin"))
-        cos.append(torch.cat([turn_cos * first, turn_cos * second], dim=1))
-        sin.append(torch.cat([-turn_sin * second, turn_sin * first], dim=1))
-    return Turns(*(torch.stack(table, dim=1)[:, :, None] for table in (cos, sin)))
+def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """(R, D) -> the same shape."""
+    weight, bias = _affine(module)
+    return partial(normalise, kind=cast(Norm, module).kind, weight=weight, bias=bias)
+
+
+def _head_tables(attention: Attention, config: GPTConfig) -> HeadTables | None:
+    """The tables of a layer, or None where queries and keys stay as they are."""
+    normalised, positions = config.options.architecture.normalised_heads, config.options.architecture.positions
+    head = config.options.embed_dim_t // config.options.n_head
+    norms = [attention.q_norm, attention.k_norm]
+    weights = [_affine(norm)[0] if norm else torch.ones(head, device=attention.c_attn.weight.device) for norm in norms]
+    match positions:
+        case "learned":
+            of_all = torch.stack(weights)[:, None].expand(config.block_size, -1, -1, -1)
+            return HeadTables(of_all, None, normalised) if normalised else None
+        case "rotary":
+            tables = []
+            for name, weight in zip(("query", "key"), weights, strict=True):
+                first, second = weight.chunk(2)
+                cos, sin = (cast(Tensor, getattr(attention.rotary, f"{name}_{part}")) for part in ("cos", "sin"))
+                tables.append((torch.cat([cos * first, cos * second], 1), torch.cat([-sin * second, sin * first], 1)))
+            of_cos, of_sin = (torch.stack(table, dim=1)[:, :, None] for table in zip(*tables, strict=True))
+            return HeadTables(of_cos, of_sin, normalised)
+        case _:
+            assert_never(positions)
 
 
 class Place(NamedTuple):
@@ -204,21 +218,16 @@ class Decoder:
         for number, layer in enumerate(weights.layers):
             stream += layer.from_heads(self._attend(layer, number, layer.ln_1(stream), place))
             inside = layer.to_inside(layer.ln_2(stream))
-            if weights.config.options.arch == "llama":
-                gate, inside = inside.chunk(2, dim=-1)
-                inside = F.silu(gate) * inside
-            else:
-                inside = torch.addcmul(inside, inside, inside.erf())
-            stream += layer.from_inside(inside)
+            stream += layer.from_inside(activate(inside, weights.config.options.architecture.mlp))
         return weights.head(weights.ln_f(stream)).float()
 
     def _attend(self, layer: Layer, number: int, x: Tensor, place: Place) -> Tensor:
         """Normalised stream (R, D) -> what the heads saw (R, D)."""
         width, heads = x.shape[1], self.queries.shape[1]
         qkv = layer.to_qkv(x)
-        if layer.turns:
+        if layer.head_tables:
             qk = qkv[:, : 2 * width].unflatten(1, (2, heads, -1))
-            qk.copy_(layer.turns(qk, place.position))
+            qk.copy_(layer.head_tables(qk, place.position))
         self._remember(number, place.position, qkv[:, width:].unflatten(1, (2, width)).transpose(0, 1))
         torch.mul(qkv[:, None, :width], self.weights.head_columns, out=self.queries)
         scores = torch.bmm(self.queries, self.keys[number][place.seen - 1])
@@ -237,9 +246,11 @@ class Decoder:
 
 
 def compiled_decoding(model: GPT, precision: str) -> ctypes.CDLL | None:
-    """The C code that computes the same, or None: off a CPU or float32, for odd widths, and without a C compiler."""
+    """The C code that computes the same, or None: for blocks and widths that it does not serve, off a CPU or float32,
+    and without a C compiler.
+    """
     options, device = model.config.options, next(model.parameters()).device
-    if device.type != "cpu" or precision != "fp32":
+    if options.architecture not in COMPILED or device.type != "cpu" or precision != "fp32":
         return None
     return compiled.decoding_library(options.embed_dim_t, options.n_head)
 
@@ -257,10 +268,11 @@ class CompiledWeights:
             inside=blocks[0].mlp.c_proj.in_features,
             codes=config.codebook_size,
             positions=config.block_size,
-            llama=options.arch == "llama",
+            llama=COMPILED[options.architecture],
         )
-        tables = [[table[:, :, 0] for table in attention_turns(b.attn)] for b in blocks if b.attn.rotary]
-        turns = torch.stack([torch.stack(of_layer, 2) for of_layer in tables], 1) if tables else torch.empty(0)
+        tables = [of_layer for block in blocks if (of_layer := _head_tables(block.attn, config))]
+        rotations = [torch.stack([t.cos[:, :, 0], t.sin[:, :, 0]], 2) for t in tables if t.sin is not None]
+        turns = torch.stack(rotations, 1) if rotations else torch.empty(0)
         last, codes = _affine(model.transformer["ln_f"]), self.embedding.wte[: config.codebook_size]
         layers = [_compiled_layer(block) for block in blocks]
         self.weights = compiled.network_weights(library, shape, layers, last, codes, turns)
@@ -274,12 +286,6 @@ def _compiled_layer(block: Block) -> compiled.LayerWeights:
     attention, mlp = block.attn, block.mlp
     modules = (block.ln_1, attention.c_attn, attention.c_proj, block.ln_2, mlp.c_fc, mlp.c_proj)
     return compiled.LayerWeights(*(_affine(module) for module in modules))
-
-
-def _affine(module: nn.Module) -> compiled.Affine:
-    """Weight and bias."""
-    bias = getattr(module, "bias", None)
-    return cast(Tensor, module.weight).detach(), None if bias is None else bias.detach()
 
 
 class CompiledDecoder:

@@ -1,6 +1,6 @@
 """Labels of images: as a command names them and as token caches have them -> as `GPT.start` takes them.
 
-A class is its number, -1 for none. Bits (L,) are 1 for yes, -1 for no, 0 for not told. Must not import torch.
+A class is its number, -1 for none. Bits (L,) are 1 for yes, -1 for no, 0 for unspecified. Must not import torch.
 
     --class cat 3 name:3 number:3 number:all     of each word one meaning; a word that has several is refused
 """
@@ -24,18 +24,20 @@ NAME, NUMBER = "name:", "number:"  # say which of the two a word is
 DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
-def untold(gpt: GPTConfig) -> Any:
-    """The label of an image of which nothing is told."""
+def no_label(gpt: GPTConfig) -> Any:
+    """The label of an image without one."""
     return [0] * gpt.num_classes if gpt.options.condition == "bits" else -1
 
 
-def told_labels(tokens: SplitTokens, description: Description) -> NDArray[np.int64]:
+def labels_of_rows(tokens: SplitTokens, description: Description) -> NDArray[np.int64]:
     """The labels of rows of a cache of this description, (N,) or (N, L)."""
     if description.label_kind != "bits":
         return tokens.labels.astype(np.int64)
-    if description.origin == "sampled":  # the labels do not tell a bit that is off from one that is not told
-        turn = np.array(description.sampling["classes"], dtype=np.int64)
-        return turn[tokens.source_index % len(turn)]
+    if (
+        description.origin == "sampled"
+    ):  # its labels have the same number for a bit that is off and one that is unspecified
+        cycle = np.array(description.sampling["classes"], dtype=np.int64)
+        return cycle[tokens.source_index % len(cycle)]
     return tokens.labels.astype(np.int64) * 2 - 1
 
 
@@ -64,10 +66,10 @@ class KnownLabels:
         by_bits = gpt.options.condition == "bits"
         return cls(names=known, by_bits=by_bits, seen=frozenset(range(len(known)) if seen is None else seen))
 
-    def turn(self, words: Sequence[str], report: Report) -> list[Any]:
-        """The labels of the images that are generated in turn, as `GPT.start` takes them.
+    def cycle(self, words: Sequence[str], report: Report) -> list[Any]:
+        """The labels that generated images cycle through, as `GPT.start` takes them.
 
-        `all`, or no word, is every one that was seen; a notice tells of the others. Raises UsageError for a word that
+        `all`, or no word, is every one that was seen; a notice names the others. Raises UsageError for a word that
         has no meaning or several, and for a label that was not seen.
         """
         if not self.names:
@@ -77,17 +79,17 @@ class KnownLabels:
                 )
             return [-1]
         words = tuple(map(_as_shown, words)) or (NUMBER + ALL,)
-        turn = [label for word in words for label in self._meant_by(word)]
-        self.check_seen(turn)
+        labels = [label for word in words for label in self._meant_by(word)]
+        self.check_seen(labels)
         unseen = names_without(self.seen, self.names)
         if unseen and {ALL, NUMBER + ALL} & set(words):
             report(Notice(text=f"left out, since no image that the GPT was trained on has this label: {unseen}"))
-        return turn
+        return labels
 
-    def check_seen(self, turn: Sequence[Any]) -> None:
+    def check_seen(self, labels: Sequence[Any]) -> None:
         """Raise UsageError for a label that no training image had: the GPT could not learn what it means."""
-        labels: NDArray[Any] = np.array(turn)
-        unseen = sorted(occurring(labels > 0 if self.by_bits else labels) - self.seen)
+        array: NDArray[Any] = np.array(labels)
+        unseen = sorted(occurring(array > 0 if self.by_bits else array) - self.seen)
         if unseen:
             raise UsageError(
                 f"no image that the GPT was trained on has the label {self.names[unseen[0]]!r}",
@@ -95,7 +97,7 @@ class KnownLabels:
             )
 
     def _meant_by(self, word: str) -> list[Any]:
-        """The labels that a word stands for, in turn. Raises UsageError if it has no meaning, or several."""
+        """The labels that a word stands for, in order. Raises UsageError if it has no meaning, or several."""
         one_each = {(number,) for number in _numbers_meant_by(word, self.names)}
         meanings = sorted(_sets_meant_by(word, self.names) if self.by_bits else one_each)
         keyword = word.removeprefix(NUMBER)

@@ -1,9 +1,7 @@
-"""An autoregressive transformer over codebook indices, in two architectures.
+"""An autoregressive transformer over codebook indices, of blocks as `gpt.architecture` has them.
 
     tokens (B, T) int64 -> logits (B, T, K) float32, for the code that follows each token
 
-`gpt2` (Radford et al. 2019): layer normalisation, GELU, learned positions. `llama` (Touvron et al. 2023), as image
-models have it: root-mean-square normalisation, SwiGLU, rotary positions from the grid, normalised queries and keys.
 A sequence is [start, t_0, ..., t_(T-2)] and predicts [t_0, ..., t_(T-1)]; start is BOS, the token of a class, or BOS
 plus the embeddings of bits. Logits exist for the K codes only, so that BOS and classes cannot be sampled.
 Letters: B batch, S tokens of a call, T tokens per image, K codebook size, D width, A heads, L bits.
@@ -11,12 +9,13 @@ Knows nothing of images, the VQ-GAN and token caches, and must not import them.
 """
 
 import math
-from typing import cast
+from typing import assert_never, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqgpt.gpt.architecture import NormKind, activate, mlp_widths, normalise
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.order import scan_order
 from vqgpt.kernels.attention import Masks, attend, attention_masks
@@ -24,23 +23,23 @@ from vqgpt.kernels.attention import Masks, attend, attention_masks
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation whose bias is optional."""
+class Norm(nn.Module):
+    """A normalisation over the width, with or without a bias."""
 
-    def __init__(self, width: int, bias: bool) -> None:
+    def __init__(self, kind: NormKind, width: int, bias: bool = False) -> None:
         super().__init__()
+        self.kind: NormKind = kind
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> the same shape."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
+        return normalise(x, self.kind, self.weight, self.bias)
 
 
-def new_norm(options: GPTOptions) -> nn.Module:
+def new_norm(options: GPTOptions) -> Norm:
     """The normalisation of the residual stream."""
-    width = options.embed_dim_t
-    return nn.RMSNorm(width, eps=1e-5) if options.arch == "llama" else LayerNorm(width, options.bias)
+    return Norm(options.architecture.norm, options.embed_dim_t, options.bias)
 
 
 def dropout(x: Tensor, rate: float, masks: Masks | None, training: bool) -> Tensor:
@@ -49,10 +48,10 @@ def dropout(x: Tensor, rate: float, masks: Masks | None, training: bool) -> Tens
 
 
 class Rotary(nn.Module):
-    """Rotary positions in two dimensions (Su et al. 2021): half of each head turns with the row, half with the column.
+    """Rotary positions in two dimensions (Su et al. 2021): half of each head is rotated by the row, half by the column.
 
-    A query turns by the cell that it is to predict, a key by the cell whose code it holds (the start token: by none),
-    so that their product sees the offset on the grid, whatever the order.
+    A query is rotated by the cell that it is to predict, a key by the cell whose code it holds (the start token: by
+    none), so that their product sees the offset on the grid, whatever the order.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -63,20 +62,20 @@ class Rotary(nn.Module):
         rows, columns = cells // config.grid[1], cells % config.grid[1]
         angles = torch.cat([rows[:, None] * rates, columns[:, None] * rates], dim=1)  # (T, D/A/2)
         of_keys = torch.cat([torch.zeros(1, head // 2), angles[:-1]])
-        for name, turned in (("query", angles), ("key", of_keys)):
-            self.register_buffer(f"{name}_cos", turned.cos(), persistent=False)
-            self.register_buffer(f"{name}_sin", turned.sin(), persistent=False)
+        for name, of_cells in (("query", angles), ("key", of_keys)):
+            self.register_buffer(f"{name}_cos", of_cells.cos(), persistent=False)
+            self.register_buffer(f"{name}_sin", of_cells.sin(), persistent=False)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, S, A, D/A) of the first S positions -> the same, turned."""
+        """Queries and keys (B, S, A, D/A) of the first S positions -> the same, rotated."""
         here = slice(0, q.shape[1])
         return (
-            _turned(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
-            _turned(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
+            _rotated(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
+            _rotated(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
         )
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
@@ -92,18 +91,28 @@ class Attention(nn.Module):
         self.dropout = options.dropout_t
         self.c_attn = nn.Linear(options.embed_dim_t, 3 * options.embed_dim_t, bias=options.bias)
         self.c_proj = nn.Linear(options.embed_dim_t, options.embed_dim_t, bias=options.bias)
-        self.rotary = None
-        if options.arch == "llama":
-            self.rotary = Rotary(config)
-            self.q_norm = nn.RMSNorm(options.embed_dim_t // options.n_head, eps=1e-5)
-            self.k_norm = nn.RMSNorm(options.embed_dim_t // options.n_head, eps=1e-5)
+        architecture, head = options.architecture, options.embed_dim_t // options.n_head
+        match architecture.positions:
+            case "learned":
+                self.rotary = None
+            case "rotary":
+                self.rotary = Rotary(config)
+            case _:
+                assert_never(architecture.positions)
+        self.q_norm, self.k_norm = (
+            Norm("root-mean-square", head) if architecture.normalised_heads else None for _ in "qk"
+        )
 
     def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))  # (B, S, 3, A, D/A)
-        if self.rotary:
+        if self.rotary or self.q_norm:
             q, k, v = qkv.unbind(2)
-            q, k = self.rotary(self.q_norm(q.float()), self.k_norm(k.float()))
+            q, k = q.float(), k.float()
+            if self.q_norm and self.k_norm:
+                q, k = self.q_norm(q), self.k_norm(k)
+            if self.rotary:
+                q, k = self.rotary(q, k)
             qkv = torch.stack([q.to(v.dtype), k.to(v.dtype), v], dim=2)
         rate = self.dropout if self.training else 0.0
         if masks:
@@ -118,24 +127,19 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """gpt2: a GELU between two linear layers, four times as wide inside. llama: SwiGLU with as many parameters."""
+    """Two linear layers, and a non-linear function between them."""
 
     def __init__(self, options: GPTOptions) -> None:
         super().__init__()
         self.dropout = options.dropout_t
-        self.gated = options.arch == "llama"
-        inside = round(8 * options.embed_dim_t / 3 / 8) * 8 if self.gated else 4 * options.embed_dim_t
-        self.c_fc = nn.Linear(options.embed_dim_t, 2 * inside if self.gated else inside, bias=options.bias)
-        self.c_proj = nn.Linear(inside, options.embed_dim_t, bias=options.bias)
+        self.kind = options.architecture.mlp
+        width_of_first, width_of_second = mlp_widths(self.kind, options.embed_dim_t)
+        self.c_fc = nn.Linear(options.embed_dim_t, width_of_first, bias=options.bias)
+        self.c_proj = nn.Linear(width_of_second, options.embed_dim_t, bias=options.bias)
 
     def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
         """(B, S, D) -> the same shape."""
-        x = self.c_fc(x)
-        if self.gated:
-            gate, x = x.chunk(2, dim=-1)
-            x = F.silu(gate) * x
-        else:
-            x = F.gelu(x)
+        x = activate(self.c_fc(x), self.kind)
         return dropout(self.c_proj(x), self.dropout, masks, self.training)
 
 
@@ -156,15 +160,20 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embeddings of tokens and, in gpt2, of positions; blocks; an output head tied to the token embedding."""
+    """Embeddings of tokens and of learned positions; blocks; an output head tied to the token embedding."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         options = config.options
         parts: dict[str, nn.Module] = {"wte": nn.Embedding(config.vocabulary_size, options.embed_dim_t)}
-        if options.arch == "gpt2":
-            parts["wpe"] = nn.Embedding(config.block_size, options.embed_dim_t)
+        match options.architecture.positions:
+            case "learned":
+                parts["wpe"] = nn.Embedding(config.block_size, options.embed_dim_t)
+            case "rotary":  # `Attention` has them
+                pass
+            case _:
+                assert_never(options.architecture.positions)
         parts["h"] = nn.ModuleList(Block(config) for _ in range(options.n_layer))
         parts["ln_f"] = new_norm(options)
         self.transformer = nn.ModuleDict(parts)
@@ -176,8 +185,8 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, bits: Tensor | None = None, masks: Masks | None = None) -> Tensor:
         """Tokens (B, S) int64 -> logits (B, S, K) float32.
 
-        `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for not told. `masks`, where given, are the
-        dropout. One token after the other, with a key-value cache: `gpt.decoding`.
+        `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for unspecified. `masks`, where given, are
+        the dropout. One token after the other, with a key-value cache: `gpt.decoding`.
         """
         wte = cast(nn.Embedding, self.transformer["wte"])
         x = wte(tokens)
@@ -203,7 +212,7 @@ class GPT(nn.Module):
     def start(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Labels of B images -> their start tokens (B, 1), and their bits for `forward` if they are bits.
 
-        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for not told.
+        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for unspecified.
         """
         if labels.ndim == 2:
             return labels.new_full((len(labels), 1), self.config.bos, dtype=torch.int64), labels

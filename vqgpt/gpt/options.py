@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vqgpt.gpt.architecture import ARCH_HELP, ARCHITECTURES, Arch, Architecture, head_multiple
+from vqgpt.gpt.order import ORDER_HELP, Order
 from vqgpt.options.definition import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING, check, option
 
 MODEL = "GPT"
@@ -12,7 +14,6 @@ SAMPLING = "Sampling"
 MOST_TOKENS = 2**16  # per image
 MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
 
-Order = Literal["s-pattern", "raster", "hilbert"]
 Condition = Literal["none", "class", "bits"]
 
 
@@ -20,23 +21,13 @@ Condition = Literal["none", "class", "bits"]
 class GPTOptions:
     """What the user chooses about the network; codebook size, grid and classes come from the token cache."""
 
-    arch: Literal["gpt2", "llama"] = option(
-        "gpt2",
-        "Architecture: 'gpt2', or 'llama' (RMSNorm, SwiGLU, rotary positions from the grid, normalised queries and "
-        "keys).",
-        group=MODEL,
-    )
+    arch: Arch = option("gpt2", ARCH_HELP, group=MODEL)
     n_layer: int = option(6, "Transformer layers.", group=MODEL)
     n_head: int = option(8, "Attention heads per layer.", group=MODEL)
     embed_dim_t: int = option(64, "Transformer width.", group=MODEL)
     bias: bool = option(False, "Bias terms in linear layers and norms.", group=MODEL)
     dropout_t: float = option(0.1, "Dropout rate in the transformer.", group=MODEL)
-    order: Order = option(
-        "s-pattern",
-        "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not, 'hilbert' keeps "
-        "neighbours together.",
-        group=MODEL,
-    )
+    order: Order = option("s-pattern", ORDER_HELP, group=MODEL)
     condition: Condition = option(
         "none", "What the GPT is conditioned on: nothing, the class, or the bits of a multi-label set.", group=MODEL
     )
@@ -51,10 +42,16 @@ class GPTOptions:
             f"a multiple of n_head = {self.n_head}",
         )
         check(0 <= self.dropout_t < 1, "dropout_t", self.dropout_t, "in [0, 1)")
-        if self.arch == "llama":
-            check(not self.bias, "bias", self.bias, "left out with --arch llama, which has no biases")
-            head = self.embed_dim_t // self.n_head
-            check(head % 4 == 0, "embed_dim_t", self.embed_dim_t, f"a multiple of 4 x n_head = {4 * self.n_head}")
+        no_bias = f"left out with --arch {self.arch}, which has no biases"
+        check(self.architecture.biases or not self.bias, "bias", self.bias, no_bias)
+        of_head = head_multiple(self.architecture.positions)
+        whole = self.embed_dim_t % (of_head * self.n_head) == 0
+        check(whole, "embed_dim_t", self.embed_dim_t, f"a multiple of {of_head} x n_head = {of_head * self.n_head}")
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the blocks are made of."""
+        return ARCHITECTURES[self.arch]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,36 +1,53 @@
 """The order in which a code grid is read as a sequence, and its inverse.
 
+    order, grid (h, w) -> the raster index of each token (T,); codes (..., h, w) <-> tokens (..., T)
+
 Grids are stored in raster order always; this is applied when tokens are loaded, and undone when they are sampled.
+A new order is its name in `Order` and its arm in `cells`. Options read the names, so that torch must not be imported at
+the head of this module.
 """
 
-from collections.abc import Iterator
-from typing import assert_never
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal, assert_never
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from vqgpt.gpt.options import Order
+Order = Literal["s-pattern", "raster", "hilbert"]
+ORDER_HELP = (
+    "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not, 'hilbert' keeps "
+    "neighbours together."
+)
+
+Cell = tuple[int, int]  # row, column
 
 
-def scan_order(order: Order, grid: tuple[int, int]) -> Tensor:
+def scan_order(order: Order, grid: tuple[int, int]) -> "Tensor":
     """(T,) int64: position t of the sequence holds the code at raster index `scan_order(...)[t]`."""
+    import torch
+
+    return torch.tensor([row * grid[1] + column for row, column in cells(order, grid)])
+
+
+def cells(order: Order, grid: tuple[int, int]) -> Iterable[Cell]:
+    """Every cell of the grid once, in this order."""
     height, width = grid
-    positions = torch.arange(height * width).view(grid)
     match order:
         case "raster":
-            return positions.flatten()
+            return ((row, column) for row in range(height) for column in range(width))
         case "s-pattern":  # boustrophedon: odd rows are read right to left
-            positions[1::2] = positions[1::2].flip(1)
-            return positions.flatten()
+            return (
+                (row, width - 1 - column if row % 2 else column) for row in range(height) for column in range(width)
+            )
         case "hilbert":
-            along, across = ((width, 0), (0, height)) if width >= height else ((0, height), (width, 0))
-            return torch.tensor([row * width + column for column, row in _hilbert((0, 0), along, across)])
+            along, across = ((0, width), (height, 0)) if width >= height else ((height, 0), (0, width))
+            return _hilbert((0, 0), along, across)
         case _:
             assert_never(order)
 
 
-def _hilbert(start: tuple[int, int], along: tuple[int, int], across: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The cells (column, row) of a rectangle, each beside or diagonal to the one before it, nearby ones kept together.
+def _hilbert(start: Cell, along: Cell, across: Cell) -> Iterator[Cell]:
+    """The cells of a rectangle, each beside or diagonal to the one before it, nearby ones kept together.
 
     The generalised Hilbert curve of Cerveny (2018): the rectangle spanned by two vectors is cut into two or three,
     until they are lines. On a square whose side is a power of 2 it is Hilbert's own.
@@ -61,11 +78,11 @@ def _sign(number: int) -> int:
     return (number > 0) - (number < 0)
 
 
-def grid_to_sequence(codes: Tensor, scan: Tensor) -> Tensor:
+def grid_to_sequence(codes: "Tensor", scan: "Tensor") -> "Tensor":
     """(..., h, w) -> (..., T). Inverse of `sequence_to_grid`."""
     return codes.flatten(-2)[..., scan]
 
 
-def sequence_to_grid(tokens: Tensor, scan: Tensor, grid: tuple[int, int]) -> Tensor:
+def sequence_to_grid(tokens: "Tensor", scan: "Tensor", grid: tuple[int, int]) -> "Tensor":
     """(..., T) -> (..., h, w). Inverse of `grid_to_sequence`."""
-    return tokens[..., torch.argsort(scan)].unflatten(-1, grid)
+    return tokens[..., scan.argsort()].unflatten(-1, grid)

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
-from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
-from vqgpt.gpt.order import scan_order
+from vqgpt.gpt.options import GPTTrainingOptions
+from vqgpt.gpt.sequences import Sequences, TrainingRows
 from vqgpt.kernels.attention import Masks
 from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
@@ -44,78 +44,14 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequences:
-    """Codes (N, V, h * w), uint8 or the bits of uint16 in int16; labels as `GPT.start` takes them.
-
-    They lie as they were read. A batch has them in the order of `scan` (T,), in which the GPT reads them.
-    """
-
-    codes: Tensor
-    labels: Tensor
-    scan: Tensor
-
-    __repr__ = one_line
-
-    @classmethod
-    def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
-        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned.
-
-        uint16 comes as int16 of the same bits: torch cannot gather it.
-        """
-        if config.options.condition == "none":
-            labels = torch.full((len(codes),), -1, device=codes.device)
-        elif config.options.condition == "bits":
-            labels = labels.to(torch.int8) * 2 - 1
-        scan = scan_order(config.options.order, config.grid).to(codes.device)
-        return cls(codes=codes.flatten(2), labels=labels, scan=scan)
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tokens are."""
-        return self.codes.device
-
-    @property
-    def num_views(self) -> int:
-        """How many views of each image there are."""
-        return self.codes.shape[1]
-
-    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
-        rows, views = (numbers.to(self.device, non_blocking=True) for numbers in (rows, views))
-        codes = self.codes[rows, views].long() & 0xFFFF
-        return codes[:, self.scan], self.labels[rows]
-
-
-class TrainingRows(Protocol):
-    """Where the batches come from: tokens in memory, or a stream of them, which has to know the epoch."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        ...
-
-    @property
-    def num_views(self) -> int:
-        """How many views of each image there are."""
-        ...
-
-    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
 class Draws:
     """What chance decides about a step's batch, whoever computes it: a pure function of (seed, step).
 
-    The view of each image (B,), whose label is not told (B,) bool, and which tokens are not shown (B, T) bool.
+    The view of each image (B,), which images have no label (B,) bool, and which tokens are hidden (B, T) bool.
     """
 
     views: Tensor
-    untold: Tensor
+    unconditional: Tensor
     hidden: Tensor | None
 
     __repr__ = one_line
@@ -126,7 +62,7 @@ class Draws:
         generator, images = torch.Generator().manual_seed(derived_seed(seed, "draws", step.index)), len(step.rows)
         return cls(
             views=torch.randint(views, (images,), generator=generator),
-            untold=torch.rand(images, generator=generator) < options.label_dropout,
+            unconditional=torch.rand(images, generator=generator) < options.label_dropout,
             hidden=torch.rand(images, tokens, generator=generator) < options.token_dropout
             if options.token_dropout
             else None,
@@ -209,8 +145,8 @@ class GPTTraining:
         draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.model.config.block_size, self.options)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
         codes, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
-        untold = draws.untold[mine].to(self.device, non_blocking=True)
-        labels = labels.masked_fill(untold.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
+        unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
+        labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
         hidden = None if draws.hidden is None else draws.hidden[mine].to(self.device, non_blocking=True)
         self.waited += time.perf_counter() - start
         self.tokens += len(step.rows) * self.model.config.block_size

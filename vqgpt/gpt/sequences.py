@@ -1,18 +1,87 @@
-"""Training tokens that do not fit in memory: windows of shards, read ahead of the step that needs them.
+"""Training tokens as the GPT reads them: sequences in memory, or streamed by windows of shards.
 
-    order of rows, and a function that loads shards -> the batches that `Sequences` would give
+    grids (N, V, h, w) uint8 or int16, labels -> batches: codes (B, T) int64, labels (B, ...)
 
-Knows nothing of files of token caches.
+A stream reads shards ahead of the step that needs them, and gives the batches that `Sequences` would give.
+Knows nothing of images, the VQ-GAN and files of token caches.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.training import Sequences
+from vqgpt.gpt.options import GPTConfig
+from vqgpt.gpt.order import scan_order
+from vqgpt.options.codec import one_line
 from vqgpt.training.schedule import StreamOrder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Codes (N, V, h * w), uint8 or the bits of uint16 in int16; labels as `GPT.start` takes them.
+
+    They lie as they were read. A batch has them in the order of `scan` (T,), in which the GPT reads them.
+    """
+
+    codes: Tensor
+    labels: Tensor
+    scan: Tensor
+
+    __repr__ = one_line
+
+    @classmethod
+    def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
+        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned.
+
+        uint16 comes as int16 of the same bits: torch cannot gather it.
+        """
+        if config.options.condition == "none":
+            labels = torch.full((len(codes),), -1, device=codes.device)
+        elif config.options.condition == "bits":
+            labels = labels.to(torch.int8) * 2 - 1
+        scan = scan_order(config.options.order, config.grid).to(codes.device)
+        return cls(codes=codes.flatten(2), labels=labels, scan=scan)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens are."""
+        return self.codes.device
+
+    @property
+    def num_views(self) -> int:
+        """How many views of each image there are."""
+        return self.codes.shape[1]
+
+    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
+        rows, views = (numbers.to(self.device, non_blocking=True) for numbers in (rows, views))
+        codes = self.codes[rows, views].long() & 0xFFFF
+        return codes[:, self.scan], self.labels[rows]
+
+
+class TrainingRows(Protocol):
+    """Where the batches come from: tokens in memory, or a stream of them, which has to know the epoch."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        ...
+
+    @property
+    def num_views(self) -> int:
+        """How many views of each image there are."""
+        ...
+
+    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
+        ...
 
 
 class StreamedSequences:
