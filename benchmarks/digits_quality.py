@@ -26,7 +26,7 @@ from vqgpt.options.definition import resolve
 from vqgpt.options.paths import cache_path, gpt_path, vqgan_path
 from vqgpt.progress import silent
 from vqgpt.tokens import TokenCache
-from vqgpt.tokens.statistics import code_statistics
+from vqgpt.tokens.arrays import code_statistics
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.coding import decode_in_passes, figures_of, reconstruct
 

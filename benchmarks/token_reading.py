@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from vqgpt.tokens import CacheWriter, Description, Split, TokenCache
-from vqgpt.tokens.layout import code_dtype, decode_shard, default_shard_rows
+from vqgpt.tokens.arrays import code_dtype, decode_shard, default_shard_rows
 
 FILES = 20_000  # of one image each; their time is scaled up to all rows
 CODES_MADE = 2**22

@@ -1,6 +1,6 @@
 """Makes docs/reference.md, the page of all commands and options, from their one definition: `make format` runs it."""
 
-from vqgpt.cli.parameters import default_text, environment_variable
+from vqgpt.cli.running import default_text, environment_variable
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode
 from vqgpt.options.definition import Command, Flags, Option, OutputFlags, options_of

@@ -31,9 +31,9 @@ from vqgpt.api.filling import fill_cache
 from vqgpt.cli.app import main
 from vqgpt.gpt import generate
 from vqgpt.progress import silent
-from vqgpt.tokens import Split, layout
+from vqgpt.tokens import Split, arrays
 
-layout.MAX_SHARD_ROWS = generate.IMAGES_ON_CPU = 8
+arrays.MAX_SHARD_ROWS = generate.IMAGES_ON_CPU = 8
 os.fsync = lambda descriptor: None  # it is slow, and the kernel keeps what a killed process wrote
 TAKES_SPACE = {"mkdir", "open", "write", "fsync", "replace"}
 CALLS = "calls.log"  # a byte for every shard that any child began to make

@@ -5,9 +5,9 @@ import signal
 import sys
 
 from vqgpt.__main__ import run
-from vqgpt.tokens import CacheWriter, layout
+from vqgpt.tokens import CacheWriter, arrays
 
-layout.MAX_SHARD_ROWS = 16
+arrays.MAX_SHARD_ROWS = 16
 store = CacheWriter.store
 count = 0
 

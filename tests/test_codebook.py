@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqgpt.tokens.statistics import code_statistics
+from vqgpt.tokens.arrays import code_statistics
 from vqgpt.vqgan.codebook import Codebook, EMACodebook, kmeans, nearest_codes, random_rows, start_codebook
 from vqgpt.vqgan.options import VQGANConfig
 

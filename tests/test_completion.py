@@ -14,7 +14,7 @@ from tests.forked import fork_command
 from tests.test_score import save_gpt
 from vqgpt.api.render import read_mask
 from vqgpt.errors import InputError, UsageError
-from vqgpt.gpt.completion import is_prefix, keep_mask
+from vqgpt.gpt.labels import is_prefix, keep_mask
 from vqgpt.gpt.order import scan_order
 from vqgpt.tokens import TokenCache, find_faults, read_manifest
 

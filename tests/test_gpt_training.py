@@ -219,7 +219,7 @@ import sys
 import torch
 from tests.test_gpt_training import new_training, trained
 from vqgpt.__main__ import leave_at_once
-from vqgpt.runtime.distributed import process_group, rank
+from vqgpt.runtime.device import process_group, rank
 
 with process_group(torch.device("cpu")):
     losses, weights = trained(new_training(rows=43, batch_size=10, token_dropout=0.1))

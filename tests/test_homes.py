@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import assert_refused, description, files_of, run_here, write_cache
 from vqgpt.cli.app import COMMANDS
-from vqgpt.cli.parameters import environment_variable
+from vqgpt.cli.running import environment_variable
 from vqgpt.options.codec import convert
 from vqgpt.options.definition import Flags, options_of, value_of
 from vqgpt.options.paths import CachePath, CacheURL

@@ -18,7 +18,7 @@ from vqgpt.api.sources import sample_config
 from vqgpt.errors import InputError
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import CacheWriter, TokenCache, find_faults, reader
-from vqgpt.tokens.layout import encode_shard
+from vqgpt.tokens.arrays import encode_shard
 
 SHARD = "train/codes/c/0/0/0/0"
 METADATA = "train/codes/zarr.json"

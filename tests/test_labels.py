@@ -16,7 +16,7 @@ from vqgpt.gpt.labels import KnownLabels
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter, Split, TokenCache
-from vqgpt.tokens.statistics import names_without, occurring
+from vqgpt.tokens.arrays import names_without, occurring
 
 
 def known(names, condition="class", seen=None):

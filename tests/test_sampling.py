@@ -16,11 +16,10 @@ from vqgpt.errors import UsageError
 from vqgpt.gpt.architecture import Arch
 from vqgpt.gpt.decoding import COMPILED, CompiledWeights, DecoderWeights, compiled_decoding
 from vqgpt.gpt.generate import Sampler, images_at_once, sample_codes, uniform_numbers
-from vqgpt.gpt.model import GPT
+from vqgpt.gpt.model import GPT, nats_of_images
 from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.order import Order, grid_to_sequence, scan_order
 from vqgpt.gpt.sampling import draw, filtered, guidance_scale
-from vqgpt.gpt.scoring import nats_of_images
 
 CPU = torch.device("cpu")
 NETWORKS = [{"arch": arch, "order": order} for arch in get_args(Arch) for order in get_args(Order)] + [{"bias": True}]

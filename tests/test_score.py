@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import assert_refused, description, files_of, rows_of, run_here, write_cache
+from vqgpt.evaluation.metrics import nearest
 from vqgpt.gpt.checkpoint import KIND, gpt_content
-from vqgpt.gpt.model import GPT
+from vqgpt.gpt.model import GPT, nats_of_images
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import CacheWriter, TokenCache
@@ -161,15 +161,15 @@ def test_the_nearest_training_row_is_found(here):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 8), st.integers(1, 50))
 def test_nearest_is_a_plain_search(rows, others, width, numbers_per_pass):
-    from vqgpt.gpt import scoring
+    from vqgpt.evaluation import metrics
 
-    before, scoring.NUMBERS_PER_PASS = scoring.NUMBERS_PER_PASS, numbers_per_pass
+    before, metrics.NUMBERS_PER_SEARCH = metrics.NUMBERS_PER_SEARCH, numbers_per_pass
     try:
         generator = torch.Generator().manual_seed(rows * others)
         a, b = (torch.randint(3, (count, width), generator=generator).float() for count in (rows, others))
         distance, row = nearest(a, b)
     finally:
-        scoring.NUMBERS_PER_PASS = before
+        metrics.NUMBERS_PER_SEARCH = before
     unlike = (a[:, None] != b[None]).sum(dim=2)
     assert torch.equal(distance, unlike.min(dim=1).values)
     assert torch.equal(unlike.gather(1, row[:, None])[:, 0], distance)
@@ -179,7 +179,7 @@ def test_scores_do_not_depend_on_the_passes(here, monkeypatch):
     model = save_gpt(description())
     codes, labels = torch.randint(16, (20, 4, 3)), torch.full((20,), -1)
     whole = torch.cat(list(nats_of_images(model, codes, labels, "fp32")))
-    monkeypatch.setattr("vqgpt.gpt.scoring.NUMBERS_PER_PASS", 3 * 12 * 16)
+    monkeypatch.setattr("vqgpt.gpt.model.NUMBERS_PER_PASS", 3 * 12 * 16)
     parts = list(nats_of_images(model, codes, labels, "fp32"))
     assert len(parts) == 7
     torch.testing.assert_close(torch.cat(parts), whole)

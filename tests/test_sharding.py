@@ -40,7 +40,7 @@ import torch
 from tests.test_sharding import SETTINGS, start, take_steps
 from tests.test_gpt_training import read_figures
 from vqgpt.__main__ import leave_at_once
-from vqgpt.runtime.distributed import process_group, rank
+from vqgpt.runtime.device import process_group, rank
 from vqgpt.training.weights import whole
 
 with process_group(torch.device("cpu")):

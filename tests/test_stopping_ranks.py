@@ -27,7 +27,7 @@ BETWEEN = """
 import signal, sys
 from vqgpt.training import loop as training_loop
 from vqgpt.__main__ import run
-from vqgpt.runtime.distributed import rank
+from vqgpt.runtime.device import rank
 
 late, healthy, agreements = int(sys.argv[1]), training_loop.largest_over_ranks, []
 
@@ -85,7 +85,7 @@ def test_ranks_that_are_signalled_twice_save_and_the_same_command_continues(kind
 BRANCHES = """
 import sys
 from vqgpt.__main__ import run
-from vqgpt.runtime.distributed import rank
+from vqgpt.runtime.device import rank
 from vqgpt.gpt.training import GPTTraining
 
 healthy, scores = GPTTraining.validate, []

@@ -13,8 +13,7 @@ from tests.conftest import description, files_of, rows_of, write_cache
 from vqgpt.errors import InputError
 from vqgpt.storage.files import canonical_json, sha256
 from vqgpt.tokens import CacheWriter, Split, TokenCache, find_faults
-from vqgpt.tokens.layout import code_dtype, default_chunk_rows, default_shard_rows
-from vqgpt.tokens.statistics import code_statistics
+from vqgpt.tokens.arrays import code_dtype, code_statistics, default_chunk_rows, default_shard_rows
 from vqgpt.tokens.writer import ShardRows
 
 CODEBOOK = np.zeros((16, 2), np.float32)

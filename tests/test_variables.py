@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import assert_refused, run_here
 from vqgpt.cli.app import COMMANDS
-from vqgpt.cli.parameters import FOR_ALL_COMMANDS, check_environment, environment_variable
+from vqgpt.cli.running import FOR_ALL_COMMANDS, check_environment, environment_variable
 from vqgpt.errors import UsageError
 from vqgpt.options.definition import options_of
 

@@ -163,7 +163,7 @@ RANKS_AGREE = """
 import torch
 from vqgpt.__main__ import leave_at_once
 from vqgpt.storage.checkpoint import weights_sha256
-from vqgpt.runtime.distributed import largest_over_ranks, process_group, rank
+from vqgpt.runtime.device import largest_over_ranks, process_group, rank
 from tests.test_vqgan_training import start_training
 
 with process_group(torch.device("cpu")):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vqgpt.errors import VQGPTError
 from vqgpt.options.paths import CachePath
 from vqgpt.progress import Notice, Progress, Report
-from vqgpt.runtime.distributed import gather_to_main, main_first, name_of_run, rank, world_size
+from vqgpt.runtime.device import gather_to_main, main_first, name_of_run, rank, world_size
 from vqgpt.runtime.process import StopRequest, library_versions, stop_on_signals
 from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, lock_of
 

@@ -26,8 +26,8 @@ from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.labels import KnownLabels, no_label, number_word
+from vqgpt.gpt.model import nats_of_images
 from vqgpt.gpt.options import SamplingOptions
-from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import num_parameters
 from vqgpt.options.definition import RunOptions, options_of, resolve
 from vqgpt.progress import PlainBar, Report, silent

@@ -27,16 +27,15 @@ from vqgpt.data.options import Preprocessing, PreprocessingOptions
 from vqgpt.data.preparing import prepare
 from vqgpt.errors import InputError, MissingDataError, UsageError, nearest_hint
 from vqgpt.options.codec import to_json
-from vqgpt.pictures.folder import PictureFolder
-from vqgpt.pictures.sheet import contact_sheet, png_bytes, to_displayable, to_rgb
+from vqgpt.pictures.sheet import PictureFolder, contact_sheet, png_bytes, to_displayable, to_rgb
 from vqgpt.progress import Notice, Picture, Report, silent
 from vqgpt.runtime.device import select_device
 from vqgpt.storage.files import open_atomically, read_regular, write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer
 from vqgpt.tokens import Description, TokenCache
+from vqgpt.tokens.arrays import names_without, occurring
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.tokens.reader import Part, parts_of
-from vqgpt.tokens.statistics import names_without, occurring
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes, encode_images, images_per_pass
 from vqgpt.vqgan.model import VQGAN

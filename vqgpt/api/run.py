@@ -1,42 +1,161 @@
 """`vqgpt run`: from images to pictures, through the stages that are not up to date.
 
-A stage runs as its own command does, with the same recipe; `up_to_date.py` has what decides whether it runs.
+A stage runs as its own command does, with the same recipe. What a stage made is recorded with what it was made of, and
+compared by content: a small JSON file, runs/DATASET/STAGE.made.json. File times say nothing.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vqgpt.api.options import ReconstructConfig, RunConfig, SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
-from vqgpt.api.up_to_date import (
-    Made,
-    cache_digest,
-    gpt_digest,
-    images_identity,
-    made_by_command,
-    options_that_count,
-    picture_digest,
-    read_record,
-    vqgan_digest,
-    what_changed,
-    write_record,
-)
+from vqgpt.data.file_trees import open_tree
 from vqgpt.data.options import ImageOptions
-from vqgpt.errors import UsageError
-from vqgpt.options.codec import to_json
-from vqgpt.options.definition import Command, Flags, resolve
+from vqgpt.data.reading import check_options
+from vqgpt.data.table import find_dataset
+from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.gpt.checkpoint import load_gpt
+from vqgpt.options.codec import flat, from_json, to_json
+from vqgpt.options.definition import Command, Flags, options_of, resolve
 from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, gpt_path, samples_path
 from vqgpt.options.recipe import values_for
 from vqgpt.progress import Notice, Report
+from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file, weights_sha256
+from vqgpt.storage.files import canonical_json, read_regular, sha256, write_atomically
+from vqgpt.tokens.reader import read_manifest
+from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 
-Digest = Callable[[CachePath], str | None]
-Place = tuple[CachePath, Digest]  # a file or cache, and what tells its content
+CPU = torch.device("cpu")
+LARGEST_RECORD = 2**20  # bytes
+LARGEST_PICTURE = 2**30  # bytes
+LEAVE_THE_RESULT_ALIKE = {  # where files lie is not what is in them, which is an input of its own
+    *("dataset", "data_root", "out", "cache", "checkpoint_vae", "checkpoint_gpt"),
+    *("device", "num_workers", "wandb", "tensorboard", "keep_last", "shard", "show"),
+}
 
 STAGES = ("vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample")
 NETWORKS = ("vqgan-train", "train")
 TAKES_LONG = (*NETWORKS, "tokenize")  # a result of these is replaced only when that is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a stage made: the digests of its results, by path, of which options and of which inputs, by their digests.
+
+    It is not `finished` while the stage runs. `seconds` is how long that took, None if it is not known.
+    """
+
+    options: dict[str, Any]
+    inputs: dict[str, str]
+    results: dict[str, str]
+    finished: bool = True
+    seconds: float | None = None
+
+
+def read_record(path: Path) -> Made | None:
+    """The record at `path`; None if there is none, or none that can be read."""
+    try:
+        return from_json(Made, json.loads(read_regular(path, LARGEST_RECORD)), str(path))
+    except (FileNotFoundError, InputError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def write_record(path: Path, made: Made) -> None:
+    """Write a record in one step."""
+    write_atomically(path, canonical_json(to_json(made)))
+
+
+def options_that_count(table: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a configuration in JSON form, the options that the stage's result depends on, by name."""
+    alike = LEAVE_THE_RESULT_ALIKE | ({"batch_size"} if table == "tokenize" else set())
+    return {name: value for name, value in flat(configuration).items() if name not in alike}
+
+
+def what_changed(table: str, config_class: type, now: Made, before: Made) -> str:
+    """What differs between two records of one stage, as a user reads it; "" if nothing does.
+
+    An option that the earlier one does not know, from another version of vqgpt, had its default.
+    """
+    changes = []
+    for item in options_of(config_class):
+        if item.name in now.options:
+            old, new = before.options.get(item.name, _plain(item.default)), now.options[item.name]
+            if old != new:
+                changes.append(f"{item.key} was {_shown(old)}, is {_shown(new)}")
+    settings = [f"[{table}] {'; '.join(changes)}"] if changes else []
+    names = [name for name in now.inputs if now.inputs[name] != before.inputs.get(name)]
+    return "; ".join([*settings, *(f"the {name} changed" for name in names)])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def images_identity(options: ImageOptions) -> str | None:
+    """What is known of the images without reading them: the dataset's name; of one's own, names and sizes of all files.
+
+    None if they are not here. Raises UsageError for a folder that was not named.
+    """
+    dataset = find_dataset(options.dataset)
+    if dataset.reader != "folder":
+        return dataset.name
+    if options.data_root is not None and not options.root.exists():
+        return None
+    check_options(dataset, options)
+    return sha256(canonical_json({ascii(name): size for name, size in open_tree(options.root).sizes.items()}))
+
+
+def vqgan_digest(path: CachePath) -> str | None:
+    """The identity of a VQ-GAN, over its weights; None if it is not there. Raises InputError if it is damaged."""
+    assert isinstance(path, Path)
+    return tokenizer_sha256(load_vqgan(path, "NAME", CPU)) if path.exists() else None
+
+
+def gpt_digest(path: CachePath) -> str | None:
+    """The identity of a GPT, over its weights; None if it is not there. Raises InputError if it is damaged."""
+    assert isinstance(path, Path)
+    if not path.exists():
+        return None
+    model = load_gpt(path, CPU).model
+    return weights_sha256(model, to_json(model.config))
+
+
+def cache_digest(path: CachePath) -> str | None:
+    """The digest of a token cache; None if it is not there, not finished, or its manifest cannot be read."""
+    try:
+        manifest = read_manifest(path)
+    except (MissingDataError, InputError):
+        return None
+    return manifest.digest if manifest.complete else None
+
+
+def picture_digest(path: CachePath) -> str | None:
+    """The SHA-256 digest of a picture; None if it is not there."""
+    assert isinstance(path, Path)
+    return sha256(read_regular(path, LARGEST_PICTURE)) if path.exists() else None
+
+
+def made_by_command(table: str, path: Path, inputs: Mapping[str, str]) -> Made | None:
+    """What a trained network says itself of how it was made; None for an imported one, which does not say."""
+    content = read_checkpoint_file(path)
+    configuration = content["configuration"] if is_ours(content) else {}
+    if not configuration or "family" in configuration:
+        return None
+    known = {"token cache": content["cache_digest"]} if "cache_digest" in content else {}
+    return Made(options=options_that_count(table, configuration), inputs={**inputs, **known}, results={})
+
+
+Digest = Callable[[CachePath], str | None]
+Place = tuple[CachePath, Digest]  # a file or cache, and what tells its content
 
 
 @dataclass(frozen=True, kw_only=True)

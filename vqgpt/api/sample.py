@@ -19,9 +19,8 @@ from vqgpt.api.options import EncoderOptions, RenderConfig, SampleConfig
 from vqgpt.api.sources import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
-from vqgpt.gpt.completion import Prompts, check_same_tokens, is_prefix, read_prompts
 from vqgpt.gpt.generate import Sampler
-from vqgpt.gpt.labels import KnownLabels, no_label
+from vqgpt.gpt.labels import KnownLabels, Prompts, check_same_tokens, is_prefix, no_label, read_prompts
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import scan_order
 from vqgpt.options.codec import one_line, to_json
@@ -31,7 +30,7 @@ from vqgpt.runtime.device import resolve_precision, select_device
 from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import check_can_be_written
 from vqgpt.tokens import Description, ShardRows, Split, TokenCache
-from vqgpt.tokens.layout import code_dtype, default_shard_rows
+from vqgpt.tokens.arrays import code_dtype, default_shard_rows
 
 SPLIT = "samples"
 SHARD_ROWS = 1024  # what a kill can cost, in images

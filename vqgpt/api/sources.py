@@ -14,8 +14,7 @@ import numpy as np
 from vqgpt.api.options import SampleConfig, SourceOptions, TokenizeConfig
 from vqgpt.data.options import parse_views
 from vqgpt.errors import InputError, MissingDataError, UsageError
-from vqgpt.gpt.completion import Prompts
-from vqgpt.gpt.labels import number_word
+from vqgpt.gpt.labels import Prompts, number_word
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.options.definition import resolve
 from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, CachePath, CacheURL, cache_path, gpt_path

@@ -27,10 +27,9 @@ from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import num_parameters
 from vqgpt.pictures import sheet
 from vqgpt.progress import Notice, Report, silent
-from vqgpt.runtime.device import select_device
-from vqgpt.runtime.distributed import main_first, process_group
+from vqgpt.runtime.device import main_first, process_group, select_device
 from vqgpt.tokens import Description, ShardRows, Split
-from vqgpt.tokens.layout import code_dtype, default_shard_rows
+from vqgpt.tokens.arrays import code_dtype, default_shard_rows
 from vqgpt.tokens.store import check_can_lie_at
 from vqgpt.vqgan import checkpoint
 from vqgpt.vqgan.checkpoint import check_channels, tokenizer_sha256

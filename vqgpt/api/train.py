@@ -27,13 +27,20 @@ from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.device import derived_seed, deterministic, resolve_precision, select_device
-from vqgpt.runtime.distributed import process_group, rank, world_size
+from vqgpt.runtime.device import (
+    derived_seed,
+    deterministic,
+    process_group,
+    rank,
+    resolve_precision,
+    select_device,
+    world_size,
+)
 from vqgpt.runtime.process import out_of_memory, stop_on_signals
 from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import place_of, write_atomically
 from vqgpt.tokens import Description, TokenCache
-from vqgpt.tokens.statistics import names_without, occurring
+from vqgpt.tokens.arrays import names_without, occurring
 from vqgpt.training.loggers import tensorboard_log, wandb_log
 from vqgpt.training.loop import run_training
 from vqgpt.training.run import TrainingRun, check_result

@@ -16,8 +16,15 @@ from vqgpt.errors import InputError
 from vqgpt.options.codec import to_json
 from vqgpt.pictures.sheet import reconstruction_panel
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.device import derived_seed, resolve_precision, select_device
-from vqgpt.runtime.distributed import main_first, process_group, rank, world_size
+from vqgpt.runtime.device import (
+    derived_seed,
+    main_first,
+    process_group,
+    rank,
+    resolve_precision,
+    select_device,
+    world_size,
+)
 from vqgpt.runtime.process import stop_on_signals
 from vqgpt.storage.files import place_of, write_atomically
 from vqgpt.training.loggers import wandb_log

@@ -6,8 +6,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from vqgpt.cli.console import Screen, secure_streams
-from vqgpt.cli.parameters import check_not_refused, expand_lists, with_signature
-from vqgpt.cli.running import explain, run_command
+from vqgpt.cli.running import check_not_refused, expand_lists, explain, run_command, with_signature
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode, UsageError, VQGPTError
 from vqgpt.options.definition import Command, options_of

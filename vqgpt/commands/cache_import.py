@@ -162,7 +162,7 @@ def describe(
 
     from vqgpt.data.images import held_out_rows
     from vqgpt.tokens import Description, Split
-    from vqgpt.tokens.layout import code_dtype, default_shard_rows
+    from vqgpt.tokens.arrays import code_dtype, default_shard_rows
     from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 
     dataset = config.dataset or found.dataset or DEFAULT_DATASET

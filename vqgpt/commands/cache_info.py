@@ -21,7 +21,7 @@ def run(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     import numpy as np
 
     from vqgpt.tokens import TokenCache
-    from vqgpt.tokens.statistics import statistics_of_counts
+    from vqgpt.tokens.arrays import statistics_of_counts
 
     cache = TokenCache(config.cache)
     description = cache.description

@@ -30,7 +30,7 @@ from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError, c
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.process import import_torchvision
 from vqgpt.storage.files import check_is_not_special, open_regular
-from vqgpt.tokens.statistics import names_without, occurring
+from vqgpt.tokens.arrays import names_without, occurring
 
 DIGITS_FILE = Path("datasets", "data", "digits.csv.gz")  # in the package
 HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split

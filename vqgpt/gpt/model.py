@@ -9,6 +9,7 @@ Knows nothing of images, the VQ-GAN and token caches, and must not import them.
 """
 
 import math
+from collections.abc import Iterator
 from typing import assert_never, cast
 
 import torch
@@ -17,10 +18,13 @@ from torch.nn import functional as F
 
 from vqgpt.gpt.architecture import NormKind, activate, mlp_widths, normalise
 from vqgpt.gpt.options import GPTConfig, GPTOptions
-from vqgpt.gpt.order import scan_order
+from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.kernels.attention import Masks, attend, attention_masks
+from vqgpt.runtime.device import autocast
 
 ROTARY_BASE = 100.0  # grids are short: text has 10,000
+NUMBERS_PER_PASS = 2**25  # logits in memory at once, in scoring
+MOST_IMAGES_PER_PASS = 256
 
 
 class Norm(nn.Module):
@@ -240,3 +244,21 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def nats_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) -> Iterator[Tensor]:
+    """Minus the log-probability of grids (N, h, w) given labels as `GPT.start` takes them, pass by pass, (n,) float64.
+
+    A sum over all tokens of an image, of the model's own distribution: no temperature, no filter, no guidance.
+    """
+    config, device = model.config, next(model.parameters()).device
+    model.eval()
+    scan = scan_order(config.options.order, config.grid)
+    at_once = max(1, min(MOST_IMAGES_PER_PASS, NUMBERS_PER_PASS // (config.block_size * config.codebook_size)))
+    for grids, of_them in zip(codes.split(at_once), labels.split(at_once), strict=True):
+        sequences = grid_to_sequence(grids, scan).long().to(device)
+        with autocast(device, precision):
+            logits = model.predictions(sequences, of_them.to(device))
+        nats = F.cross_entropy(logits.flatten(0, 1), sequences.flatten(), reduction="none")
+        yield nats.view(sequences.shape).cpu().double().sum(dim=1)  # MPS has no float64

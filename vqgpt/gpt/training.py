@@ -24,12 +24,15 @@ from vqgpt.gpt.options import GPTTrainingOptions
 from vqgpt.gpt.sequences import Sequences, TrainingRows
 from vqgpt.kernels.attention import Masks
 from vqgpt.options.codec import one_line
-from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
-from vqgpt.runtime.distributed import (
+from vqgpt.runtime.device import (
+    autocast,
     cut_short_when_alone,
+    derived_seed,
     fewest_rows,
     local_rows,
     local_share,
+    new_workers,
+    one_thread,
     sum_gradients,
     sum_over_ranks,
 )

@@ -17,7 +17,7 @@ import numpy as np
 from vqgpt.options.codec import one_line, to_json
 from vqgpt.options.paths import can_be_a_dataset
 from vqgpt.storage.files import canonical_json, sha256
-from vqgpt.tokens.layout import ArrayLayout, code_dtype, default_chunk_rows
+from vqgpt.tokens.arrays import ArrayLayout, code_dtype, default_chunk_rows
 
 FORMAT_VERSION = 1
 UNKNOWN_TOKENIZER = "unknown"  # in place of the digest, where codes were imported without their VQ-GAN

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import CachePath, parse_cache_path
-from vqgpt.tokens.layout import ArrayLayout, decode_shard
+from vqgpt.tokens.arrays import ArrayLayout, count_codes, decode_shard, split_statistics
 from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
-from vqgpt.tokens.statistics import count_codes, split_statistics
 from vqgpt.tokens.store import (
     ROOT,
     Store,

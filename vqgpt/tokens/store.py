@@ -32,7 +32,7 @@ from vqgpt.storage.files import (
 )
 from vqgpt.storage.untrusted import check_plain
 from vqgpt.storage.write_lock import WriteLock
-from vqgpt.tokens.layout import metadata_fault
+from vqgpt.tokens.arrays import metadata_fault
 from vqgpt.tokens.manifest import (
     FORMAT_VERSION,
     Description,

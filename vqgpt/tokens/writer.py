@@ -20,10 +20,9 @@ from vqgpt.errors import InputError
 from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import CachePath
 from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
-from vqgpt.tokens.layout import array_metadata, decode_shard, encode_shard
+from vqgpt.tokens.arrays import array_metadata, count_codes, decode_shard, encode_shard, split_statistics
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.reader import read_manifest, read_root
-from vqgpt.tokens.statistics import count_codes, split_statistics
 from vqgpt.tokens.store import (
     ROOT,
     DamagedManifestError,

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from vqgpt.errors import MissingDataError
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.distributed import rank
+from vqgpt.runtime.device import rank
 
 PROJECT = "vqgpt"
 SECONDS_TO_UPLOAD = 15  # what is left when a training is done

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 from torch import Tensor
 
 from vqgpt.progress import Notice, Progress, Report
-from vqgpt.runtime.distributed import cut_short_when_alone, largest_over_ranks, of_main, world_size
+from vqgpt.runtime.device import cut_short_when_alone, largest_over_ranks, of_main, world_size
 from vqgpt.runtime.process import CutShort, StopRequest
 from vqgpt.training.run import TrainingRun
 from vqgpt.training.schedule import Schedule, Step, check_finite

@@ -19,7 +19,7 @@ from typing import Any
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import differences
 from vqgpt.progress import Notice, Report
-from vqgpt.runtime.distributed import main_first, of_main, rank
+from vqgpt.runtime.device import main_first, of_main, rank
 from vqgpt.storage.checkpoint import load_checkpoint, save_checkpoint
 from vqgpt.storage.files import append_line, check_writable, open_regular, place_of, write_atomically
 from vqgpt.storage.write_lock import WriteLock

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from vqgpt.errors import NonFiniteError
 from vqgpt.options.codec import one_line
-from vqgpt.runtime.device import derived_seed, epoch_order
-from vqgpt.runtime.distributed import rank
+from vqgpt.runtime.device import derived_seed, epoch_order, rank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from vqgpt.runtime.distributed import rank
+from vqgpt.runtime.device import rank
 from vqgpt.storage.checkpoint import shape_text
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.runtime.distributed import from_main, sum_over_ranks
+from vqgpt.runtime.device import from_main, sum_over_ranks
 from vqgpt.vqgan.options import VQGANConfig
 
 COMMITMENT_WEIGHT = 0.25

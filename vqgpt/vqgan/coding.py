@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.device import autocast
-from vqgpt.tokens.statistics import statistics_of_counts
+from vqgpt.tokens.arrays import statistics_of_counts
 from vqgpt.vqgan.model import VQGAN
 
 PIXELS_PER_PASS = 2**20

@@ -19,9 +19,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.kernels.winograd import fast_convolutions
-from vqgpt.runtime.device import autocast, derived_seed, new_workers, one_thread
-from vqgpt.runtime.distributed import local_rows, local_share, sum_gradients, sum_over_ranks
-from vqgpt.tokens.statistics import statistics_of_counts
+from vqgpt.runtime.device import (
+    autocast,
+    derived_seed,
+    local_rows,
+    local_share,
+    new_workers,
+    one_thread,
+    sum_gradients,
+    sum_over_ranks,
+)
+from vqgpt.tokens.arrays import statistics_of_counts
 from vqgpt.training.schedule import Schedule, Step, check_finite
 from vqgpt.training.weights import OF_ADAM, check_alike, check_optimizer, load_whole_optimizer, move_average
 from vqgpt.vqgan.codebook import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss, start_codebook

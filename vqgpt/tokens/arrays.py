@@ -1,4 +1,4 @@
-"""How rows become bytes and are read again: the Zarr v3 arrays of a token cache, shard by shard.
+"""The arrays of a token cache: how rows become bytes and are read again, shard by shard, and what is counted over them.
 
     rows (n, ...) ndarray  --encode_shard-->  bytes of a shard file  --decode_shard-->  rows, in an array that is there
 
@@ -11,7 +11,7 @@ what the manifest says: for those who open the cache with another Zarr implement
 import json
 import math
 import struct
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
+from vqgpt.tokens.manifest import SplitStatistics
+
 CHUNK_BYTES = 256 * 1024
 SHARD_BYTES = 32 * 1024 * 1024
 MAX_SHARD_ROWS = 16384
@@ -30,6 +32,9 @@ CHECKSUM_BYTES = 4  # of crc32c, after each chunk and after the index; our sha25
 HEADER_BYTES = 16  # of a blosc frame: version, version of lz4, flags, typesize, then three 32-bit numbers
 LZ4 = 1  # in the upper three bits of the flags
 ABSENT = 2**64 - 1  # offset of a chunk that has no bytes
+CODES_AT_ONCE = 2**20  # numpy counts in 64 bits
+PERPLEXITY_DIGITS = 3  # fewer than machines could disagree on
+SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,3 +199,62 @@ def decode_shard(layout: ArrayLayout, data: bytes, out: NDArray[Any]) -> None:
             raise ValueError(str(error)) from None
         if chunk is not target:
             target[:] = chunk[: len(target)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeStatistics:
+    """`perplexity` is exp of the entropy of the code frequencies: how many evenly used codes would have it."""
+
+    used_codes: int
+    perplexity: float
+    entropy_bits_per_token: float
+
+
+def code_statistics(codes: NDArray[Any], codebook_size: int) -> CodeStatistics:
+    """Used codes, perplexity and unigram entropy of an array of codes of any shape."""
+    return statistics_of_counts(np.bincount(codes.reshape(-1), minlength=codebook_size))
+
+
+def statistics_of_counts(counts: NDArray[np.integer[Any]]) -> CodeStatistics:
+    """The same, from how often each code occurs, (K,)."""
+    shares = counts[counts > 0] / max(1, counts.sum())
+    entropy_nats = float(-(shares * np.log(shares)).sum())
+    return CodeStatistics(
+        used_codes=int((counts > 0).sum()),
+        perplexity=float(np.exp(entropy_nats)),
+        entropy_bits_per_token=entropy_nats / float(np.log(2)),
+    )
+
+
+def count_codes(codes: NDArray[np.unsignedinteger], codebook_size: int) -> NDArray[np.int64]:
+    """How often each code occurs in an array of any shape, (K,)."""
+    flat = codes.reshape(-1)
+    parts = (flat[start : start + CODES_AT_ONCE] for start in range(0, len(flat), CODES_AT_ONCE))
+    counts = np.zeros(codebook_size, np.int64)
+    for part in parts:
+        counts += np.bincount(part, minlength=codebook_size)
+    return counts
+
+
+def split_statistics(histogram: NDArray[np.int64]) -> SplitStatistics:
+    """The statistics of how often each code occurs, (K,)."""
+    figures = statistics_of_counts(histogram)
+    return SplitStatistics(
+        used_codes=figures.used_codes,
+        perplexity=round(figures.perplexity, PERPLEXITY_DIGITS),
+        histogram=tuple(histogram.tolist()),
+    )
+
+
+def occurring(labels: NDArray[np.integer] | NDArray[np.bool_]) -> frozenset[int]:
+    """The classes among labels (N,), -1 for none, or the bits that are on in some row of (N, L)."""
+    numbers = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
+    return frozenset(numbers[numbers >= 0].tolist())
+
+
+def names_without(numbers: Iterable[int], names: tuple[str, ...]) -> str:
+    """The names of all other numbers, the first few of them; "" if there are none."""
+    present = set(numbers)
+    others = [repr(name) for number, name in enumerate(names) if number not in present]
+    more = f", and {len(others) - SHOWN_NAMES:,} more" if len(others) > SHOWN_NAMES else ""
+    return ", ".join(others[:SHOWN_NAMES]) + more

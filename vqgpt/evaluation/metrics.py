@@ -1,9 +1,11 @@
-"""How likely a GPT finds every row of a token cache, in bits per token, and which training row is nearest to each.
+"""How good a result is: reconstructions of a VQ-GAN, and the likelihood of rows of a token cache under a GPT.
 
-    token caches, GPT -> Columns: one number, name or list of bits per row
+    images (N, C, H, W) uint8, their reconstructions, how often each code occurs (K,) -> figures by name
+    token caches, GPT -> Columns: one number, name or list of bits per row, such as bits per token, the nearest row
 
-Rows pass shard by shard; only a few numbers per row stay in memory. Of several views the first is scored, as in
-validation. The nearest rows of a second cache are how memorised images are found. Knows no images and no VQ-GAN.
+A metric of reconstructions is a function (images, reconstructions) -> a number per image (N,), and its row in
+`METRICS`. Rows of a cache pass shard by shard; of several views the first is scored, as in validation. The nearest rows
+of a second cache are how memorised images are found.
 """
 
 import math
@@ -13,16 +15,31 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vqgpt.errors import InputError
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.labels import labels_of_rows, no_label
+from vqgpt.gpt.model import nats_of_images
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.gpt.scoring import nats_of_images, nearest
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
+from vqgpt.vqgan.coding import Metric, figures_of, psnr, ssim
 
+METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
 ROWS_PER_SEARCH = 1024
+NUMBERS_PER_SEARCH = 2**25  # distances in memory at once
+
+
+def reconstruction_figures(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, Any]:
+    """The mean of each metric; codes in use, their perplexity, how many there are, the share of the most used one."""
+    return {
+        **figures_of(images, reconstructions, code_counts, METRICS),
+        "codebook_size": len(code_counts),
+        "share_of_the_most_used_code": float(code_counts.max() / code_counts.sum()),
+    }
+
+
 Columns = dict[str, NDArray[Any]]
 
 
@@ -80,6 +97,22 @@ def _columns(split: str, first: int, tokens: SplitTokens, nats: NDArray[np.float
         "nats": nats,
         "bits_per_token": nats / (math.log(2) * tokens_per_image),
     }
+
+
+def nearest(codes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Hamming distance, in tokens, of each of codes (n, T) to the nearest of others (M, T), and its row: (n,) each.
+
+    Of equally near ones, the first. Both float32 on the same device.
+    """
+    at_once = max(1, NUMBERS_PER_SEARCH // max(1, len(codes)))
+    distance = torch.full((len(codes),), torch.inf, device=codes.device)
+    row = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
+    for first, part in enumerate(others.split(at_once)):
+        found, where = torch.cdist(codes, part, p=0).min(dim=1)
+        nearer = found < distance
+        distance = torch.where(nearer, found, distance)
+        row = torch.where(nearer, where + first * at_once, row)
+    return distance.long(), row
 
 
 def _nearest_columns(tokens: SplitTokens, others: torch.Tensor, num_views: int) -> Columns:
