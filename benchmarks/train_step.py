@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peers import peers
@@ -29,11 +29,12 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.sequences import Sequences
 from vqgpt.gpt.training import GPTTraining
+from vqgpt.options.definition import LoggingOptions
 from vqgpt.progress import silent
 from vqgpt.runtime.device import autocast, select_device
 from vqgpt.runtime.process import StopRequest, keep_memory_pages
-from vqgpt.training.loop import run_training
-from vqgpt.training.run import TrainingRun
+from vqgpt.training.loop import Loop
+from vqgpt.training.run import Job, TrainingFiles
 from vqgpt.training.schedule import Schedule
 
 
@@ -69,12 +70,40 @@ def new_training(shape: Shape, rows: int, steps: int, device: torch.device, prec
     return GPTTraining(model.to(device), data, held_out, training, schedule, precision)
 
 
+class Unkept(Job):
+    """A training of which nothing is validated or kept."""
+
+    kind = "gpt"
+
+    def validate(self) -> dict[str, float]:
+        """Nothing."""
+        return {"held_out_nats_per_token": 0.0}
+
+    def score(self, figures: dict[str, float]) -> float:
+        """All are alike."""
+        return 0.0
+
+    def content(self, figures: dict[str, float]) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
 def loop(training: GPTTraining, folder: Path) -> None:
     """`max_steps` steps of `vqgpt train`'s loop; the files that it writes at its end are not timed."""
-    run = TrainingRun(folder / "gpt.pt", "gpt", {}, True, silent)
-    run.save = run.keep_best = run.finish = lambda _: None  # type: ignore[method-assign,assignment]
-    training.validate = lambda: {"held_out_nats_per_token": 0.0}  # type: ignore[method-assign]
-    run_training(training, training.schedule, 10_000, run, lambda _: {}, lambda _: 0.0, silent, StopRequest())
+    job = Unkept(
+        training=training,
+        result=folder / "gpt.pt",
+        pictures=[],
+        identity={},
+        configuration={},
+        logging=LoggingOptions(),
+        overwrite=True,
+        report=silent,
+        every_epochs=10_000,
+    )
+    files = TrainingFiles(job)
+    files.save = files.keep_best = files.finish = lambda _: None  # type: ignore[method-assign,assignment]
+    Loop(job, files, StopRequest(), [files.log]).run()
 
 
 def bare(training: GPTTraining, codes: Tensor, labels: Tensor, steps: int) -> None:

@@ -7,13 +7,15 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.forked import fork_command
 from tests.test_interruption import lines_of, saved_step, wait_for
 from tests.test_vqgan_runs import SMALL
+from vqgpt.options.definition import LoggingOptions
 from vqgpt.progress import silent
-from vqgpt.training.run import TrainingRun
+from vqgpt.training.run import Job, TrainingFiles
 
 TRAININGS = {
     "gpt": ["train", "--cache", "a.zarr", *TINY_GPT],
@@ -21,8 +23,31 @@ TRAININGS = {
 }
 
 
-def open_run(name, **changes):
-    return TrainingRun(Path("s") / name, "gpt", {"seed": 1, **changes}, False, silent)
+class UntrainedJob(Job):
+    """A job of which only the files are looked at."""
+
+    kind = "gpt"
+
+    def score(self, figures):
+        raise NotImplementedError
+
+    def content(self, figures):
+        raise NotImplementedError
+
+
+def open_run(name, report=silent, **changes):
+    job = UntrainedJob(
+        training=None,
+        result=Path("s") / name,
+        pictures=[],
+        identity={"seed": 1, **changes},
+        configuration={},
+        logging=LoggingOptions(),
+        overwrite=False,
+        report=report,
+        every_epochs=1,
+    )
+    return TrainingFiles(job)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +125,43 @@ def test_what_a_finished_training_left_is_not_replaced_unasked(here):
         Path("s", gone).unlink()
     assert json.loads(Path("s/metrics.jsonl").read_text().splitlines()[0])["step"] == 1
     assert run_here(*command).code == 0
+
+
+def flipped(data: bytes) -> bytes:
+    half = len(data) // 2
+    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
+
+
+DAMAGE = {"truncated": lambda data: data[: len(data) // 2], "empty": lambda data: b"", "flipped": flipped}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_newest_valid_state_wins(here, damage):
+    notices = []
+
+    def state(step):
+        weights = torch.full((5000,), float(step))
+        progress = {"step": step, "ended": False, "losses": [], "best": 0.0, "worse": 0}
+        return {**progress, "training": {"weights": weights}}
+
+    def step_to_continue_from():
+        with open_run("x.pt", notices.append) as run:
+            return run.state["step"]
+
+    with open_run("x.pt", notices.append) as run:
+        for step in (1, 2, 3):
+            run.save(state(step))
+    assert step_to_continue_from() == 3
+    assert not notices
+    newest = Path("s/x.unfinished.pt")
+    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
+    with open_run("x.pt", notices.append) as again:
+        assert again.state["step"] == 2
+        assert "s/x.unfinished.pt" in notices[0].text
+        again.save(state(3))
+    assert step_to_continue_from() == 3  # and the state before it is still whole:
+    newest.write_bytes(b"")
+    assert step_to_continue_from() == 2
 
 
 def damage(path):

@@ -12,7 +12,6 @@ import torch
 from tests.conftest import assert_refused, files_of, run_here
 from tests.forked import fork_command, run_ranks
 from tests.test_interruption import STOPS, assert_same_training, lines_of, saved_step, wait_for
-from vqgpt.training.run import TrainingRun
 
 SMALL = ["--size", "8", "--channels", "32", "--z-channels", "8", "--ch-mult", "1", "1", "--num-res-blocks", "1"]
 SMALL += ["--n-embed", "16", "--embed-dim", "4", "--lr", "1e-3", "--attn-resolutions", "0"]
@@ -67,46 +66,6 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_used(here, whole):
     assert "stopped/vqgan.unfinished.pt is" in outcome.err
     assert "continuing from stopped/vqgan.unfinished.previous.pt" in outcome.err
     assert_same_training(Path("stopped"), whole, "vqgan.pt")
-
-
-def flipped(data: bytes) -> bytes:
-    half = len(data) // 2
-    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
-
-
-DAMAGE = {"truncated": lambda data: data[: len(data) // 2], "empty": lambda data: b"", "flipped": flipped}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_the_newest_valid_state_wins(here, damage):
-    notices = []
-
-    def state(step):
-        weights = torch.full((5000,), float(step))
-        progress = {"step": step, "ended": False, "losses": [], "best": 0.0, "worse": 0}
-        return {**progress, "training": {"weights": weights}}
-
-    def open_run():
-        return TrainingRun(Path("x/vqgan.pt"), "vqgan", {"seed": 1}, False, notices.append)
-
-    def step_to_continue_from():
-        with open_run() as run:
-            return run.state["step"]
-
-    with open_run() as run:
-        for step in (1, 2, 3):
-            run.save(state(step))
-    assert step_to_continue_from() == 3
-    assert not notices
-    newest = Path("x/vqgan.unfinished.pt")
-    newest.write_bytes(DAMAGE[damage](newest.read_bytes()))
-    with open_run() as again:
-        assert again.state["step"] == 2
-        assert "x/vqgan.unfinished.pt" in notices[0].text
-        again.save(state(3))
-    assert step_to_continue_from() == 3  # and the state before it is still whole:
-    newest.write_bytes(b"")
-    assert step_to_continue_from() == 2
 
 
 def test_two_damaged_states_are_refused(here):

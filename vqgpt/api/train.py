@@ -6,13 +6,14 @@ Reads the cache and nothing else: must not import the VQ-GAN, image data, torchv
 import functools
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vqgpt.api.options import TrainConfig
 from vqgpt.api.sources import check_dataset, find_cache
@@ -36,17 +37,63 @@ from vqgpt.runtime.device import (
     select_device,
     world_size,
 )
-from vqgpt.runtime.process import out_of_memory, stop_on_signals
+from vqgpt.runtime.process import out_of_memory
 from vqgpt.storage.checkpoint import weights_sha256
-from vqgpt.storage.files import place_of, write_atomically
+from vqgpt.storage.files import write_atomically
 from vqgpt.tokens import Description, TokenCache
 from vqgpt.tokens.arrays import names_without, occurring
-from vqgpt.training.loggers import tensorboard_log, wandb_log
-from vqgpt.training.loop import run_training
-from vqgpt.training.run import TrainingRun, check_result
+from vqgpt.training.loop import train
+from vqgpt.training.run import Job, check_result
 from vqgpt.training.schedule import Schedule, StreamOrder
 
 SHOWN_SAMPLES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTJob(Job):
+    """A GPT on a token cache. `labels_seen` are the classes or bits that some training image has.
+
+    `sheet_of` makes a PNG of codes (n, h, w), or None where their VQ-GAN is not at hand.
+    """
+
+    kind = KIND
+    training: GPTTraining
+    cache: TokenCache
+    codebook: Tensor
+    labels_seen: frozenset[int]
+    sheet_of: Callable[[NDArray[np.int64]], bytes | None]
+
+    def validate(self) -> dict[str, float]:
+        """The held-out loss; draws samples given the labels of the first held-out images: a picture, or their codes."""
+        training, (sheet, codes_file) = self.training, self.pictures
+        figures, weights = training.validate(), training.result_weights()
+        if rank() > 0:
+            return figures
+        shown = GPT(training.model.config).to(training.device)
+        shown.load_state_dict(weights)
+        labels = training.held_out.labels[:SHOWN_SAMPLES].cpu()
+        precision = "fp32" if training.precision == "fp16" else training.precision  # fp16 needs its scaler
+        with deterministic(False):  # on CUDA torch refuses a cumulative sum, and no weight depends on these codes
+            sampled = sample_codes(shown, labels, training.schedule.seed, SamplingOptions(), precision)
+            codes = torch.cat([codes for codes, _ in sampled]).numpy()
+        picture = self.sheet_of(codes)
+        if picture is None:
+            buffer = io.BytesIO()
+            np.save(buffer, codes)
+            write_atomically(codes_file, buffer.getvalue())
+        else:
+            write_atomically(sheet, picture)
+        return figures
+
+    def score(self, figures: dict[str, float]) -> float:
+        """Lower is better of the held-out loss."""
+        return -figures["held_out_nats_per_token"]
+
+    def content(self, figures: dict[str, float]) -> dict[str, Any]:
+        """A GPT checkpoint, with the description and the codebook of the cache."""
+        architecture, weights = self.training.model.config, self.training.result_weights()
+        of_cache = to_json(self.cache.description), self.cache.digest, self.codebook
+        return gpt_content(architecture, weights, *of_cache, self.configuration, figures, self.labels_seen)
 
 
 def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -56,7 +103,8 @@ def run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report) -> 
 
 
 def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, device: torch.device) -> dict[str, Any]:
-    if config.training.shard and world_size() == 1:
+    options = config.training
+    if options.shard and world_size() == 1:
         raise UsageError(
             "--shard cuts the network among processes, and there is one",
             "start several with torchrun (docs/cluster.md), or leave --shard out",
@@ -74,9 +122,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
             Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` checks whether they are right")
         )
     architecture = gpt_config(config, cache)
-    out = config.out or gpt_path(cache.description.dataset)
-    check_result(out, overwrite)
-    result = place_of(out)
+    result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
     plan = {
@@ -87,9 +133,9 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     }
     if dry_run:
         return plan
-    train, stream = training_rows(config, cache, architecture, device)
+    train_rows, stream = training_rows(config, cache, architecture, device)
     held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
-    options, rows = config.training, cache.rows("train")
+    rows = cache.rows("train")
     if options.batch_size > rows:
         report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
     identity = {
@@ -100,10 +146,6 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         "seed": config.run.seed,
         "precision": precision,
     }
-    sheet, shown_codes = (result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy"))
-    training_run = TrainingRun(
-        result, KIND, identity, overwrite, report, options.keep_last, pictures=[sheet, shown_codes]
-    )
     schedule = Schedule(
         seed=config.run.seed,
         num_rows=rows,
@@ -112,65 +154,36 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         max_steps=options.max_steps,
         stream=stream,
     )
-    training = GPTTraining(model.to(device), train, held_out, options, schedule, precision)
-    codebook, sheet_of = torch.from_numpy(cache.codebook()), sheets(cache.description)
-    seen = labels_seen(cache, architecture, report)
-
-    def content(figures: dict[str, float]) -> dict[str, Any]:
-        weights, description = training.result_weights(), to_json(cache.description)
-        return gpt_content(architecture, weights, description, cache.digest, codebook, to_json(config), figures, seen)
-
-    def score(figures: dict[str, float]) -> float:
-        return -figures["held_out_nats_per_token"]
-
-    def show() -> None:
-        """Samples given the labels of the first held-out images: a picture, or their codes."""
-        weights = training.result_weights()
-        if rank() > 0:
-            return
-        shown = GPT(architecture).to(device)
-        shown.load_state_dict(weights)
-        labels, sampling = held_out.labels[:SHOWN_SAMPLES].cpu(), SamplingOptions()
-        with deterministic(False):  # on CUDA torch refuses a cumulative sum, and no weight depends on these codes
-            sampled = sample_codes(shown, labels, config.run.seed, sampling, _without_scaling(precision))
-            codes = torch.cat([codes for codes, _ in sampled])
-        picture = sheet_of(codes.numpy())
-        if picture is None:
-            buffer = io.BytesIO()
-            np.save(buffer, codes.numpy())
-            write_atomically(shown_codes, buffer.getvalue())
-        else:
-            write_atomically(sheet, picture)
-
-    with (
-        stop_on_signals(several_senders=world_size() > 1) as stop,
-        training_run,
-        wandb_log(config.logging.wandb, result, to_json(config), report) as to_wandb,
-        tensorboard_log(config.logging.tensorboard, result) as to_tensorboard,
-    ):
-
-        def also_log(record: dict[str, Any]) -> None:
-            to_wandb(record)
-            to_tensorboard(record)
-
-        training_run.also_log = also_log
-        every_epochs, patience = options.sample_and_save_freq, options.patience
-        try:
-            figures = run_training(
-                training, schedule, every_epochs, training_run, content, score, report, stop, patience, show
-            )
-        except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error):
-                raise ResourceError(
-                    f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
-                    f"--precision {precision}",
-                    "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
-                ) from error
-            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                reason = str(error).splitlines()[0]
-                raise UsageError(f"the network cannot be compiled here ({reason})", "give --compile off") from error
-            raise
-    return {**plan, **figures}
+    job = GPTJob(
+        training=GPTTraining(model.to(device), train_rows, held_out, options, schedule, precision),
+        result=result,
+        pictures=[result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy")],
+        identity=identity,
+        configuration=to_json(config),
+        logging=config.logging,
+        overwrite=overwrite,
+        report=report,
+        every_epochs=options.sample_and_save_freq,
+        patience=options.patience,
+        keep_last=options.keep_last,
+        cache=cache,
+        codebook=torch.from_numpy(cache.codebook()),
+        labels_seen=labels_seen(cache, architecture, report),
+        sheet_of=sheets(cache.description),
+    )
+    try:
+        return {**plan, **train(job)}
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise ResourceError(
+                f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
+                f"--precision {precision}",
+                "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
+            ) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"the network cannot be compiled here ({reason})", "give --compile off") from error
+        raise
 
 
 def sheets(description: Description) -> Callable[[NDArray[np.int64]], bytes | None]:
@@ -178,21 +191,12 @@ def sheets(description: Description) -> Callable[[NDArray[np.int64]], bytes | No
 
     The VQ-GAN is loaded at the first picture, and stays.
     """
-
-    @functools.cache
-    def vqgan() -> Any:
-        return render.vqgan_at(vqgan_path(description.dataset), description)
-
     try:
         from vqgpt.api import render
     except ImportError:
         return lambda codes: None
-    return lambda codes: render.plain_sheet(codes, vqgan(), description) if vqgan() else None
-
-
-def _without_scaling(precision: str) -> str:
-    """The precision in which to sample: fp16 is for training, whose scaler looks after its range."""
-    return "fp32" if precision == "fp16" else precision
+    vqgan = functools.cache(lambda: render.vqgan_at(vqgan_path(description.dataset), description))
+    return lambda codes: render.plain_sheet(codes, model, description) if (model := vqgan()) else None
 
 
 def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:

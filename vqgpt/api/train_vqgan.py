@@ -1,6 +1,6 @@
 """`vqgpt vqgan train`: images of a dataset -> a VQ-GAN checkpoint, metrics, and panels of reconstructions."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,11 +25,9 @@ from vqgpt.runtime.device import (
     select_device,
     world_size,
 )
-from vqgpt.runtime.process import stop_on_signals
-from vqgpt.storage.files import place_of, write_atomically
-from vqgpt.training.loggers import wandb_log
-from vqgpt.training.loop import run_training
-from vqgpt.training.run import TrainingRun, check_result
+from vqgpt.storage.files import write_atomically
+from vqgpt.training.loop import train
+from vqgpt.training.run import Job, check_result
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
 from vqgpt.vqgan.coding import likeness_captions
@@ -37,6 +35,24 @@ from vqgpt.vqgan.losses import SMALLEST_FOR_LPIPS, load_perceptual_loss
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
 from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANJob(Job):
+    """A VQ-GAN on the images of a dataset."""
+
+    kind = KIND
+    training: VQGANTraining  # which draws its panel itself
+    dataset: str
+
+    def score(self, figures: dict[str, float]) -> float:
+        """The likeness of the reconstructions."""
+        return figures["psnr_db"]
+
+    def content(self, figures: dict[str, float]) -> dict[str, Any]:
+        """A VQ-GAN checkpoint."""
+        weights = self.training.result.state_dict()
+        return vqgan_content(self.training.model, weights, self.dataset, self.configuration, figures)
 
 
 def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
@@ -56,14 +72,13 @@ def _run(
     channels = config.images.preprocessing.image_channels or (images or dataset).channels
     preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
     model = new_model(config, channels, size)
-    result = place_of(config.result)
+    result = check_result(config.result, overwrite)
     plan = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "grid": model.config.grid(size),
         "perceptual_weight": config.training.perceptual_weight_at(size),
         "checkpoint": result,
     }
-    check_result(config.result, overwrite)
     if plan["perceptual_weight"] and size < SMALLEST_FOR_LPIPS:
         raise InputError(
             f"images of {size} pixels are too small for the perceptual loss",
@@ -78,7 +93,7 @@ def _run(
         images = images or read_images(config, dataset, size, report)
         perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
         held_out_name = held_out_split(images.splits, dataset.name)
-        train, held_out = (
+        train_images, held_out = (
             load_tensor(images.splits[name], preprocessing, config.images.workers, f"{dataset.name} {name}", report)
             for name in ("train", held_out_name)
         )
@@ -86,55 +101,51 @@ def _run(
         "architecture": to_json(model.config),
         "training": to_json(config.training),
         "images": images.sha256,
-        "rows": [len(train), len(held_out)],
+        "rows": [len(train_images), len(held_out)],
         "preprocessing": preprocessing.rule,
         "seed": config.run.seed,
         "precision": precision,
         "processes": world_size(),
     }
-    panel = result.with_suffix(".png")
-    training_run = TrainingRun(result, KIND, identity, overwrite, report, pictures=[panel])
+    schedule = Schedule(
+        seed=config.run.seed,
+        num_rows=len(train_images),
+        batch_size=config.training.batch_size,
+        n_epochs=config.training.n_epochs,
+    )
+    report(Notice(text=adversary_notice(config.training, schedule)))
+    panel, configuration = result.with_suffix(".png"), to_json(config)
 
     def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
         if rank() == 0:
             captions, seed = likeness_captions(originals, reconstructions), config.run.seed
             arrays = (values.cpu().numpy() for values in (originals, reconstructions, code_counts))
             shown, decoded, counts = arrays
-            png = reconstruction_panel(shown, decoded, captions, counts, seed, to_json(config))
+            png = reconstruction_panel(shown, decoded, captions, counts, seed, configuration)
             write_atomically(panel, png)
 
-    schedule = Schedule(
-        seed=config.run.seed,
-        num_rows=len(train),
-        batch_size=config.training.batch_size,
-        n_epochs=config.training.n_epochs,
+    job = VQGANJob(
+        training=VQGANTraining(
+            model.to(device),
+            perceptual_loss,
+            train_images.to(device),
+            held_out.to(device),
+            config.training,
+            schedule,
+            precision,
+            show,
+        ),
+        result=result,
+        pictures=[panel],
+        identity=identity,
+        configuration=configuration,
+        logging=config.logging,
+        overwrite=overwrite,
+        report=report,
+        every_epochs=config.training.sample_and_save_freq,
+        dataset=dataset.name,
     )
-    report(Notice(text=adversary_notice(config.training, schedule)))
-    training = VQGANTraining(
-        model.to(device),
-        perceptual_loss,
-        train.to(device),
-        held_out.to(device),
-        config.training,
-        schedule,
-        precision,
-        show,
-    )
-
-    def content(figures: dict[str, float]) -> dict[str, Any]:
-        return vqgan_content(model, training.result.state_dict(), dataset.name, to_json(config), figures)
-
-    def score(figures: dict[str, float]) -> float:
-        return figures["psnr_db"]
-
-    with (
-        stop_on_signals(several_senders=world_size() > 1) as stop,
-        training_run,
-        wandb_log(config.logging.wandb, result, to_json(config), report) as training_run.also_log,
-    ):
-        every_epochs = config.training.sample_and_save_freq
-        figures = run_training(training, schedule, every_epochs, training_run, content, score, report, stop)
-    return {**plan, **figures, "picture": panel}
+    return {**plan, **train(job), "picture": panel}
 
 
 def read_images(config: VQGANTrainConfig, dataset: Dataset, size: int, report: Report) -> ImageDataset:

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from vqgpt.tokens.manifest import SplitStatistics
-
 CHUNK_BYTES = 256 * 1024
 SHARD_BYTES = 32 * 1024 * 1024
 MAX_SHARD_ROWS = 16384
@@ -33,7 +31,6 @@ HEADER_BYTES = 16  # of a blosc frame: version, version of lz4, flags, typesize,
 LZ4 = 1  # in the upper three bits of the flags
 ABSENT = 2**64 - 1  # offset of a chunk that has no bytes
 CODES_AT_ONCE = 2**20  # numpy counts in 64 bits
-PERPLEXITY_DIGITS = 3  # fewer than machines could disagree on
 SHOWN_NAMES = 5
 
 
@@ -234,16 +231,6 @@ def count_codes(codes: NDArray[np.unsignedinteger], codebook_size: int) -> NDArr
     for part in parts:
         counts += np.bincount(part, minlength=codebook_size)
     return counts
-
-
-def split_statistics(histogram: NDArray[np.int64]) -> SplitStatistics:
-    """The statistics of how often each code occurs, (K,)."""
-    figures = statistics_of_counts(histogram)
-    return SplitStatistics(
-        used_codes=figures.used_codes,
-        perplexity=round(figures.perplexity, PERPLEXITY_DIGITS),
-        histogram=tuple(histogram.tolist()),
-    )
 
 
 def occurring(labels: NDArray[np.integer] | NDArray[np.bool_]) -> frozenset[int]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vqgpt.options.codec import one_line, to_json
 from vqgpt.options.paths import can_be_a_dataset
 from vqgpt.storage.files import canonical_json, sha256
-from vqgpt.tokens.arrays import ArrayLayout, code_dtype, default_chunk_rows
+from vqgpt.tokens.arrays import ArrayLayout, code_dtype, default_chunk_rows, statistics_of_counts
 
 FORMAT_VERSION = 1
 UNKNOWN_TOKENIZER = "unknown"  # in place of the digest, where codes were imported without their VQ-GAN
@@ -31,6 +32,7 @@ LARGEST_SIDE = 2**16  # pixels, channels
 LONGEST_TEXT = 2**12  # characters of a name
 MOST_NAMES = 2**20
 MOST_SPLITS = 100
+PERPLEXITY_DIGITS = 3  # fewer than machines could disagree on
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -156,6 +158,16 @@ class SplitStatistics:
     histogram: tuple[int, ...]
 
     __repr__ = one_line
+
+    @classmethod
+    def of(cls, histogram: NDArray[np.int64]) -> "SplitStatistics":
+        """From how often each code occurs, (K,)."""
+        figures = statistics_of_counts(histogram)
+        return cls(
+            used_codes=figures.used_codes,
+            perplexity=round(figures.perplexity, PERPLEXITY_DIGITS),
+            histogram=tuple(histogram.tolist()),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import CachePath, parse_cache_path
-from vqgpt.tokens.arrays import ArrayLayout, count_codes, decode_shard, split_statistics
-from vqgpt.tokens.manifest import Description, Manifest, Shard, StoredFile
+from vqgpt.tokens.arrays import ArrayLayout, count_codes, decode_shard
+from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.store import (
     ROOT,
     Store,
@@ -269,7 +269,7 @@ def _content_faults(cache: TokenCache) -> list[str]:
         except InputError as error:
             faults.append(error.message)
             continue
-        if split_statistics(histogram) != cache.manifest.statistics[split]:
+        if SplitStatistics.of(histogram) != cache.manifest.statistics[split]:
             faults.append(f"the statistics of {split} are not those of its codes")
     try:
         cache.codebook()

@@ -20,7 +20,7 @@ from vqgpt.errors import InputError
 from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import CachePath
 from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
-from vqgpt.tokens.arrays import array_metadata, count_codes, decode_shard, encode_shard, split_statistics
+from vqgpt.tokens.arrays import array_metadata, count_codes, decode_shard, encode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.reader import read_manifest, read_root
 from vqgpt.tokens.store import (
@@ -205,7 +205,7 @@ class CacheWriter:
                 codes = np.empty((shard.rows, *layout.shape[1:]), layout.dtype)
                 decode_shard(layout, data, codes)
                 histogram += count_codes(codes, len(histogram))
-            statistics[split] = split_statistics(histogram)
+            statistics[split] = SplitStatistics.of(histogram)
         return statistics
 
 

@@ -25,6 +25,7 @@ SECONDS_TO_UPLOAD = 15  # what is left when a training is done
 SECONDS_TO_LEAVE = 2  # when it is stopped
 
 Log = Callable[[dict[str, Any]], None]
+Records = queue.SimpleQueue[dict[str, Any] | None]  # None comes last
 
 
 @contextmanager
@@ -47,14 +48,14 @@ def wandb_log(wanted: bool | None, result: Path, configuration: dict[str, Any], 
             "run `wandb login`, or set WANDB_MODE=offline, or leave --wandb out",
         )
     report(Notice(text=f"logging to Weights & Biases ({mode}); --no-wandb turns it off"))
-    records: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    failures: queue.SimpleQueue[str] = queue.SimpleQueue()
+    records: Records = queue.SimpleQueue()
+    failures: list[str] = []
     sender = threading.Thread(target=_send, args=(records, failures, result, configuration), daemon=True)
     sender.start()
 
     def report_failure() -> None:
-        if not failures.empty():
-            report(Notice(text=f"no longer logging to Weights & Biases: {failures.get()}"))
+        if failures:
+            report(Notice(text=f"no longer logging to Weights & Biases: {failures.pop()}"))
 
     def log(record: dict[str, Any]) -> None:
         records.put(record)
@@ -114,13 +115,8 @@ def has_login() -> bool:
     return host in logins.hosts
 
 
-def _send(
-    records: "queue.SimpleQueue[dict[str, Any] | None]",
-    failures: "queue.SimpleQueue[str]",
-    result: Path,
-    configuration: dict[str, Any],
-) -> None:
-    """Log the records until None comes. Whatever fails is told, and is no reason to end a training."""
+def _send(records: Records, failures: list[str], result: Path, configuration: dict[str, Any]) -> None:
+    """Log the records until None comes. Whatever fails is reported, and does not end the training."""
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(SECONDS_TO_UPLOAD))  # or it waits for its network for ever
     try:
         import wandb
@@ -137,4 +133,4 @@ def _send(
             run.log(record, step=record["step"])
         run.finish()
     except Exception as error:
-        failures.put((str(error).strip() or type(error).__name__).splitlines()[0])
+        failures.append((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -1,174 +1,168 @@
-"""The loop of both trainings: steps, metrics, validation, saving, stopping.
+"""The loop of both trainings: steps, metrics, validation, saving, stopping. What is trained, and kept of it: see `Job`.
 
-What a step is, and what is validated, belongs to the network: see `Training`.
+Several ranks go the same way at every branch: each is taken on what all of them know, and never on what one rank alone
+has heard or computed.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-from vqgpt.progress import Notice, Progress, Report
+from vqgpt.progress import Notice, Progress
 from vqgpt.runtime.device import cut_short_when_alone, largest_over_ranks, of_main, world_size
-from vqgpt.runtime.process import CutShort, StopRequest
-from vqgpt.training.run import TrainingRun
-from vqgpt.training.schedule import Schedule, Step, check_finite
+from vqgpt.runtime.process import CutShort, StopRequest, stop_on_signals
+from vqgpt.training.loggers import Log, tensorboard_log, wandb_log
+from vqgpt.training.run import Job, TrainingFiles
+from vqgpt.training.schedule import Step, check_finite
 from vqgpt.training.weights import StateMisfitError
 
 CHECKED = {"loss": "loss", "gradient_norm": "norm of the gradient"}
 
 
-class Training(Protocol):
-    """A network in training. `state_dict` holds all that the next step depends on, but for the step's own number.
+def train(job: Job) -> dict[str, float]:
+    """Train to the end of the job's schedule, from where it was interrupted; returns the last validation's figures.
 
-    `read_every`: steps after which the figures are read from the device, which may work ahead until then.
+    Raises NonFiniteError, InterruptedRun once the state is saved, what `TrainingFiles` raises where the files are not
+    this job's to write, and MissingDataError if a log that is asked for cannot be written.
     """
-
-    read_every: int
-
-    def take_step(self, step: Step) -> Mapping[str, float | Tensor]:
-        """Learn from the rows of a step; returns its `loss`, its `gradient_norm` and other figures.
-
-        Where one of the two is not finite, no weight moves, neither now nor later. Raises CutShort, with nothing moved,
-        where a signal comes before it is done.
-        """
-        ...
-
-    def epoch_figures(self) -> dict[str, float]:
-        """The figures of the epoch that ends, beside the mean loss."""
-        ...
-
-    def validate(self) -> dict[str, float]:
-        """The figures on the held-out data."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, for `load_state_dict`."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state. Raises StateMisfitError, and changes nothing, if it does not belong to this training."""
-        ...
+    with (
+        stop_on_signals(several_senders=world_size() > 1) as stop,
+        TrainingFiles(job) as files,
+        wandb_log(job.logging.wandb, job.result, job.configuration, job.report) as to_wandb,
+        tensorboard_log(job.logging.tensorboard, job.result) as to_tensorboard,
+    ):
+        return Loop(job, files, stop, (files.log, to_wandb, to_tensorboard)).run()
 
 
-def run_training(
-    training: Training,
-    schedule: Schedule,
-    every_epochs: int,
-    run: TrainingRun,
-    content: Callable[[dict[str, float]], dict[str, Any]],
-    score: Callable[[dict[str, float]], float],
-    report: Report,
-    stop: StopRequest,
-    patience: int = 0,
-    show: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Train to the end of the schedule, from where `run` was interrupted; validate and save every `every_epochs`.
+@dataclass
+class Loop:
+    """The way of one job through its steps. Each line of the metrics goes to all `logs`."""
 
-    With a `patience` it ends after so many validations without a better score. `show` is called at each validation.
+    job: Job
+    files: TrainingFiles
+    stop: StopRequest
+    logs: Sequence[Log]
+    first_step: int = 0
+    losses: list[float] = field(default_factory=list)  # of the epoch in progress
+    best: float = -math.inf  # score of a validation
+    worse: int = 0  # validations since the best one
+    held_out: dict[str, float] = field(default_factory=dict)  # the figures of the last validation
 
-    `content(figures)` is the finished checkpoint as the training stands; the one of the highest `score(figures)` is
-    kept beside the last one. Returns the figures of the last validation. Raises NonFiniteError, InputError if the state
-    to continue from belongs to another training and may not be replaced, and InterruptedRun once the state is saved.
+    def __post_init__(self) -> None:
+        self.training, self.schedule = self.job.training, self.job.training.schedule
 
-    Several ranks go the same way at every branch: each is taken on what all of them know, and never on what one rank
-    alone has heard or computed.
-    """
-    first_step, best, worse = 0, -math.inf, 0
-    losses: list[float] = []  # of the epoch in progress
-    held_out: dict[str, float] = {}
+    def run(self) -> dict[str, float]:
+        """Take all steps that are left, and write the result; returns the figures of the last validation."""
+        self._resume()
+        self._take_steps()
+        held_out = self.held_out or of_main(self.job.validate())
+        self.files.finish(self.job.content(held_out))
+        return held_out
 
-    def out_of_patience() -> bool:
-        return bool(patience) and worse >= patience
-
-    def save(done: int, unvalidated: dict[str, Any] | None = None) -> None:
-        ended = (done == schedule.num_steps or out_of_patience()) and not unvalidated
-        state = {"step": done, "losses": losses, "best": best, "worse": worse, "unvalidated": unvalidated}
-        run.save({**state, "ended": ended, "training": training.state_dict()})
-
-    def leave(done: int, unvalidated: dict[str, Any] | None = None) -> NoReturn:
-        save(done, unvalidated)
-        of_main(done)  # torchrun ends the others as soon as one has left: none does before the main process has saved
-        steps = f"{done} of {schedule.num_steps} steps"
-        saved = f"{steps} are saved in {run.unfinished}" if run.writes else f"the main process has saved {steps}"
-        raise stop.as_error(saved)
-
-    def validate(record: dict[str, Any]) -> None:
-        """What ends an epoch with this record. A signal leaves it to the next run."""
-        nonlocal held_out, best, worse
+    def _resume(self) -> None:
+        """Go back to the state that was found, if there is one, and make up for the validation that it lacks."""
+        if not (state := self.files.state):
+            return
         try:
-            with cut_short_when_alone(stop):
-                held_out = of_main(training.validate())
-                show()
-        except CutShort:
-            leave(record["step"], record)
-        run.log(record | held_out)
-        worse += 1
-        if score(held_out) > best:
-            best, worse = score(held_out), 0
-            run.keep_best(content(held_out))
-        save(record["step"])
-
-    if run.state:
-        try:
-            if run.state["step"] > schedule.num_steps:
-                raise StateMisfitError(f"it has done {run.state['step']} steps of {schedule.num_steps}")
-            training.load_state_dict(run.state["training"])
+            if state["step"] > self.schedule.num_steps:
+                raise StateMisfitError(f"it has done {state['step']} steps of {self.schedule.num_steps}")
+            self.training.load_state_dict(state["training"])
         except StateMisfitError as error:
-            run.begin_anew(str(error))
-    if run.state:
-        first_step, losses = run.state["step"], run.state["losses"]
-        best, worse = run.state["best"], run.state["worse"]  # validations since the best one
-        report(Notice(text=f"continuing after step {first_step} of {schedule.num_steps}"))
-        if run.state.get("unvalidated"):
-            validate(run.state["unvalidated"])
+            self.files.begin_anew(str(error))
+            return
+        self.first_step, self.losses = state["step"], state["losses"]
+        self.best, self.worse = state["best"], state["worse"]
+        self.job.report(Notice(text=f"continuing after step {self.first_step} of {self.schedule.num_steps}"))
+        if state.get("unvalidated"):
+            self._validate(state["unvalidated"])
 
-    unread: list[tuple[Step, Mapping[str, float | Tensor]]] = []
-    rows, start = 0, time.monotonic()
-    for step in () if out_of_patience() else schedule.steps(first_step):
+    def _take_steps(self) -> None:
+        unread: list[tuple[Step, Mapping[str, float | Tensor]]] = []
+        rows, start = 0, time.monotonic()
+        for step in () if self._is_over(self.first_step) else self.schedule.steps(self.first_step):
+            try:
+                unread.append((step, self.training.take_step(step)))
+            except CutShort:
+                self.losses += read_figures(unread).get("loss", [])
+                self._leave(step.index)
+            rows += len(step.rows)
+            leaving = self.stop and world_size() == 1  # several ranks agree on it when all of them read
+            if not (step.ends_epoch or leaving or len(unread) >= self.training.read_every):
+                continue
+            figures = read_figures(unread)
+            unread = []
+            self.losses += figures["loss"]
+            last = {name: values[-1] for name, values in figures.items()}
+            done = step.index + 1
+            values, total = {"loss": last["loss"], **self.held_out}, self.schedule.num_steps
+            self.job.report(Progress(task=self.job.kind, done=done, total=total, unit="steps", values=values))
+            if step.ends_epoch:
+                self._end_epoch(step, last, rows / (time.monotonic() - start))
+                rows, start = 0, time.monotonic()
+            if self._is_over(done):
+                break
+            heard = largest_over_ranks(self.stop.number)
+            if heard:
+                self.stop.hear(heard)
+                self._leave(done)
+
+    def _end_epoch(self, step: Step, last: dict[str, float], images_per_second: float) -> None:
+        """Log the epoch that ends with this step, whose figures are the `last`, and validate if it is time to."""
+        record = {
+            "step": step.index + 1,
+            "epoch": step.epoch + 1,
+            "images": self.schedule.images_after(step),
+            **last,
+            **self.training.epoch_figures(),
+            "loss": sum(self.losses) / len(self.losses),
+            "images_per_second": images_per_second,
+        }
+        self.losses = []
+        if (step.epoch + 1) % self.job.every_epochs == 0 or step.index + 1 == self.schedule.num_steps:
+            self._validate(record)
+        else:
+            self._log(record)
+
+    def _validate(self, record: dict[str, Any]) -> None:
+        """What ends an epoch with this record. A signal leaves it to the next run."""
+        done = record["step"]
         try:
-            unread.append((step, training.take_step(step)))
+            with cut_short_when_alone(self.stop):
+                self.held_out = of_main(self.job.validate())
         except CutShort:
-            losses += read_figures(unread).get("loss", [])
-            leave(step.index)
-        rows += len(step.rows)
-        leaving = stop and world_size() == 1  # several ranks agree on it when all of them read
-        if not (step.ends_epoch or leaving or len(unread) >= training.read_every):
-            continue
-        figures = read_figures(unread)
-        losses += figures["loss"]
-        last = {name: values[-1] for name, values in figures.items()}
-        unread = []
-        done, total = step.index + 1, schedule.num_steps
-        report(Progress(task=run.kind, done=done, total=total, unit="steps", values={"loss": last["loss"], **held_out}))
-        if step.ends_epoch:
-            record = {
-                "step": done,
-                "epoch": step.epoch + 1,
-                "images": schedule.images_after(step),
-                **last,
-                **training.epoch_figures(),
-                "loss": sum(losses) / len(losses),
-                "images_per_second": rows / (time.monotonic() - start),
-            }
-            losses = []
-            if schedule.is_checkpoint(step, every_epochs):
-                validate(record)
-                if out_of_patience() and done < total:
-                    report(Notice(text=f"stopped after step {done}: no better validation in the last {worse}"))
-                    break
-            else:
-                run.log(record)
-            rows, start = 0, time.monotonic()
-        heard = largest_over_ranks(stop.number)
-        if heard and done < total:
-            stop.hear(heard)
-            leave(done)
-    held_out = held_out or of_main(training.validate())
-    run.finish(content(held_out))
-    return held_out
+            self._leave(done, unvalidated=record)
+        self._log(record | self.held_out)
+        self.worse += 1
+        if self.job.score(self.held_out) > self.best:
+            self.best, self.worse = self.job.score(self.held_out), 0
+            self.files.keep_best(self.job.content(self.held_out))
+        self._save(done)
+        if self._is_over(done) and done < self.schedule.num_steps:
+            self.job.report(Notice(text=f"stopped after step {done}: no better validation in the last {self.worse}"))
+
+    def _log(self, record: dict[str, Any]) -> None:
+        for log in self.logs:
+            log(record)
+
+    def _is_over(self, done: int) -> bool:
+        """Whether no step comes after so many: all are done, or no validation was better for long enough."""
+        return done == self.schedule.num_steps or bool(self.job.patience and self.worse >= self.job.patience)
+
+    def _save(self, done: int, unvalidated: dict[str, Any] | None = None) -> None:
+        progress = {"step": done, "losses": self.losses, "best": self.best, "worse": self.worse}
+        outlook = {"unvalidated": unvalidated, "ended": self._is_over(done) and not unvalidated}
+        self.files.save({**progress, **outlook, "training": self.training.state_dict()})
+
+    def _leave(self, done: int, unvalidated: dict[str, Any] | None = None) -> NoReturn:
+        self._save(done, unvalidated)
+        of_main(done)  # torchrun ends the others as soon as one has left: none does before the main process has saved
+        steps, files = f"{done} of {self.schedule.num_steps} steps", self.files
+        saved = f"{steps} are saved in {files.unfinished}" if files.writes else f"the main process has saved {steps}"
+        raise self.stop.as_error(saved)
 
 
 def read_figures(unread: list[tuple[Step, Mapping[str, float | Tensor]]]) -> dict[str, list[float]]:

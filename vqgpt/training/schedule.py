@@ -1,9 +1,8 @@
-"""Which rows each optimiser step sees: a pure function of the seed and the step. Both trainings use it.
+"""Which rows each step of a training sees: a pure function of the seed and the step. Knows neither images nor tokens.
 
-The order in which rows are visited that do not fit in memory: shard by shard, shuffled within a buffer.
-
-The shards are shuffled, and cut into windows of as many as the buffer holds; the rows of a window are shuffled
-together. All of it is a pure function of (seed, epoch). A buffer that covers the set gives the order of `epoch_order`.
+Rows that do not fit in memory are visited shard by shard: the shards are shuffled, and cut into windows of as many as
+the buffer holds; the rows of a window are shuffled together. A buffer that covers the set gives the order of
+`epoch_order`.
 """
 
 import math
@@ -107,19 +106,13 @@ class Schedule:
                 order = self.stream.rows(epoch) if self.stream else epoch_order(self.seed, epoch, self.num_rows)
             torch.manual_seed(derived_seed(self.seed, "step", index, *([rank()] if rank() else [])))
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=self._ends_epoch(index))
-
-    def _ends_epoch(self, index: int) -> bool:
-        return (index + 1) % self.steps_per_epoch == 0 or index == self.num_steps - 1
+            ends_epoch = batch == self.steps_per_epoch - 1 or index == self.num_steps - 1
+            yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=ends_epoch)
 
     def images_after(self, step: Step) -> int:
         """Images seen when a step is done."""
         batches = step.index + 1 - step.epoch * self.steps_per_epoch
         return step.epoch * self.num_rows + min(batches * self.batch_size, self.num_rows)
-
-    def is_checkpoint(self, step: Step, every_epochs: int) -> bool:
-        """True at the end of every `every_epochs`th epoch, and of the last one."""
-        return step.ends_epoch and ((step.epoch + 1) % every_epochs == 0 or step.index == self.num_steps - 1)
 
 
 def check_finite(value: float, name: str, step: Step) -> None:

@@ -1,15 +1,10 @@
-"""Networks cut among the processes (FSDP2; Zhao et al. 2023): each has a part of every weight and of what goes with it.
+"""Weights in training: cut among processes, restored from a saved state, averaged. Knows neither images nor tokens.
 
-    whole tensors, as in the checkpoint of a single process <-> this process's parts of them (DTensor)
+    whole tensors, as in the checkpoint of a single process <-> this process's parts of them (DTensor of FSDP2)
 
-What is not cut goes through unchanged. torch's part of this takes seconds to import, and is only where something is
-cut. Knows neither images nor tokens.
-
-Going back to a saved state of a training, once it has proved to be built as the state of this training is.
-
-A state that is of the right settings can still have been made by hand, or by another version of a network.
-
-A moving average of a network's weights. Knows neither images nor tokens.
+What is not cut goes through unchanged, and torch's part of this, which takes seconds to import, is imported only where
+something is cut. A saved state is checked before it is restored: one of the right settings can still have been made by
+hand, or by another version of a network.
 """
 
 from collections.abc import Iterable, Mapping
