@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 HOMES = {
     "Generator": "api.library",
     "TokenCache": "tokens",
-    "Tokenizer": "api.tokenizer",
-    "contact_sheet": "api.tokenizer",
+    "Tokenizer": "api.tokenize",
+    "contact_sheet": "api.tokenize",
     "load_gpt": "api.library",
-    "load_vqgan": "api.tokenizer",
+    "load_vqgan": "api.tokenize",
     "tokenize": "api.library",
     "train": "api.library",
     "train_vqgan": "api.library",

@@ -25,7 +25,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.gpt.sequences import Sequences, StreamedSequences, TrainingRows
 from vqgpt.gpt.training import GPTTraining
-from vqgpt.options.codec import differences, to_json
+from vqgpt.options.codec import differences, one_line, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
@@ -62,6 +62,8 @@ class GPTJob(Job):
     codebook: Tensor
     labels_seen: frozenset[int]
     sheet_of: Callable[[NDArray[np.int64]], bytes | None]
+
+    __repr__ = one_line
 
     def validate(self) -> dict[str, float]:
         """The held-out loss; draws samples given the labels of the first held-out images: a picture, or their codes."""
