@@ -26,7 +26,7 @@ from vqgpt.gpt.sampling import sample_codes
 from vqgpt.gpt.streaming import StreamedSequences
 from vqgpt.gpt.trained import load_gpt
 from vqgpt.gpt.training import GPTTraining, Sequences, TrainingRows
-from vqgpt.options.codec import differences, to_json
+from vqgpt.options.codec import differences, one_line, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import derived_seed, deterministic, resolve_precision, select_device
@@ -59,6 +59,8 @@ class GPTJob(Job):
     codebook: Tensor
     labels_seen: frozenset[int]
     sheet_of: Callable[[NDArray[np.int64]], bytes | None]
+
+    __repr__ = one_line
 
     def validate(self) -> dict[str, float]:
         """The held-out loss; draws samples given the labels of the first held-out images: a picture, or their codes."""
