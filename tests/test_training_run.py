@@ -28,9 +28,6 @@ class UntrainedJob(Job):
 
     kind = "gpt"
 
-    def score(self, figures):
-        raise NotImplementedError
-
     def content(self, figures):
         raise NotImplementedError
 

@@ -68,6 +68,14 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_used(here, whole):
     assert_same_training(Path("stopped"), whole, "vqgan.pt")
 
 
+def test_metrics_go_to_tensorboard_where_that_is_asked_for(here):
+    pytest.importorskip("tensorboard")
+    outcome = run_here("vqgan", "train", "--dataset", "digits", *SMALL, "--tensorboard", "--out", "x/vqgan.pt")
+    assert outcome.code == 0, outcome.err
+    (events,) = Path("x/tensorboard/vqgan").iterdir()
+    assert b"psnr_db" in events.read_bytes()
+
+
 def test_two_damaged_states_are_refused(here):
     Path("x").mkdir()
     for name in ("unfinished", "unfinished.previous"):

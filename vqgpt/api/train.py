@@ -57,6 +57,9 @@ class GPTJob(Job):
     """
 
     kind = KIND
+    judged_by = "held_out_nats_per_token"
+    lower_is_better = True
+
     training: GPTTraining
     cache: TokenCache
     codebook: Tensor
@@ -87,10 +90,6 @@ class GPTJob(Job):
             write_atomically(sheet, picture)
         return figures
 
-    def score(self, figures: dict[str, float]) -> float:
-        """Lower is better of the held-out loss."""
-        return -figures["held_out_nats_per_token"]
-
     def content(self, figures: dict[str, float]) -> dict[str, Any]:
         """A GPT checkpoint, with the description and the codebook of the cache."""
         architecture, weights = self.training.model.config, self.training.result_weights()
@@ -115,14 +114,11 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     cache = TokenCache(find_cache(config.cache, config.dataset))
     check_dataset(config.dataset, cache.description.dataset, cache.path)
     report(Notice(text=f"training on {cache.path}"))
+    doubt = f"its codes were imported; `vqgpt cache preview {cache.path}` checks whether they are right"
     if not cache.description.knows_its_vqgan:
-        report(
-            Notice(text="its codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them")
-        )
-    elif cache.description.unverified:
-        report(
-            Notice(text=f"its codes were imported; `vqgpt cache preview {cache.path}` checks whether they are right")
-        )
+        doubt = "its codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them"
+    if cache.description.unverified or not cache.description.knows_its_vqgan:
+        report(Notice(text=doubt))
     architecture = gpt_config(config, cache)
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
@@ -135,9 +131,12 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     }
     if dry_run:
         return plan
+    held_out_name, rows = held_out_split(cache.split_names, str(cache.path)), cache.rows("train")
+    for split in ("train", held_out_name):
+        if not cache.rows(split):
+            raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")
     train_rows, stream = training_rows(config, cache, architecture, device)
-    held_out = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), architecture, device)
-    rows = cache.rows("train")
+    held_out = load_sequences(cache, held_out_name, architecture, device)
     if options.batch_size > rows:
         report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
     identity = {
@@ -227,7 +226,7 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
 
 
 def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
-    """The classes or bits that some training image has; a notice tells of those that none has."""
+    """The classes or bits that some training image has; a notice names those that none has."""
     if not architecture.num_classes:
         return frozenset()
     seen = occurring(cache.labels("train"))
@@ -255,11 +254,9 @@ def load_start(path: Path, architecture: GPTConfig) -> GPT:
 def training_rows(
     config: TrainConfig, cache: TokenCache, architecture: GPTConfig, device: torch.device
 ) -> tuple[TrainingRows, StreamOrder | None]:
-    """The training split, in memory or as a stream in the order given. Raises InputError if it is empty or damaged."""
+    """The training split, in memory or as a stream in the order given. Raises InputError if it is damaged."""
     if not config.training.stream:
         return load_sequences(cache, "train", architecture, device), None
-    if not cache.rows("train"):
-        raise _empty(cache, "train")
     order = StreamOrder(
         seed=config.run.seed,
         num_rows=cache.rows("train"),
@@ -275,21 +272,11 @@ def training_rows(
 
 
 def load_sequences(
-    cache: TokenCache,
-    split: str,
-    architecture: GPTConfig,
-    device: torch.device,
-    shards: Sequence[int] | None = None,
+    cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device, shards: Sequence[int] | None = None
 ) -> Sequences:
-    """A split, or some of its shards, on the device. Raises InputError if it is empty or damaged."""
+    """A split, or some of its shards, on the device. Raises InputError if it is damaged."""
     tokens = cache.read_split(split, shards)
-    if not len(tokens.codes):
-        raise _empty(cache, split)
     codes = tokens.codes if tokens.codes.itemsize == 1 else tokens.codes.view(np.int16)
     return Sequences.from_grids(
         torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
     )
-
-
-def _empty(cache: TokenCache, split: str) -> InputError:
-    return InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")

@@ -42,12 +42,10 @@ class VQGANJob(Job):
     """A VQ-GAN on the images of a dataset."""
 
     kind = KIND
+    judged_by = "psnr_db"
+
     training: VQGANTraining  # which draws its panel itself
     dataset: str
-
-    def score(self, figures: dict[str, float]) -> float:
-        """The likeness of the reconstructions."""
-        return figures["psnr_db"]
 
     def content(self, figures: dict[str, float]) -> dict[str, Any]:
         """A VQ-GAN checkpoint."""
@@ -124,16 +122,10 @@ def _run(
             png = reconstruction_panel(shown, decoded, captions, counts, seed, configuration)
             write_atomically(panel, png)
 
+    images_on_device = train_images.to(device), held_out.to(device)
     job = VQGANJob(
         training=VQGANTraining(
-            model.to(device),
-            perceptual_loss,
-            train_images.to(device),
-            held_out.to(device),
-            config.training,
-            schedule,
-            precision,
-            show,
+            model.to(device), perceptual_loss, *images_on_device, config.training, schedule, precision, show
         ),
         result=result,
         pictures=[panel],

@@ -20,7 +20,6 @@ from vqgpt.errors import MissingDataError
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import rank
 
-PROJECT = "vqgpt"
 SECONDS_TO_UPLOAD = 15  # what is left when a training is done
 SECONDS_TO_LEAVE = 2  # when it is stopped
 
@@ -123,7 +122,7 @@ def _send(records: Records, failures: list[str], result: Path, configuration: di
 
         result.parent.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
-            project=PROJECT,
+            project="vqgpt",
             group=str(result.with_suffix("")),
             dir=result.parent,
             config=configuration,

@@ -46,7 +46,6 @@ class Loop:
     files: TrainingFiles
     stop: StopRequest
     logs: Sequence[Log]
-    first_step: int = 0
     losses: list[float] = field(default_factory=list)  # of the epoch in progress
     best: float = -math.inf  # score of a validation
     worse: int = 0  # validations since the best one
@@ -57,33 +56,33 @@ class Loop:
 
     def run(self) -> dict[str, float]:
         """Take all steps that are left, and write the result; returns the figures of the last validation."""
-        self._resume()
-        self._take_steps()
+        self._take_steps(self._resume())
         held_out = self.held_out or of_main(self.job.validate())
         self.files.finish(self.job.content(held_out))
         return held_out
 
-    def _resume(self) -> None:
-        """Go back to the state that was found, if there is one, and make up for the validation that it lacks."""
+    def _resume(self) -> int:
+        """Go back to the state that was found, and make up for the validation that it lacks; returns the next step."""
         if not (state := self.files.state):
-            return
+            return 0
         try:
             if state["step"] > self.schedule.num_steps:
                 raise StateMisfitError(f"it has done {state['step']} steps of {self.schedule.num_steps}")
             self.training.load_state_dict(state["training"])
         except StateMisfitError as error:
             self.files.begin_anew(str(error))
-            return
-        self.first_step, self.losses = state["step"], state["losses"]
-        self.best, self.worse = state["best"], state["worse"]
-        self.job.report(Notice(text=f"continuing after step {self.first_step} of {self.schedule.num_steps}"))
+            return 0
+        self.losses, self.best, self.worse = state["losses"], state["best"], state["worse"]
+        done = int(state["step"])
+        self.job.report(Notice(text=f"continuing after step {done} of {self.schedule.num_steps}"))
         if state.get("unvalidated"):
             self._validate(state["unvalidated"])
+        return done
 
-    def _take_steps(self) -> None:
+    def _take_steps(self, first: int) -> None:
         unread: list[tuple[Step, Mapping[str, float | Tensor]]] = []
         rows, start = 0, time.monotonic()
-        for step in () if self._is_over(self.first_step) else self.schedule.steps(self.first_step):
+        for step in () if self._is_over(first) else self.schedule.steps(first):
             try:
                 unread.append((step, self.training.take_step(step)))
             except CutShort:
@@ -137,8 +136,9 @@ class Loop:
             self._leave(done, unvalidated=record)
         self._log(record | self.held_out)
         self.worse += 1
-        if self.job.score(self.held_out) > self.best:
-            self.best, self.worse = self.job.score(self.held_out), 0
+        score = self.held_out[self.job.judged_by] * (-1 if self.job.lower_is_better else 1)
+        if score > self.best:
+            self.best, self.worse = score, 0
             self.files.keep_best(self.job.content(self.held_out))
         self._save(done)
         if self._is_over(done) and done < self.schedule.num_steps:

@@ -3,9 +3,8 @@
 While a training runs, `NAME.unfinished.pt` beside the result holds all that is needed to continue, and
 `NAME.unfinished.previous.pt`, `.previous.2.pt` and so on what it held before, in case the newest turns out damaged.
 It is written before anything else, and deleted last: what lies beside it is this training's own. `NAME.best.pt` is the
-finished form of the best validation so far. The result itself, of the last epoch, appears when the training is done.
-The same command continues, and nothing is replaced unless `overwrite` asks for it. One run at a time writes a result.
-Of several ranks, the main one writes.
+finished form of the best validation so far; the result itself is that of the last epoch. The same command continues,
+and nothing is replaced unless `overwrite` asks for it. One run at a time writes a result; of several ranks, the main.
 """
 
 import itertools
@@ -15,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -74,6 +72,9 @@ class Job(ABC):
     """
 
     kind: ClassVar[str]
+    judged_by: ClassVar[str]  # the figure of a validation by which the best is kept
+    lower_is_better: ClassVar[bool] = False
+
     training: Training
     result: Path
     pictures: Sequence[Path]
@@ -91,19 +92,14 @@ class Job(ABC):
         return self.training.validate()
 
     @abstractmethod
-    def score(self, figures: dict[str, float]) -> float:
-        """The score of a validation; the best has the highest."""
-
-    @abstractmethod
     def content(self, figures: dict[str, float]) -> dict[str, Any]:
         """The finished checkpoint as the training stands, with the figures of its last validation."""
 
 
 def check_result(result: Path, overwrite: bool) -> Path:
-    """The place of a result, behind all links.
+    """The place of a result, behind all links. Raises UsageError if none can be written there, or one is there to stay.
 
-    Raises UsageError if a checkpoint cannot be written there, or exists and is not to be replaced. One that was only
-    just written, beside its last state, is the business of `TrainingFiles`.
+    One that was only just written, beside its last state, is the business of `TrainingFiles`.
     """
     place = place_of(result)
     if place.suffix != ".pt" or (place.exists() and not place.is_file()):
@@ -122,10 +118,7 @@ def _check_absent(path: Path, overwrite: bool) -> None:
 
 
 class TrainingFiles:
-    """The files of a job; a context, within which no other run may write them.
-
-    `state` is the one to continue from, None at the beginning.
-    """
+    """The files of a job; a context, within which no other run may write them. `state` is the one to continue from."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -167,9 +160,7 @@ class TrainingFiles:
         self.state = state if step else None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.lock.release()
         if self.finished and self.writes:  # by this one state a killed training knows that the result is its own
             self.unfinished.unlink(missing_ok=True)
@@ -222,7 +213,7 @@ class TrainingFiles:
             self._begin(None)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep all that is needed to continue: `step` counts the steps that are done, `ended` says if no more come."""
+        """Keep all that is needed to continue: `step` steps are done, and no more come if it has `ended`."""
         if not self.writes:
             return
         for newer, older in reversed(list(itertools.pairwise(self.states))):

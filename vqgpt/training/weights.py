@@ -80,14 +80,11 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
     It keeps its own settings.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-    def parts(of_parameter: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
-        return {  # moments are cut as their parameter is; the count of steps is not
-            name: part_of(value, parameter) if value.shape == parameter.shape else value
-            for name, value in of_parameter.items()
-        }
-
-    moments = {number: parts(values, parameters[number]) for number, values in state["state"].items()}
+    moments = {number: dict(of_parameter) for number, of_parameter in state["state"].items()}
+    for number, of_parameter in moments.items():
+        for name, value in of_parameter.items():
+            if value.shape == parameters[number].shape:  # moments are cut as their parameter is, not the count of steps
+                of_parameter[name] = part_of(value, parameters[number])
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
