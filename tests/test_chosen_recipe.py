@@ -36,9 +36,10 @@ def test_a_dry_run_shows_the_recipe_and_saves_nothing(photos):
     assert recipe["vqgan-train"]["size"] == 32
     assert recipe["train"]["condition"] == "class"
     assert files_of(photos) == before
+    assert all(stage["seconds"] > 0 for stage in outcome.json["stages"].values())
 
 
-def test_a_chosen_recipe_is_saved_to_be_edited_and_its_images_are_known_by_name_and_size(photos):
+def test_a_chosen_recipe_is_saved_to_be_edited_and_its_images_are_known_by_name_and_content(photos):
     run = ("run", "--dataset", "folder", "--data-root", "photos", "--json")
     Path("runs/folder").mkdir(parents=True)
     saved = Path("runs/folder/recipe.toml")
@@ -51,6 +52,14 @@ def test_a_chosen_recipe_is_saved_to_be_edited_and_its_images_are_known_by_name_
     assert [told["state"] for told in outcome.json["stages"].values()] == ["up to date"] * 3
     Path("photos/cats/0.png").rename("photos/cats/new.png")
     assert_refused(run_here(*run), 2, "vqgan.pt", "the images changed", "--overwrite")
+    Path("photos/cats/new.png").rename("photos/cats/0.png")
+    picture = Path("photos/cats/0.png").read_bytes()
+    Path("photos/cats/0.png").write_bytes(picture[:-1] + b"x")
+    assert_refused(run_here(*run), 2, "vqgan.pt", "the images changed", "--overwrite")
+    Path("photos/cats/0.png").write_bytes(picture)
+    assert [told["state"] for told in run_here(*run, "--until", "tokenize").json["stages"].values()] == [
+        "up to date"
+    ] * 3
     Path("photos").rename("elsewhere")
     outcome = run_here(*run, "--until", "tokenize")
     assert [told["state"] for told in outcome.json["stages"].values()] == ["up to date"] * 3

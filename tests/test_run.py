@@ -135,6 +135,7 @@ def test_until_ends_there_and_a_dry_run_writes_nothing(here):
     outcome = run("--dry-run")
     assert states(outcome) == dict.fromkeys(STAGES, "would run")
     assert outcome.json["stages"]["tokenize"]["why"] == "after vqgan train"
+    assert all(stage["seconds"] > 0 for stage in outcome.json["stages"].values())
     assert files_of(here) == before
     assert list(states(run("--until", "vqgan-train"))) == ["vqgan train"]
     assert those_that_ran(run("--until", "vqgan-reconstruct", "--dry-run")) == ["vqgan reconstruct"]

@@ -46,7 +46,7 @@ def stage_seconds(configs: Mapping[str, Any]) -> dict[str, float]:
     vqgan: VQGANTrainConfig | None = configs.get("vqgan-train")
     tokenize: TokenizeConfig | None = configs.get("tokenize")
     source = vqgan or tokenize
-    rows = image_counts(source.images) if source else {}
+    rows, num_classes = known_images(source.images) if source else ({}, 0)
     if source is None or not rows:
         return {}
     dataset = find_dataset(source.images.dataset)
@@ -69,7 +69,7 @@ def stage_seconds(configs: Mapping[str, Any]) -> dict[str, float]:
     if not train:
         return seconds
     codes, grid = model.config.codebook_size, model.config.grid(size)
-    classes = dataset.num_classes if train.model.condition != "none" else 0
+    classes = num_classes if train.model.condition != "none" else 0
     gpt = GPT(GPTConfig(options=train.model, codebook_size=codes, grid=grid, num_classes=classes))
     seconds["train"] = rows["train"] * train.training.n_epochs * _gpt_step_seconds(gpt, train)
     if sample := configs.get("sample"):
@@ -77,19 +77,19 @@ def stage_seconds(configs: Mapping[str, Any]) -> dict[str, float]:
     return seconds
 
 
-def image_counts(options: ImageOptions) -> dict[str, int]:
-    """How many images each split has, {} where one's own are not here."""
+def known_images(options: ImageOptions) -> tuple[dict[str, int], int]:
+    """How many images each split has, {} where one's own are not here; and how many classes or attributes there are."""
     dataset = find_dataset(options.dataset)
     if dataset.rows:
-        return dict(dataset.rows)
+        return dict(dataset.rows), dataset.num_classes
     if options.data_root is None or not options.root.exists():
-        return {}
-    splits, _ = read_folder(options.root, options.preprocessing.background_rgb, silent)
+        return {}, 0
+    splits, class_names = read_folder(options.root, options.preprocessing.background_rgb, silent)
     counts = {name: len(split) for name, split in splits.items()}
-    if len(counts) > 1:
-        return counts
-    held_out = round(counts["train"] * (options.val_split or SHARE_HELD_OUT))
-    return {"train": counts["train"] - held_out, "val": held_out}
+    if len(counts) == 1:
+        held_out = round(counts["train"] * (options.val_split or SHARE_HELD_OUT))
+        counts = {"train": counts["train"] - held_out, "val": held_out}
+    return counts, len(class_names)
 
 
 def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, num_images: int, size: int) -> float:

@@ -4,6 +4,8 @@ A stage runs as its own command does, with the same recipe. What a stage made is
 compared by content: a small JSON file, runs/DATASET/STAGE.made.json. File times say nothing.
 """
 
+import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -11,28 +13,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vqgpt.api.options import ReconstructConfig, RunConfig, SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.data.file_trees import open_tree
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import check_options
 from vqgpt.data.table import find_dataset
-from vqgpt.errors import InputError, MissingDataError, UsageError
-from vqgpt.gpt.checkpoint import load_gpt
+from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
 from vqgpt.options.codec import flat, from_json, to_json
 from vqgpt.options.definition import Command, Flags, options_of, resolve
-from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, gpt_path, samples_path
+from vqgpt.options.paths import RUNS_FOLDER, CachePath, CacheURL, beside, gpt_path, samples_path
 from vqgpt.options.recipe import values_for
 from vqgpt.progress import Notice, Report
-from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file, weights_sha256
-from vqgpt.storage.files import canonical_json, read_regular, sha256, write_atomically
+from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file
+from vqgpt.storage.files import canonical_json, open_regular, read_regular, sha256, write_atomically
 from vqgpt.tokens.reader import read_manifest
-from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
 
-CPU = torch.device("cpu")
 LARGEST_RECORD = 2**20  # bytes
-LARGEST_PICTURE = 2**30  # bytes
 LEAVE_THE_RESULT_ALIKE = {  # where files lie is not what is in them, which is an input of its own
     *("dataset", "data_root", "out", "cache", "checkpoint_vae", "checkpoint_gpt"),
     *("device", "num_workers", "wandb", "tensorboard", "keep_last", "shard", "show"),
@@ -100,10 +96,10 @@ def _shown(value: Any) -> str:
     return "unset" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def images_identity(options: ImageOptions) -> str | None:
-    """What is known of the images without reading them: the dataset's name; of one's own, names and sizes of all files.
+def images_digest(options: ImageOptions) -> str | None:
+    """Of a published dataset its name, whose files are checked as they are fetched; of one's own, all names and files.
 
-    None if they are not here. Raises UsageError for a folder that was not named.
+    None if they are not here. Raises UsageError for a folder that was not named, OSError for an unreadable file.
     """
     dataset = find_dataset(options.dataset)
     if dataset.reader != "folder":
@@ -111,37 +107,22 @@ def images_identity(options: ImageOptions) -> str | None:
     if options.data_root is not None and not options.root.exists():
         return None
     check_options(dataset, options)
-    return sha256(canonical_json({ascii(name): size for name, size in open_tree(options.root).sizes.items()}))
+    tree = open_tree(options.root)
+    return sha256(canonical_json({ascii(name): sha256(tree.read(name)) for name in tree.sizes}))
 
 
-def vqgan_digest(path: CachePath) -> str | None:
-    """The identity of a VQ-GAN, over its weights; None if it is not there. Raises InputError if it is damaged."""
-    assert isinstance(path, Path)
-    return tokenizer_sha256(load_vqgan(path, "NAME", CPU)) if path.exists() else None
-
-
-def gpt_digest(path: CachePath) -> str | None:
-    """The identity of a GPT, over its weights; None if it is not there. Raises InputError if it is damaged."""
-    assert isinstance(path, Path)
+def content_digest(path: CachePath) -> str | None:
+    """SHA-256 of a file, or the digest of a token cache; None if it is not there, not finished, or cannot be read."""
+    if isinstance(path, CacheURL) or path.suffix == ".zarr":
+        try:
+            manifest = read_manifest(path)
+        except (MissingDataError, InputError):
+            return None
+        return manifest.digest if manifest.complete else None
     if not path.exists():
         return None
-    model = load_gpt(path, CPU).model
-    return weights_sha256(model, to_json(model.config))
-
-
-def cache_digest(path: CachePath) -> str | None:
-    """The digest of a token cache; None if it is not there, not finished, or its manifest cannot be read."""
-    try:
-        manifest = read_manifest(path)
-    except (MissingDataError, InputError):
-        return None
-    return manifest.digest if manifest.complete else None
-
-
-def picture_digest(path: CachePath) -> str | None:
-    """The SHA-256 digest of a picture; None if it is not there."""
-    assert isinstance(path, Path)
-    return sha256(read_regular(path, LARGEST_PICTURE)) if path.exists() else None
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def made_by_command(table: str, path: Path, inputs: Mapping[str, str]) -> Made | None:
@@ -154,10 +135,6 @@ def made_by_command(table: str, path: Path, inputs: Mapping[str, str]) -> Made |
     return Made(options=options_that_count(table, configuration), inputs={**inputs, **known}, results={})
 
 
-Digest = Callable[[CachePath], str | None]
-Place = tuple[CachePath, Digest]  # a file or cache, and what tells its content
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage with its configuration: what it writes, what it reads by name, and the images that it reads."""
@@ -165,8 +142,8 @@ class Stage:
     command: Command
     config: Any
     record: Path
-    results: tuple[Place, ...]
-    needs: Mapping[str, Place] = field(default_factory=dict)
+    results: tuple[CachePath, ...]
+    needs: Mapping[str, CachePath] = field(default_factory=dict)
     images: ImageOptions | None = None
 
     @property
@@ -195,23 +172,26 @@ def run(
 
     Raises UsageError if what took long is out of date and `flags` do not ask to replace it, and what the stages raise.
     """
-    told: dict[str, dict[str, Any]] = {}
+    outcomes: dict[str, dict[str, Any]] = {}
     made_anew: dict[CachePath, str] = {}  # by a dry run: which stage would
-    for stage in stages_of(config, content, str(recipe), commands):
+    digest_of_images = functools.cache(images_digest)
+    stages = stages_of(config, content, str(recipe), commands)
+    expected = functools.cache(lambda: _expected_seconds(stages, report))
+    for stage in stages:
         words = stage.command.words
         before = read_record(stage.record)
         now = Made(options={}, inputs={}, results=digests(stage.results))
-        makers = [made_anew[path] for path, _ in stage.needs.values() if path in made_anew]
+        makers = [made_anew[path] for path in stage.needs.values() if path in made_anew]
         if makers:
             verdict = Verdict(why=f"after {makers[0]}", replaces=bool(now.results))
         else:
             options = options_that_count(stage.command.table, to_json(stage.config))
-            now = replace(now, options=options, inputs=inputs_of(stage, before))
+            now = replace(now, options=options, inputs=inputs_of(stage, before, digest_of_images))
             verdict = judge(stage, now, before)
         stops = verdict.replaces and not flags.overwrite
         if stops and not flags.dry_run:
             raise UsageError(
-                f"{stage.results[0][0]} is not replaced unasked, and vqgpt {words} would: {verdict.why}",
+                f"{stage.results[0]} is not replaced unasked, and vqgpt {words} would: {verdict.why}",
                 "give --overwrite to replace it, or undo the change",
             )
         report(Notice(text=f"{words}: {verdict.why or 'up to date'}"))
@@ -221,13 +201,16 @@ def run(
                 keep_record(stage, now, before)
         elif flags.dry_run:
             state = "stops without --overwrite" if stops else "would run"
-            made_anew |= dict.fromkeys((path for path, _ in stage.results), words)
+            made_anew |= dict.fromkeys(stage.results, words)
         else:
             state, before = "done", make(stage, now, flags, report)
-        told[words] = {"state": state, "why": verdict.why, "seconds": before.seconds if before else None}
+        seconds = before.seconds if before else None
+        if seconds is None and state == "would run":
+            seconds = expected().get(stage.command.table)
+        outcomes[words] = {"state": state, "why": verdict.why, "seconds": seconds}
         if flags.dry_run and stops:
             break
-    return {"recipe": recipe, "stages": told}
+    return {"recipe": recipe, "stages": outcomes}
 
 
 def stages_of(
@@ -256,37 +239,37 @@ def stages_of(
         "sample", checkpoint_gpt=gpt, checkpoint_vae=train_vqgan.result, out=samples_path(dataset)
     )
     samples = sample.out or samples_path(dataset)
-    start = {"GPT that it starts from": (train.checkpoint_gpt, gpt_digest)} if train.checkpoint_gpt else {}
-    decoder = {} if sample.tokens_only else {"VQ-GAN": (sample.checkpoint_vae or train_vqgan.result, vqgan_digest)}
-    sheet = () if sample.tokens_only else ((beside(samples, f"{samples.stem}.png"), picture_digest),)
+    start = {"GPT that it starts from": train.checkpoint_gpt} if train.checkpoint_gpt else {}
+    decoder = {} if sample.tokens_only else {"VQ-GAN": sample.checkpoint_vae or train_vqgan.result}
+    sheet = () if sample.tokens_only else (beside(samples, f"{samples.stem}.png"),)
 
-    def stage(table: str, configured: Any, *results: Place, **read: Any) -> Stage:
+    def stage(table: str, configured: Any, *results: CachePath, **read: Any) -> Stage:
         record = RUNS_FOLDER / dataset / f"{table}.made.json"
         return Stage(command=commands[table], config=configured, record=record, results=results, **read)
 
     stages = [
-        stage("vqgan-train", train_vqgan, (train_vqgan.result, vqgan_digest), images=train_vqgan.images),
+        stage("vqgan-train", train_vqgan, train_vqgan.result, images=train_vqgan.images),
         stage(
             "vqgan-reconstruct",
             reconstruct,
-            (reconstruct.result, picture_digest),
-            needs={"VQ-GAN": (reconstruct.vqgan.path(dataset), vqgan_digest)},
+            reconstruct.result,
+            needs={"VQ-GAN": reconstruct.vqgan.path(dataset)},
             images=reconstruct.images,
         ),
         stage(
             "tokenize",
             tokenize,
-            (tokenize.result, cache_digest),
-            needs={"VQ-GAN": (vqgan, vqgan_digest)},
+            tokenize.result,
+            needs={"VQ-GAN": vqgan},
             images=tokenize.images,
         ),
-        stage("train", train, (gpt, gpt_digest), needs={"token cache": (tokens, cache_digest), **start}),
+        stage("train", train, gpt, needs={"token cache": tokens, **start}),
         stage(
             "sample",
             sample,
-            (samples, cache_digest),
+            samples,
             *sheet,
-            needs={"GPT": (sample.checkpoint_gpt or gpt, gpt_digest), **decoder},
+            needs={"GPT": sample.checkpoint_gpt or gpt, **decoder},
         ),
     ]
     if vqgan != train_vqgan.result:
@@ -294,19 +277,32 @@ def stages_of(
     return [each for each in stages if STAGES.index(each.command.table) <= STAGES.index(config.until)]
 
 
-def digests(places: tuple[Place, ...]) -> dict[str, str]:
+def digests(paths: tuple[CachePath, ...]) -> dict[str, str]:
     """The digests of what is there, by path."""
-    found = {str(path): digest(path) for path, digest in places}
+    found = {str(path): content_digest(path) for path in paths}
     return {path: digest for path, digest in found.items() if digest is not None}
 
 
-def inputs_of(stage: Stage, before: Made | None) -> dict[str, str]:
+def inputs_of(
+    stage: Stage, before: Made | None, digest_of_images: Callable[[ImageOptions], str | None]
+) -> dict[str, str]:
     """The digests of what a stage reads, by name. Images that are not here any more count as they were before."""
-    inputs = {name: digest(path) or "" for name, (path, digest) in stage.needs.items()}
+    inputs = {name: content_digest(path) or "" for name, path in stage.needs.items()}
     if stage.images is None:
         return inputs
     known = before.inputs.get("images", "") if before else ""
-    return {**inputs, "images": images_identity(stage.images) or known}
+    return {**inputs, "images": digest_of_images(stage.images) or known}
+
+
+def _expected_seconds(stages: list[Stage], report: Report) -> dict[str, float]:
+    """About how long each stage takes here; what is not known is left out."""
+    from vqgpt.api.estimates import stage_seconds
+
+    report(Notice(text="timing a step of each stage, to say about how long they take here"))
+    try:
+        return stage_seconds({stage.command.table: stage.config for stage in stages})
+    except VQGPTError:  # what is wrong with a stage is for the stage to say
+        return {}
 
 
 def judge(stage: Stage, now: Made, before: Made | None) -> Verdict:
@@ -315,7 +311,7 @@ def judge(stage: Stage, now: Made, before: Made | None) -> Verdict:
         return Verdict(why="not finished" if before is None or not before.finished else "its result is gone")
     if before is not None and not before.finished:
         return Verdict(why="it was interrupted")
-    table, path = stage.command.table, stage.results[0][0]
+    table, path = stage.command.table, stage.results[0]
     if before is None or any(before.results.get(name) != digest for name, digest in now.results.items()):
         if table == "tokenize":
             return Verdict(why="another command made the cache, so it is checked")
