@@ -7,8 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vqgpt.api.library import Generator, load_gpt, tokenize, train, train_vqgan
-    from vqgpt.api.tokenize import Tokenizer, contact_sheet, load_vqgan
+    from vqgpt.api.library import Generator, load_gpt, load_vqgan, tokenize, train, train_vqgan
+    from vqgpt.api.tokenize import Tokenizer, contact_sheet
     from vqgpt.tokens import TokenCache
 
 HOMES = {
@@ -17,7 +17,7 @@ HOMES = {
     "Tokenizer": "api.tokenize",
     "contact_sheet": "api.tokenize",
     "load_gpt": "api.library",
-    "load_vqgan": "api.tokenize",
+    "load_vqgan": "api.library",
     "tokenize": "api.library",
     "train": "api.library",
     "train_vqgan": "api.library",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vqgpt.api.options import SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.api.sample import check_can_guide, check_knows_untold
-from vqgpt.errors import UsageError, nearest_hint
+from vqgpt.errors import InputError, UsageError, nearest_hint
 from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import sample_codes
@@ -129,6 +129,25 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) 
     return Generator(path=Path(path), gpt=checkpoint.load_gpt(Path(path), chosen, n_head), device=chosen)
 
 
+def load_vqgan(path: str | Path, device: str = "auto", tokens_of: Generator | None = None) -> "Tokenizer":
+    """A VQ-GAN in a file, ours or of taming-transformers, LlamaGen or GenerativeZoo.
+
+    With `tokens_of`, raises InputError if it is not the one that a GPT was trained with. Raises MissingDataError if
+    there is none, InputError if it is not one.
+    """
+    from vqgpt.api.tokenize import Tokenizer
+
+    tokenizer = Tokenizer.load(Path(path), device)
+    if tokens_of is not None and tokens_of.description is not None:
+        ours, theirs = tokenizer.sha256, tokens_of.description.tokenizer_sha256
+        if ours != theirs:
+            raise InputError(
+                f"the GPT was trained with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
+                "load the VQ-GAN that encoded its training images",
+            )
+    return tokenizer
+
+
 def _words(classes: Any) -> tuple[str, ...]:
     """Classes as words of --class. Raises UsageError for what is no list of names and whole numbers."""
     words = []
@@ -154,11 +173,11 @@ ConfigT = TypeVar("ConfigT")
 
 def train_vqgan(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> "Tokenizer":
     """Train a VQ-GAN as `vqgpt vqgan train` does; returns the Tokenizer. Raises UsageError for an unknown option."""
-    from vqgpt.api import tokenize, train_vqgan
+    from vqgpt.api import train_vqgan
 
     config = _configured(VQGANTrainConfig, options)
     result = train_vqgan.run(config, overwrite, False, progress or PlainBar())
-    return tokenize.load_vqgan(result["checkpoint"], config.run.device)
+    return load_vqgan(result["checkpoint"], config.run.device)
 
 
 def tokenize(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> TokenCache:

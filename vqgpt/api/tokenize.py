@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from vqgpt.api.filling import fill_cache
-from vqgpt.api.library import Generator
 from vqgpt.api.options import TokenizeConfig
 from vqgpt.data.images import ImageDataset
 from vqgpt.data.options import VIEWS, ImageOptions, Preprocessing, parse_views
 from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset
-from vqgpt.errors import InputError, UsageError
+from vqgpt.errors import UsageError
 from vqgpt.options.codec import num_parameters
 from vqgpt.pictures import sheet
 from vqgpt.progress import Notice, Report, silent
@@ -198,6 +197,12 @@ class Tokenizer:
     model: VQGAN
     device: torch.device
 
+    @classmethod
+    def load(cls, path: Path, device: str) -> "Tokenizer":
+        """The VQ-GAN in a file, on a device by its name."""
+        chosen = select_device(device)
+        return cls(model=checkpoint.load_vqgan(path, "NAME", chosen), device=chosen)
+
     def __repr__(self) -> str:
         config = self.model.config
         network = f"VQ-GAN of {num_parameters(self.model):,} parameters on {self.device}"
@@ -235,24 +240,6 @@ class Tokenizer:
                 f"codes of shape {codes.shape} cannot be decoded", f"give (N, h, w) codes of 0 to {size - 1}"
             )
         return decode_in_passes(self.model, codes, precision, silent)
-
-
-def load_vqgan(path: str | Path, device: str = "auto", tokens_of: Generator | None = None) -> Tokenizer:
-    """A VQ-GAN in a file, ours or of taming-transformers, LlamaGen or GenerativeZoo.
-
-    With `tokens_of`, raises InputError if it is not the one that a GPT was trained with. Raises MissingDataError if
-    there is none, InputError if it is not one.
-    """
-    chosen = select_device(device)
-    tokenizer = Tokenizer(model=checkpoint.load_vqgan(Path(path), "NAME", chosen), device=chosen)
-    if tokens_of is not None and tokens_of.description is not None:
-        ours, theirs = tokenizer.sha256, tokens_of.description.tokenizer_sha256
-        if ours != theirs:
-            raise InputError(
-                f"the GPT was trained with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
-                "load the VQ-GAN that encoded its training images",
-            )
-    return tokenizer
 
 
 def contact_sheet(images: NDArray[np.uint8], captions: Sequence[str] | None = None, columns: int = 10) -> Image:

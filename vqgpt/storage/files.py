@@ -34,6 +34,14 @@ class SpecialFileError(InputError):
         )
 
 
+class TooLargeError(Exception):
+    """A file has `size` bytes, more than were expected, and was not read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file of a stranger to read. A link is followed, and nothing is ever waited for.
 

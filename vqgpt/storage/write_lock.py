@@ -229,3 +229,7 @@ def _lock(result: Path, config: Any, flag: str) -> WriteLock:
 
 def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
+
+
+def may_always_write() -> None:
+    """The check of a run whose place no other takes."""

@@ -30,8 +30,8 @@ from typing import Protocol
 from vqgpt.errors import InputError, VQGPTError
 from vqgpt.options.paths import CacheURL
 from vqgpt.progress import Notice, Report, silent
+from vqgpt.storage.files import TooLargeError
 from vqgpt.tokens.object_store import IMPATIENT_RETRY_SECONDS, ObjectStore
-from vqgpt.tokens.store import TooLargeError
 
 LOOK_SECONDS = 1.0
 MOST_BYTES = 2**12  # of a claim

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from vqgpt.errors import MissingDataError, ResourceError, UsageError, VQGPTError
 from vqgpt.options.paths import CacheURL
-from vqgpt.tokens.store import TooLargeError, may_always_write
+from vqgpt.storage.files import TooLargeError
+from vqgpt.storage.write_lock import may_always_write
 
 RETRY_SECONDS = 60.0
 IMPATIENT_RETRY_SECONDS = 5.0

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import CachePath, parse_cache_path
+from vqgpt.storage.files import TooLargeError
 from vqgpt.tokens.arrays import ArrayLayout, count_codes, decode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.store import (
     ROOT,
     Store,
-    TooLargeError,
     all_files,
     find_bad,
     from_document,

@@ -20,6 +20,7 @@ from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report, silent
 from vqgpt.storage.files import (
     SpecialFileError,
+    TooLargeError,
     canonical_json,
     check_can_be_written,
     check_writable,
@@ -31,7 +32,7 @@ from vqgpt.storage.files import (
     write_atomically,
 )
 from vqgpt.storage.untrusted import check_plain
-from vqgpt.storage.write_lock import WriteLock
+from vqgpt.storage.write_lock import WriteLock, may_always_write
 from vqgpt.tokens.arrays import metadata_fault
 from vqgpt.tokens.manifest import (
     FORMAT_VERSION,
@@ -85,10 +86,6 @@ class Store(Protocol):
         """Clear away what a killed process left half-done, and make durable what it wrote."""
 
 
-def may_always_write() -> None:
-    """The check of a run whose place no other takes."""
-
-
 def store_at(path: CachePath, check_may_write: Callable[[], None] = may_always_write) -> Store:
     """The files of the cache at `path`. Raises what `ObjectStore` raises if that is an address.
 
@@ -117,14 +114,6 @@ def lock_of(path: CachePath, run: str = "", report: Report = silent) -> "WriteLo
     from vqgpt.tokens.lease import Lease
 
     return Lease(path, run, report)
-
-
-class TooLargeError(Exception):
-    """A file has `size` bytes, more than were expected, and was not read."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(size)
-        self.size = size
 
 
 class FolderStore:

@@ -20,6 +20,7 @@ from vqgpt.errors import InputError
 from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import CachePath
 from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
+from vqgpt.storage.write_lock import may_always_write
 from vqgpt.tokens.arrays import array_metadata, count_codes, decode_shard, encode_shard
 from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.reader import read_manifest, read_root
@@ -30,7 +31,6 @@ from vqgpt.tokens.store import (
     all_files,
     find_bad,
     from_document,
-    may_always_write,
     read_checked,
     shard_files,
     store_at,
