@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import OTHER_VQGAN, assert_refused, run_here
-from vqgpt.training.loggers import has_login
+from vqgpt.training.loop import has_login
 
 NOBODY = 12345  # no user has this number
 UNKNOWN = ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME", "LNAME", "USERNAME")

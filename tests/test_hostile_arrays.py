@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays_of
 
 from tests.test_fuzzed_arrays import npy, read_npz
 from vqgpt.errors import InputError
-from vqgpt.storage.untrusted import read_npy
+from vqgpt.tokens.third_party import read_npy
 from vqgpt.vqgan.checkpoint import read_remap
 
 DICT = "{'descr': %s, 'fortran_order': %s, 'shape': %s, }"

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import TINY_GPT, TINY_VQGAN, assert_refused, description, run_here, write_cache
 from tests.forked import fork_command
-from vqgpt.training.loggers import has_login, is_installed
+from vqgpt.training.loop import has_login, is_installed
 
 GPT = ["train", "--cache", "a.zarr", *TINY_GPT, "--out", "x/gpt.pt"]
 VQGAN = ["vqgan", "train", "--dataset", "digits", *TINY_VQGAN, "--size", "8", "--limit", "64", "--out", "x/vqgan.pt"]

@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.errors import InputError
-from vqgpt.storage.files import canonical_json, write_atomically
+from vqgpt.storage.files import canonical_json, check_plain, write_atomically
 from vqgpt.storage.stored_tensor import StoredTensor, check_is_file, check_stored, parse_json, read_safetensors
 from vqgpt.storage.torch_files import read_torch_file
-from vqgpt.storage.untrusted import check_plain
 
 FORMAT = "vqgpt checkpoint"
 VERSION = 1

@@ -1,8 +1,8 @@
 """Writing files so that a crash, at any instant, leaves the old file or the new one, and never a part.
 
 A link is followed before anything is written: it stays, and what it leads to is replaced. Two processes must not write
-one file at the same time: `storage.write_lock` is for that. Must not import torch: the token cache is written through
-this too.
+one file at the same time: `storage.write_lock` is for that. Values from files that anyone may have made are checked to
+be plain, and few (`check_plain`). Must not import torch: the token cache is written through this too.
 """
 
 import errno
@@ -23,6 +23,9 @@ from vqgpt.errors import InputError, MissingDataError
 PARTIAL_SUFFIX = ".partial"
 BLOCK = 2**16  # bytes
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MOST_VALUES = 2**22
+DEEPEST = 64
+LARGEST_NUMBER = 128  # bits
 
 
 class SpecialFileError(InputError):
@@ -294,3 +297,43 @@ def sha256(data: bytes) -> str:
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys and fixed white space: equal values give equal bytes."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def check_plain(content: Any) -> None:
+    """Raise ValueError, saying what there is, for more values, or deeper ones, than a checkpoint or a manifest has.
+
+    Also for numbers that do not fit elsewhere, and for strings that cannot be written as UTF-8.
+    """
+    _measure(content, 0, {})
+
+
+def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values there are, and how many levels. `known` are the containers that were met, by identity."""
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, int) and value.bit_length() > LARGEST_NUMBER:
+        raise ValueError(f"a number of {value.bit_length()} bits")
+    if not isinstance(value, dict | list | tuple):
+        return 1, 0
+    if id(value) not in known:
+        inner, values, levels = depth + 1, 1, 0
+        if inner > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} values inside one another")
+        if isinstance(value, dict):
+            for key in value:
+                _measure(key, inner, known)
+        for element in value.values() if isinstance(value, dict) else value:
+            of_element = _measure(element, inner, known)
+            values, levels = values + of_element[0], max(levels, of_element[1])
+        known[id(value)] = values, levels + 1
+    values, levels = known[id(value)]
+    if values > MOST_VALUES or depth + levels > DEEPEST:
+        raise ValueError(f"more than {MOST_VALUES} values, or {DEEPEST} of them inside one another")
+    return values, levels
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("text that is no Unicode") from None

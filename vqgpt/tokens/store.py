@@ -23,6 +23,7 @@ from vqgpt.storage.files import (
     TooLargeError,
     canonical_json,
     check_can_be_written,
+    check_plain,
     check_writable,
     links_below,
     open_regular,
@@ -31,7 +32,6 @@ from vqgpt.storage.files import (
     tidy_after_a_kill,
     write_atomically,
 )
-from vqgpt.storage.untrusted import check_plain
 from vqgpt.storage.write_lock import WriteLock, may_always_write
 from vqgpt.tokens.arrays import metadata_fault
 from vqgpt.tokens.manifest import (

@@ -3,10 +3,12 @@
     LlamaGen   NAME_codes/I.npy (1, V, T) and NAME_labels/I.npy (1,), for I from 0: image I, its V views of T tokens
     RAR        a .jsonl file: a line {"class_id": ..., "tokens": [...]} per view of an image, in no known order
 
-They say nothing else of what they are. Must not import torch.
+They say nothing else of what they are. Files of numpy are read without its parser, which raises errors of many kinds
+for a damaged header and allocates whatever the header claims. Must not import torch.
 """
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -19,8 +21,7 @@ from numpy.typing import NDArray
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
-from vqgpt.storage.files import open_regular
-from vqgpt.storage.untrusted import read_npy
+from vqgpt.storage.files import open_regular, read_regular
 
 LARGEST_FILE = 2**20  # bytes of one .npy file, or of one line
 MOST_CLASSES = 2**16
@@ -42,6 +43,14 @@ VIEWS = {
         "crop-center-hflip",
     ),
 }
+MAGIC = b"\x93NUMPY"
+BYTES_OF_LENGTH = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # of the header's length, by version
+LONGEST_HEADER = 10_000  # bytes, as in numpy
+MOST_DIMENSIONS = 32  # of numpy 1; numpy 2 has 64
+TYPE = re.compile(r"'descr'\s*:\s*'([<>|=]?[iu][1248])'")
+ORDER = re.compile(r"'fortran_order'\s*:\s*(False|True)")
+SHAPE = re.compile(r"'shape'\s*:\s*\(((?:\s*[0-9]{1,18}\s*,)*(?:\s*[0-9]{1,18})?\s*)\)")
+BETWEEN = re.compile(r"\s*\{[\s,]*\}\s*")  # what is left of a header without the three, which may come in any order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,3 +194,33 @@ def _checked(codes: NDArray[np.integer[Any]], codebook_size: int, where: str) ->
             "give the VQ-GAN that made them, with --checkpoint-vae, or its --codebook-size",
         )
     return codes.astype(np.uint16)
+
+
+def read_npy(path: Path, most: int, hint: str) -> NDArray[np.integer[Any]]:
+    """The whole numbers in an .npy file of at most `most` bytes, read-only. Nothing in the file is trusted.
+
+    Raises InputError with the hint if the file holds anything else, nothing, or columns first; and what `read_regular`
+    raises.
+    """
+    fault = InputError(f"{path} is not an .npy file of whole numbers", hint)
+    data = read_regular(path, most)
+    width = BYTES_OF_LENGTH.get(data[6:8])
+    if not data.startswith(MAGIC) or width is None:
+        raise fault
+    start = 8 + width
+    end = start + int.from_bytes(data[8:start], "little")
+    if not start < end <= min(len(data), start + LONGEST_HEADER):
+        raise fault
+    header = data[start:end].decode("latin-1")
+    types, orders, shapes = TYPE.findall(header), ORDER.findall(header), SHAPE.findall(header)
+    rest = TYPE.sub("", ORDER.sub("", SHAPE.sub("", header)))
+    if not len(types) == len(orders) == len(shapes) == 1 or not BETWEEN.fullmatch(rest):
+        raise fault
+    dtype = np.dtype(types[0])
+    shape = tuple(int(side) for side in shapes[0].split(",") if side.strip())
+    columns_first = orders[0] == "True" and len(shape) > 1
+    if columns_first or len(shape) > MOST_DIMENSIONS or 0 in shape:
+        raise fault
+    if end + math.prod(shape) * dtype.itemsize != len(data):
+        raise fault
+    return np.frombuffer(data, dtype, offset=end).reshape(shape)

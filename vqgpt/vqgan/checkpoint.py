@@ -27,7 +27,7 @@ from vqgpt.storage.checkpoint import (
 )
 from vqgpt.storage.files import read_regular
 from vqgpt.storage.stored_tensor import check_is_file
-from vqgpt.storage.untrusted import read_npy
+from vqgpt.tokens.third_party import read_npy
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, attention_levels
 from vqgpt.vqgan.third_party import ForeignVQGAN, WhichWeights, check_fits, open_foreign
