@@ -256,9 +256,7 @@ def _link(name: str, target: str) -> Link | str:
     return NO_FILE if not target or target.startswith("/") else Link(posixpath.join(posixpath.dirname(name), target))
 
 
-def _members(
-    found: Iterable[tuple[str, MemberT | Link | str]],
-) -> tuple[dict[str, MemberT], set[str], dict[str, str]]:
+def _members(found: Iterable[tuple[str, MemberT | Link | str]]) -> tuple[dict[str, MemberT], set[str], dict[str, str]]:
     """Of an archive: its files in the order of their names, its folders, and what is left out, with the reason.
 
     Raises ValueError for a name that is too long, or too deep.

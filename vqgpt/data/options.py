@@ -59,9 +59,7 @@ class PreprocessingOptions:
     """What users choose about it."""
 
     fit: Literal["crop", "stretch"] = option(
-        "crop",
-        "How an image becomes square: crop takes the centre, stretch the whole, distorted.",
-        group=IMAGES,
+        "crop", "How an image becomes square: crop takes the centre, stretch the whole, distorted.", group=IMAGES
     )
     image_channels: int | None = option(
         None, "Make images grey (1) or RGB (3) (default: the dataset's own, or the VQ-GAN's).", group=IMAGES

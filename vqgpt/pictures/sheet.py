@@ -105,10 +105,7 @@ def _fitted(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
 
 
 def comparison_sheet(
-    originals: NDArray[np.uint8],
-    reconstructions: NDArray[np.uint8],
-    captions: Sequence[str],
-    columns: int = 8,
+    originals: NDArray[np.uint8], reconstructions: NDArray[np.uint8], captions: Sequence[str], columns: int = 8
 ) -> Image.Image:
     """Originals (N, C, H, W) uint8, each row of them above their reconstructions, which have the captions."""
     columns = min(columns, len(originals))

@@ -106,9 +106,7 @@ def _read_old_layout(path: Path, file: BinaryIO) -> Any:
         if length * dtype.itemsize > path.stat().st_size:
             raise _claims_too_much(path)
         storages[key] = Storage(
-            dtype=dtype,
-            length=length,
-            read=lambda first, last: read_range(path, offsets[key] + first, last - first),
+            dtype=dtype, length=length, read=lambda first, last: read_range(path, offsets[key] + first, last - first)
         )
         return storages[key]
 

@@ -125,8 +125,7 @@ class WriteLock:
             holder = _read(descriptor)[0] or "another process"
             os.close(descriptor)
             raise InputError(
-                f"{self.path} is being written by {holder}",
-                f"wait until it is done, or stop it; or {self.elsewhere}",
+                f"{self.path} is being written by {holder}", f"wait until it is done, or stop it; or {self.elsewhere}"
             ) from None
         except OSError as error:
             os.close(descriptor)
