@@ -101,7 +101,7 @@ def open_tree(path: Path) -> FileTree:
     raise InputError(f"{path} is neither a folder nor a zip or tar file", "give one of these")
 
 
-def tell_left_out(tree: FileTree, report: Report) -> None:
+def report_left_out(tree: FileTree, report: Report) -> None:
     """A notice for each reason why something of a tree is left out: how many, and the first."""
     for reason in sorted(set(tree.left_out.values())):
         names = sorted(name for name, why in tree.left_out.items() if why == reason)

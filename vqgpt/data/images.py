@@ -34,7 +34,7 @@ def ordered_map(
 ) -> Iterator[ResultT]:
     """`map(function, items)` with up to `ahead` results made in advance by `workers` threads; with none, plain `map`.
 
-    What `function` raises is raised here, in its turn. A consumer that leaves early cancels what is waiting.
+    What `function` raises is raised here, in order. A consumer that leaves early cancels what is waiting.
     """
     if not workers:
         yield from map(function, items)
@@ -164,7 +164,7 @@ def digest(splits: dict[str, ImageSplit]) -> str:
 
 
 def hold_out(train: ImageSplit, share: float) -> tuple[ImageSplit, ImageSplit]:
-    """Divide a split in two: what is kept for training, and what `held_out_rows` says. Raises InputError as it does."""
+    """Divide a split in two: what remains for training, and what `held_out_rows` says. Raises InputError as it does."""
     held_out = held_out_rows(train.labels, share)
     return train.subset(~held_out), train.subset(held_out)
 

@@ -24,8 +24,7 @@ _WINDOWS = {
     "bottom-left": (1.0, 0.0),
     "bottom-right": (1.0, 1.0),
 }
-
-MOST_WORKERS = 16  # unless told otherwise
+MOST_WORKERS = 16  # unless an option says otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
