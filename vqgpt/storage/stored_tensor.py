@@ -104,11 +104,6 @@ class StoredTensor:
         return numbers.as_strided(self.shape, self.stride)
 
 
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The steps between the numbers of a tensor whose rows lie one after the other."""
-    return tuple(prod(shape[place + 1 :]) for place in range(len(shape)))
-
-
 def read_range(path: Path, start: int, count: int) -> Tensor:
     """`count` bytes of a file, (count,) uint8. Raises InputError if there are fewer."""
     data = torch.empty(count, dtype=torch.uint8)
@@ -172,7 +167,8 @@ def _stored_tensor(path: Path, start: int, entry: Mapping[str, Any]) -> StoredTe
         length=(last - first) // dtype.itemsize,
         read=lambda begin, end: read_range(path, start + first + begin, end - begin),
     )
-    tensor = StoredTensor(storage=storage, offset=0, shape=shape, stride=contiguous_stride(shape))
+    stride = tuple(prod(shape[place + 1 :]) for place in range(len(shape)))  # its rows lie one after the other
+    tensor = StoredTensor(storage=storage, offset=0, shape=shape, stride=stride)
     if tensor.num_bytes != last - first:
         raise ValueError(f"a tensor of shape {shape} in {last - first} bytes")
     return tensor
