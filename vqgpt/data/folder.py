@@ -70,7 +70,8 @@ def read_folder(root: Path, background: Color, report: Report) -> Listing:
                 _accept_without_classes(split, root, report)
         source = FileImages(tree, tuple(name for name, _ in labelled or rows), background)
         splits[split] = ImageSplit.whole(source, labels)
-    names_shown = [printable(name) for name in class_names] or [printable(composed(_name_of(root, outer)))]
+    name_if_flat = outer.rstrip("/") or (root.resolve().name if root.is_dir() else root.stem)
+    names_shown = [printable(name) for name in class_names or [composed(name_if_flat)]]
     _report_found(splits, names_shown, report)
     return splits, tuple(names_shown)
 
@@ -145,11 +146,6 @@ def _outer_folder(tree: FileTree, names: list[str]) -> str:
         return ""
     (top,) = tops
     return "" if top.lower() in SPLIT_NAMES else f"{top}/"
-
-
-def _name_of(root: Path, outer: str) -> str:
-    """What to call the one class of a flat folder."""
-    return outer.rstrip("/") or (root.resolve().name if root.is_dir() else root.stem)
 
 
 def _accept_without_classes(split: str, root: Path, report: Report) -> None:

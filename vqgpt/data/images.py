@@ -29,29 +29,6 @@ MOST_BROKEN = 0.01  # share of the images that may be left out
 FILES_AHEAD_PER_WORKER = 8
 
 
-def ordered_map(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, ahead: int
-) -> Iterator[ResultT]:
-    """`map(function, items)` with up to `ahead` results made in advance by `workers` threads; with none, plain `map`.
-
-    What `function` raises is raised here, in order. A consumer that leaves early cancels what is waiting.
-    """
-    if not workers:
-        yield from map(function, items)
-        return
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    waiting: deque[Future[ResultT]] = deque()
-    try:
-        for item in items:
-            waiting.append(executor.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 class ArrayImages:
     """Images that are in memory: (N, H, W) or (N, H, W, 3) uint8."""
 
@@ -244,3 +221,26 @@ def _report_broken(skipped: list[tuple[str, str]], total: int, report: Report) -
     if len(skipped) > MOST_BROKEN * total:
         raise InputError(f"{number}, more than 1 %: {some}", "replace or remove them")
     report(Notice(text=f"{number} and left out: {some}"))
+
+
+def ordered_map(
+    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, ahead: int
+) -> Iterator[ResultT]:
+    """`map(function, items)` with up to `ahead` results made in advance by `workers` threads; with none, plain `map`.
+
+    What `function` raises is raised here, in order. A consumer that leaves early cancels what is waiting.
+    """
+    if not workers:
+        yield from map(function, items)
+        return
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="images")
+    waiting: deque[Future[ResultT]] = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)

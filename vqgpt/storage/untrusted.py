@@ -51,9 +51,8 @@ def read_npy(path: Path, most: int, hint: str) -> NDArray[np.integer[Any]]:
     dtype = np.dtype(types[0])
     shape = tuple(int(side) for side in shapes[0].split(",") if side.strip())
     columns_first = orders[0] == "True" and len(shape) > 1
-    if columns_first or len(shape) > MOST_DIMENSIONS or 0 in shape:
-        raise fault
-    if end + math.prod(shape) * dtype.itemsize != len(data):
+    is_whole = end + math.prod(shape) * dtype.itemsize == len(data)
+    if columns_first or len(shape) > MOST_DIMENSIONS or 0 in shape or not is_whole:
         raise fault
     return np.frombuffer(data, dtype, offset=end).reshape(shape)
 
@@ -69,7 +68,10 @@ def check_plain(content: Any) -> None:
 def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """How many values there are, and how many levels. `known` are the containers that were met, by identity."""
     if isinstance(value, str):
-        _check_text(value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("text that is no Unicode") from None
     elif isinstance(value, int) and value.bit_length() > LARGEST_NUMBER:
         raise ValueError(f"a number of {value.bit_length()} bits")
     if not isinstance(value, dict | list | tuple):
@@ -89,10 +91,3 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple
     if values > MOST_VALUES or depth + levels > DEEPEST:
         raise ValueError(f"more than {MOST_VALUES} values, or {DEEPEST} of them inside one another")
     return values, levels
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("text that is no Unicode") from None
