@@ -164,7 +164,7 @@ def read_tensors(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
     Raises InputError if they are damaged, or claim to be more than the file can hold.
     """
-    check_stored(dict(_stored_in(content)), path)
+    check_stored(_stored_in(content), path)
     loaded = _loaded(content, "", path)
     if path.suffix == SAFETENSORS:
         tensors = {**loaded["model"], **{name: value for name, value in loaded.items() if isinstance(value, Tensor)}}
@@ -175,6 +175,7 @@ def read_tensors(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _stored_in(value: Any, place: str = "") -> Iterator[tuple[str, StoredTensor]]:
+    """Each stored tensor, as often as it is there, with its place; keys with dots give several one place."""
     if isinstance(value, StoredTensor):
         yield place, value
     elif isinstance(value, dict):

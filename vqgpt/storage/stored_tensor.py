@@ -10,7 +10,7 @@ tokens.
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -114,15 +114,17 @@ def read_range(path: Path, start: int, count: int) -> Tensor:
     return data
 
 
-def check_stored(tensors: Mapping[str, StoredTensor], path: Path) -> None:
-    """Raise InputError if tensors, by name, claim to be more than the file can hold: before any of them is read."""
-    for name, tensor in tensors.items():
+def check_stored(tensors: Iterable[tuple[str, StoredTensor]], path: Path) -> None:
+    """Raise InputError if tensors, with their names, claim to be more than the file can hold: before any is read."""
+    num_bytes = 0
+    for name, tensor in tensors:
+        num_bytes += tensor.num_bytes
         if not tensor.complete:
             raise InputError(
                 f"{path}: {name} claims more numbers ({' x '.join(map(str, tensor.shape))}) than are stored",
                 "get the file again, from its author",
             )
-    if sum(tensor.num_bytes for tensor in tensors.values()) > path.stat().st_size:
+    if num_bytes > path.stat().st_size:
         raise InputError(f"{path}: the weights claim to be larger than the file", "get the file again")
 
 
