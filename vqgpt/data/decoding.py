@@ -42,10 +42,16 @@ def decode(data: bytes, background: tuple[int, int, int]) -> Image.Image:
 
     Of several frames or pages, the first. Raises BrokenImageError.
     """
-    with _explained():
+    try:
         image = Image.open(io.BytesIO(without_metadata(data)), formats=FORMATS)
         with LARGE_IMAGES if image.width * image.height > LARGE else contextlib.nullcontext():
             return _to_grey_or_rgb(_to_eight_bits(image), background)
+    except BrokenImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BrokenImageError(f"not an image in a format of {', '.join(FORMATS)}") from None
+    except Exception as error:  # hostile and damaged files make PIL raise almost anything
+        raise BrokenImageError(str(error) or type(error).__name__) from None
 
 
 @contextlib.contextmanager
@@ -54,19 +60,6 @@ def no_decoder_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Whatever goes wrong inside is the file's fault: hostile and damaged ones make PIL raise almost anything."""
-    try:
-        yield
-    except BrokenImageError:
-        raise
-    except UnidentifiedImageError:
-        raise BrokenImageError(f"not an image in a format of {', '.join(FORMATS)}") from None
-    except Exception as error:
-        raise BrokenImageError(str(error) or type(error).__name__) from None
 
 
 def _to_eight_bits(image: ImageFile.ImageFile) -> Image.Image:
