@@ -17,7 +17,8 @@ import vqgpt.api.sources
 import vqgpt.api.tokenize
 import vqgpt.api.train
 import vqgpt.api.train_vqgan
-import vqgpt.evaluation.metrics
+import vqgpt.evaluation.likelihood
+import vqgpt.evaluation.reconstruction
 import vqgpt.tokens.third_party
 from vqgpt.kernels.build import compiled_library
 

@@ -54,9 +54,9 @@ def accept(monkeypatch, name, contents):
 
 def test_single_files_may_have_been_packed_again(tmp_path):
     write_mnist(tmp_path, packed=True)
-    told = []
-    assert len(read("mnist", tmp_path, report=told.append).splits["train"]) == 30
-    assert any(FILES["mnist"][0].md5 in event.text for event in told)
+    events = []
+    assert len(read("mnist", tmp_path, report=events.append).splits["train"]) == 30
+    assert any(FILES["mnist"][0].md5 in event.text for event in events)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -318,16 +318,16 @@ def test_a_damaged_devkit_and_damaged_lists_are_named(tmp_path):
 
 def test_what_is_only_a_part_is_told(tmp_path):
     write_mnist(tmp_path)
-    told = []
-    read("mnist", tmp_path, report=told.append)
-    assert Notice(text="mnist train has 30 images here, 60,000 as published") in told
+    events = []
+    read("mnist", tmp_path, report=events.append)
+    assert Notice(text="mnist train has 30 images here, 60,000 as published") in events
 
 
 def test_licences_that_forbid_commercial_use_are_shown(tmp_path):
     write_tree(tmp_path, dtd_files())
-    told = []
-    read("dtd", tmp_path, report=told.append)
-    assert Notice(text="licence of dtd: research only") in told
+    events = []
+    read("dtd", tmp_path, report=events.append)
+    assert Notice(text="licence of dtd: research only") in events
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real images are not at hand")

@@ -1,4 +1,4 @@
-"""What lies among the user's own images and is none of them is left out and told; classes keep their numbers."""
+"""What lies among the user's own images and is none of them is left out and reported; classes keep their numbers."""
 
 import io
 import os
@@ -21,11 +21,11 @@ IMAGE = image_bytes((255, 0, 0))
 PETS = {f"{name}/{number}.png": IMAGE for name in ("cat", "dog") for number in (1, 2)}
 
 
-def told_by(root, **options):
+def read_with_notices(root, **options):
     """The dataset, and the texts of all notices."""
-    told = []
-    found = read(root, told.append, **options)
-    return found, [event.text for event in told if isinstance(event, Notice)]
+    events = []
+    found = read(root, events.append, **options)
+    return found, [event.text for event in events if isinstance(event, Notice)]
 
 
 def packed(folder, kind, files, folders=()):
@@ -75,20 +75,20 @@ def packed(folder, kind, files, folders=()):
     ],
 )
 def test_folders_of_other_programs_are_left_out_and_told(tmp_path, kind, name):
-    found, told = told_by(packed(tmp_path, kind, PETS | {name: IMAGE}))
+    found, notices = read_with_notices(packed(tmp_path, kind, PETS | {name: IMAGE}))
     assert found.class_names == ("cat", "dog")
     assert sum(map(len, found.splits.values())) == 4
     parts = name.split("/")
     first = next(place for place in range(1, len(parts) + 1) if "/".join(parts[:place]) not in ("cat", "cat/deep"))
-    (line,) = [line for line in told if "left out" in line]
+    (line,) = [line for line in notices if "left out" in line]
     assert line.startswith("1 file or folder is left out")
     assert line.endswith("/".join(parts[:first]) + ")")
 
 
 def test_what_is_beside_the_images_and_no_image_is_not_hidden_news(tmp_path):
     strays = dict.fromkeys((".DS_Store", "cat/.DS_Store"), b"x")
-    _, told = told_by(write_tree(tmp_path, PETS | strays))
-    assert not any("left out" in line for line in told)
+    _, notices = read_with_notices(write_tree(tmp_path, PETS | strays))
+    assert not any("left out" in line for line in notices)
 
 
 def test_links_that_lead_nowhere_and_special_files_are_told(tmp_path):
@@ -102,10 +102,11 @@ def test_links_that_lead_nowhere_and_special_files_are_told(tmp_path):
     os.mkfifo(tmp_path / "dog/pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s.png"))
-    found, told = told_by(tmp_path)
+    found, notices = read_with_notices(tmp_path)
     assert sum(map(len, found.splits.values())) == 4
     nowhere, special, circle = (
-        [line for line in told if words in line] for words in ("lead to nothing", "neither files", "that they lie in")
+        [line for line in notices if words in line]
+        for words in ("lead to nothing", "neither files", "that they lie in")
     )
     assert nowhere == [line for line in nowhere if line.startswith("19 files or folders are left out")] != []
     assert str(tmp_path / "bird") in nowhere[0]
@@ -129,11 +130,11 @@ def test_links_inside_tar_files_are_followed_or_told(tmp_path):
             member.type, member.linkname = kind, target
             tar.addfile(member)
     (tmp_path / "a.tar").write_bytes(buffer.getvalue())
-    found, told = told_by(tmp_path / "a.tar")
+    found, notices = read_with_notices(tmp_path / "a.tar")
     assert sum(map(len, found.splits.values())) == 7
     assert all(open_tree(tmp_path / "a.tar").read(f"cat/{number}.png") == IMAGE for number in (3, 4, 5))
-    assert any(line.startswith("3 files or folders") and "a.tar/cat/6.png" in line for line in told)
-    assert any(line.startswith("1 file or folder") and "a.tar/cat/9.png" in line for line in told)
+    assert any(line.startswith("3 files or folders") and "a.tar/cat/6.png" in line for line in notices)
+    assert any(line.startswith("1 file or folder") and "a.tar/cat/9.png" in line for line in notices)
 
 
 def test_links_inside_zip_files_are_followed_or_told(tmp_path):
@@ -153,10 +154,10 @@ def test_links_inside_zip_files_are_followed_or_told(tmp_path):
             link = zipfile.ZipInfo(name)
             link.external_attr = (stat.S_IFLNK | 0o777) << 16
             archive.writestr(link, target)
-    found, told = told_by(tmp_path / "a.zip")
+    found, notices = read_with_notices(tmp_path / "a.zip")
     assert sum(map(len, found.splits.values())) == 7
     assert found.class_names == ("cat", "dog")
-    assert any(line.startswith("5 files or folders are left out: links that lead to no file") for line in told)
+    assert any(line.startswith("5 files or folders are left out: links that lead to no file") for line in notices)
 
 
 def test_an_encrypted_zip_file_is_called_so(tmp_path):
@@ -172,26 +173,30 @@ def test_an_encrypted_zip_file_is_called_so(tmp_path):
 def test_an_empty_class_folder_keeps_its_number(tmp_path, kind, split):
     files = {f"{split}{name}": data for name, data in PETS.items()} | {f"{split}ant/notes.txt": b"x"}
     root = packed(tmp_path, kind, files, [f"{split}bird"])
-    found, told = told_by(root)
+    found, notices = read_with_notices(root)
     assert found.class_names == ("ant", "bird", "cat", "dog")
-    assert any(line.startswith("2 folders have no images") and line.endswith(f"{split}ant)") for line in told)
-    assert "no training image has the label 'ant', 'bird'" in told
+    assert any(line.startswith("2 folders have no images") and line.endswith(f"{split}ant)") for line in notices)
+    assert "no training image has the label 'ant', 'bird'" in notices
     if kind == "folder":
         images = import_torchvision("datasets").ImageFolder(root / split, allow_empty=True)
         assert tuple(images.classes) == found.class_names
 
 
 def test_an_empty_folder_is_no_class_of_flat_images_and_no_wrapper(tmp_path):
-    flat, told = told_by(packed(tmp_path / "a", "folder", {f"{number}.png": IMAGE for number in range(3)}, ["empty"]))
+    flat, notices = read_with_notices(
+        packed(tmp_path / "a", "folder", {f"{number}.png": IMAGE for number in range(3)}, ["empty"])
+    )
     assert flat.class_names == ("all",)
-    assert any("1 folder has no images" in line for line in told)
-    nested, _ = told_by(packed(tmp_path / "b", "folder", {"cat/a/1.png": IMAGE, "cat/b/1.png": IMAGE}, ["dog"]))
+    assert any("1 folder has no images" in line for line in notices)
+    nested, _ = read_with_notices(
+        packed(tmp_path / "b", "folder", {"cat/a/1.png": IMAGE, "cat/b/1.png": IMAGE}, ["dog"])
+    )
     assert nested.class_names == ("cat", "dog")
-    wrapped, told = told_by(
+    wrapped, notices = read_with_notices(
         packed(tmp_path / "c", "zip", {f"pets/{name}": IMAGE for name in PETS} | {"doc/a.txt": b""})
     )
     assert wrapped.class_names == ("cat", "dog")
-    assert any("all.zip/doc" in line for line in told)
+    assert any("all.zip/doc" in line for line in notices)
 
 
 def test_classes_that_no_training_image_has_are_told(tmp_path):
@@ -199,15 +204,17 @@ def test_classes_that_no_training_image_has_are_told(tmp_path):
         "val/bird/1.png": IMAGE,
         "val/cat/1.png": IMAGE,
     }
-    found, told = told_by(write_tree(tmp_path / "a", files))
+    found, notices = read_with_notices(write_tree(tmp_path / "a", files))
     assert found.class_names == ("bird", "cat")
-    assert "no training image has the label 'bird'" in told
+    assert "no training image has the label 'bird'" in notices
     files = {f"cat/{number}.png": IMAGE for number in range(200)} | {"dog/1.png": b""}
-    found, told = told_by(write_tree(tmp_path / "b", files), on_error="skip")
+    found, notices = read_with_notices(write_tree(tmp_path / "b", files), on_error="skip")
     assert found.class_names == ("cat", "dog")
-    assert "no training image has the label 'dog'" in told
-    _, told = told_by(write_tree(tmp_path / "c", {f"{name}/1.png": IMAGE for name in "abcd"}), val_split=0.5)
-    assert "no training image has the label 'b', 'd'" in told
+    assert "no training image has the label 'dog'" in notices
+    _, notices = read_with_notices(
+        write_tree(tmp_path / "c", {f"{name}/1.png": IMAGE for name in "abcd"}), val_split=0.5
+    )
+    assert "no training image has the label 'b', 'd'" in notices
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

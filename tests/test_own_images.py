@@ -41,15 +41,15 @@ def contents(dataset):
 def test_class_folders_are_sorted_and_deep_files_belong_to_them(tmp_path):
     image = image_bytes(RED)
     write_tree(tmp_path, {"dog/1.png": image, "cat/b/2.PNG": image, "cat/a.jpeg": image, "dog/notes.txt": b"x"})
-    told = []
-    found = read(tmp_path, told.append, val_split=0.5)
+    events = []
+    found = read(tmp_path, events.append, val_split=0.5)
     assert found.class_names == ("cat", "dog")
     assert sorted(itertools.chain.from_iterable(contents(found).values())) == [
         ("cat", "cat/a.jpeg"),
         ("cat", "cat/b/2.PNG"),
         ("dog", "dog/1.png"),
     ]
-    assert any(".txt" in event.text for event in told if isinstance(event, Notice))
+    assert any(".txt" in event.text for event in events if isinstance(event, Notice))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -57,11 +57,11 @@ def test_one_folder_around_everything_does_not_count(tmp_path, packed):
     files = {f"pets/{name}/{n}.png": image_bytes(RED) for name in ("cat", "dog") for n in (1, 2)}
     files["cover.jpg"] = image_bytes(RED, "JPEG")
     (tmp_path / "pets.zip").write_bytes(zip_bytes(files))
-    told = []
-    found = read(tmp_path / "pets.zip" if packed else write_tree(tmp_path / "all", files), told.append)
+    events = []
+    found = read(tmp_path / "pets.zip" if packed else write_tree(tmp_path / "all", files), events.append)
     assert found.class_names == ("cat", "dog")
-    assert any("cover.jpg" in event.text for event in told if isinstance(event, Notice))
-    assert Notice(text="images: 4 in train; 2 classes (cat, dog)") in told
+    assert any("cover.jpg" in event.text for event in events if isinstance(event, Notice))
+    assert Notice(text="images: 4 in train; 2 classes (cat, dog)") in events
 
 
 def test_names_that_windows_wrote_into_zips(tmp_path):
@@ -103,11 +103,11 @@ def test_train_and_val_folders_are_splits(tmp_path, names):
     train, held_out = names
     image = image_bytes(RED)
     files = {f"{train}/a/1.png": image, f"{train}/b/1.png": image, f"{held_out}/b/9.png": image, "extra/1.png": image}
-    told = []
-    found = contents(read(write_tree(tmp_path, files), told.append))
+    events = []
+    found = contents(read(write_tree(tmp_path, files), events.append))
     assert found["train"] == [("a", f"{train}/a/1.png"), ("b", f"{train}/b/1.png")]
     assert list(found.values())[1] == [("b", f"{held_out}/b/9.png")]
-    assert any("extra/1.png" in event.text for event in told if isinstance(event, Notice))
+    assert any("extra/1.png" in event.text for event in events if isinstance(event, Notice))
 
 
 def test_a_class_may_be_called_train_and_a_test_folder_may_be_flat(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from tests.conftest import assert_refused, run_here
 from tests.peer_checkpoints import taming_state
 from vqgpt.errors import InputError
+from vqgpt.storage.checkpoint import read_checkpoint_file, read_tensors
 from vqgpt.storage.stored_tensor import StoredTensor
 from vqgpt.storage.torch_files import read_torch_file
 
@@ -166,6 +167,13 @@ def test_dicts_that_are_met_in_many_places_count_in_each(here):
         inner = dict.fromkeys((f"k{index}" for index in range(300)), inner)
     torch.save(inner, "bad.ckpt")
     assert_refused(run_here("vqgan", "info", "bad.ckpt"), 3, "no VQ-GAN")
+
+
+def test_tensors_whose_places_read_alike_count_each(here):
+    shared = torch.zeros(10_000)
+    torch.save({"a.b.c": shared, "a.b": {"c": shared}, "a": {"b.c": shared, "b": {"c": shared}}}, "bad.ckpt")
+    with pytest.raises(InputError, match="claim to be larger"):
+        read_tensors(read_checkpoint_file(Path("bad.ckpt")), Path("bad.ckpt"))
 
 
 @pytest.mark.timeout(60)

@@ -28,7 +28,7 @@ from vqgpt.storage.files import write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer
 
 if TYPE_CHECKING:
-    from vqgpt.evaluation.metrics import Columns
+    from vqgpt.evaluation.likelihood import Columns
     from vqgpt.tokens import Description, TokenCache
 
 SHOWN_NAMES = 5
@@ -67,7 +67,7 @@ class ScoreConfig:
 def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Tell how likely a GPT finds every row of a token cache."""
     from vqgpt.api.sources import check_heads, find_gpt, tell_if_unknown
-    from vqgpt.evaluation.metrics import score, summary
+    from vqgpt.evaluation.likelihood import score, summary
     from vqgpt.gpt.checkpoint import load_gpt
     from vqgpt.runtime.device import resolve_precision, select_device
     from vqgpt.tokens import TokenCache

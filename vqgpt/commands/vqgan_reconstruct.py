@@ -21,7 +21,7 @@ def run(config: ReconstructConfig, flags: Flags, report: Report) -> Mapping[str,
     from vqgpt.api.tokenize import image_size, preprocessing_for
     from vqgpt.data.preparing import load_tensor
     from vqgpt.data.reading import check_options, read_dataset
-    from vqgpt.evaluation.metrics import reconstruction_figures
+    from vqgpt.evaluation.reconstruction import reconstruction_figures
     from vqgpt.pictures.sheet import reconstruction_panel
     from vqgpt.runtime.device import autocast, select_device
     from vqgpt.vqgan.checkpoint import load_vqgan

@@ -12,60 +12,20 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngStream
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-FRAME = struct.Struct(">I4s")  # of a chunk: length and kind; then come its content, and four bytes of checksum
-TRANSPARENCY = b"tRNS"
-EXIF = b"eXIf"  # tells the rotation
-TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
-ROTATION = {b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif"}  # keywords of texts in which Pillow looks for it
+Image.init()  # otherwise Pillow knows only some formats, until it has met a file of none
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262  # tags
 GREY_MODES = ("1", "L", "LA", "La")
 LARGE = 40_000_000  # pixels; larger images are decoded one at a time, whatever the number of threads
 LARGE_IMAGES = threading.Lock()
 
-
-def without_metadata(data: bytes) -> bytes:
-    """A PNG file of the first picture alone, with what may tell its rotation; other bytes as is.
-
-    Pillow unpacks colour profiles, texts and the like, and refuses an image for one that is larger than 1 MiB. It also
-    does for a damaged one, and for damage in the frames that come after the first picture.
-    """
-    if not data.startswith(SIGNATURE):
-        return data
-    view, kept, position = memoryview(data), [memoryview(SIGNATURE)], len(SIGNATURE)
-    pillow = PngStream(io.BytesIO())
-    while position + FRAME.size <= len(data):
-        length, kind = FRAME.unpack_from(data, position)
-        end = position + FRAME.size + length + 4
-        if end > len(data):
-            break
-        if _is_needed(kind, view[position + FRAME.size : end - 4], view[end - 4 : end], pillow):
-            kept.append(view[position:end])
-        position = end
-    return b"".join([*kept, view[position:]])
-
-
-def _is_needed(kind: bytes, content: memoryview, checksum: memoryview, pillow: PngStream) -> bool:
-    if kind == EXIF or kind in TEXTS:
-        is_whole = zlib.crc32(content, zlib.crc32(kind)) == int.from_bytes(checksum)
-        keyword = bytes(content[:80]).partition(b"\0")[0]
-        return is_whole and (kind == EXIF or (keyword in ROTATION and _takes(pillow, kind, content)))
-    return kind[:1].isupper() or not kind.isalpha() or kind == TRANSPARENCY
-
-
-def _takes(pillow: PngStream, kind: bytes, content: memoryview) -> bool:
-    """True if Pillow takes a text after those that it took; it unpacks 1 MiB of each at most."""
-    pillow.fp = io.BytesIO(content)
-    try:
-        pillow.call(kind, 0, len(content))
-    except (ValueError, SyntaxError):
-        return False
-    return True
-
-
-Image.init()  # otherwise Pillow knows only some of them, until it has met a file of none
-TIFF_BITS, TIFF_PHOTOMETRIC = 258, 262  # tags
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FRAME = struct.Struct(">I4s")  # of a chunk: length and kind; then come its content, and four bytes of checksum
+TRANSPARENCY = b"tRNS"
+EXIF = b"eXIf"  # has the rotation
+TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+ROTATION = {b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif"}  # keywords of texts in which Pillow looks for it
 
 
 class BrokenImageError(Exception):
@@ -82,10 +42,16 @@ def decode(data: bytes, background: tuple[int, int, int]) -> Image.Image:
 
     Of several frames or pages, the first. Raises BrokenImageError.
     """
-    with _explained():
+    try:
         image = Image.open(io.BytesIO(without_metadata(data)), formats=FORMATS)
         with LARGE_IMAGES if image.width * image.height > LARGE else contextlib.nullcontext():
             return _to_grey_or_rgb(_to_eight_bits(image), background)
+    except BrokenImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BrokenImageError(f"not an image in a format of {', '.join(FORMATS)}") from None
+    except Exception as error:  # hostile and damaged files make PIL raise almost anything
+        raise BrokenImageError(str(error) or type(error).__name__) from None
 
 
 @contextlib.contextmanager
@@ -94,19 +60,6 @@ def no_decoder_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Whatever goes wrong inside is the file's fault: hostile and damaged ones make PIL raise almost anything."""
-    try:
-        yield
-    except BrokenImageError:
-        raise
-    except UnidentifiedImageError:
-        raise BrokenImageError(f"not an image in a format of {', '.join(FORMATS)}") from None
-    except Exception as error:
-        raise BrokenImageError(str(error) or type(error).__name__) from None
 
 
 def _to_eight_bits(image: ImageFile.ImageFile) -> Image.Image:
@@ -142,3 +95,42 @@ def _to_grey_or_rgb(image: Image.Image, background: tuple[int, int, int]) -> Ima
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
         grey = grey and len(set(background)) == 1
     return image.convert("L" if grey else "RGB")
+
+
+def without_metadata(data: bytes) -> bytes:
+    """A PNG file of the first picture alone, with what may hold its rotation; other bytes as is.
+
+    Pillow unpacks colour profiles, texts and the like, and refuses an image for one that is larger than 1 MiB. It also
+    does for a damaged one, and for damage in the frames that come after the first picture.
+    """
+    if not data.startswith(SIGNATURE):
+        return data
+    view, chunks, position = memoryview(data), [memoryview(SIGNATURE)], len(SIGNATURE)
+    pillow = PngStream(io.BytesIO())
+    while position + FRAME.size <= len(data):
+        length, kind = FRAME.unpack_from(data, position)
+        end = position + FRAME.size + length + 4
+        if end > len(data):
+            break
+        if _is_needed(kind, view[position + FRAME.size : end - 4], view[end - 4 : end], pillow):
+            chunks.append(view[position:end])
+        position = end
+    return b"".join([*chunks, view[position:]])
+
+
+def _is_needed(kind: bytes, content: memoryview, checksum: memoryview, pillow: PngStream) -> bool:
+    if kind == EXIF or kind in TEXTS:
+        is_whole = zlib.crc32(content, zlib.crc32(kind)) == int.from_bytes(checksum)
+        keyword = bytes(content[:80]).partition(b"\0")[0]
+        return is_whole and (kind == EXIF or (keyword in ROTATION and _takes(pillow, kind, content)))
+    return kind[:1].isupper() or not kind.isalpha() or kind == TRANSPARENCY
+
+
+def _takes(pillow: PngStream, kind: bytes, content: memoryview) -> bool:
+    """True if Pillow takes a text after those that it took; it unpacks 1 MiB of each at most."""
+    pillow.fp = io.BytesIO(content)
+    try:
+        pillow.call(kind, 0, len(content))
+    except (ValueError, SyntaxError):
+        return False
+    return True

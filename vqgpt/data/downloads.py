@@ -172,7 +172,7 @@ def md5_of(path: Path) -> str:
 def check_digest(file: RemoteFile, root: Path, report: Report) -> None:
     """Raise InputError if an archive that was put there is not the published one.
 
-    A single packed file may have been packed again: that is told, and its content is judged by its reader.
+    A single packed file may have been packed again: a notice says so, and its reader judges its content.
     """
     found = md5_of(root / file.path)
     difference = f"{root / file.path} is not the published file (md5 {found}, not {file.md5})"

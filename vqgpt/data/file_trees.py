@@ -101,7 +101,7 @@ def open_tree(path: Path) -> FileTree:
     raise InputError(f"{path} is neither a folder nor a zip or tar file", "give one of these")
 
 
-def tell_left_out(tree: FileTree, report: Report) -> None:
+def report_left_out(tree: FileTree, report: Report) -> None:
     """A notice for each reason why something of a tree is left out: how many, and the first."""
     for reason in sorted(set(tree.left_out.values())):
         names = sorted(name for name, why in tree.left_out.items() if why == reason)
@@ -256,9 +256,7 @@ def _link(name: str, target: str) -> Link | str:
     return NO_FILE if not target or target.startswith("/") else Link(posixpath.join(posixpath.dirname(name), target))
 
 
-def _members(
-    found: Iterable[tuple[str, MemberT | Link | str]],
-) -> tuple[dict[str, MemberT], set[str], dict[str, str]]:
+def _members(found: Iterable[tuple[str, MemberT | Link | str]]) -> tuple[dict[str, MemberT], set[str], dict[str, str]]:
     """Of an archive: its files in the order of their names, its folders, and what is left out, with the reason.
 
     Raises ValueError for a name that is too long, or too deep.

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vqgpt.data.decoding import SUFFIXES, is_image_name
-from vqgpt.data.file_trees import FileTree, is_hidden, open_tree, tell_left_out
+from vqgpt.data.file_trees import FileTree, is_hidden, open_tree, report_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.data.listings import Color, Listing
 from vqgpt.errors import InputError, composed, printable
@@ -35,19 +35,19 @@ FLAT = ""  # stands for the class folder of images that are in none
 
 
 def read_folder(root: Path, background: Color, report: Report) -> Listing:
-    """The images below `root`, in the order of their names. What is left out is told.
+    """The images below `root`, in the order of their names. What is left out is reported.
 
     Classes are numbered as torchvision's ImageFolder numbers them: in the order of their folders' names as they are
     stored, those without images too. Raises InputError if there are no images, or none to train on, or if two folders
     of a split have names that look the same.
     """
     tree = open_tree(root)
-    tell_left_out(tree, report)
+    report_left_out(tree, report)
     names = [name for name in tree.sizes if is_image_name(name)]
     if not names:
         raise InputError(f"there are no images in {root}", f"give a folder with files of {' '.join(SUFFIXES)}")
-    _tell_of_other_files(tree, report)
-    _tell_of_folders_without_images(tree, names, report)
+    _report_other_files(tree, report)
+    _report_folders_without_images(tree, names, report)
     outer = _outer_folder(tree, names)
     has_splits = _has_splits(names, outer, root)
     by_split = _by_split(names, outer, has_splits, root, report)
@@ -62,16 +62,17 @@ def read_folder(root: Path, background: Color, report: Report) -> Listing:
         labelled = [(name, label) for name, label in rows if label != FLAT]
         if labelled and len(labelled) < len(rows):
             flat = next(name for name, label in rows if label == FLAT)
-            _tell_left_out(len(rows) - len(labelled), tree.path / flat, "in no class folder", report)
+            _report_left_out_images(len(rows) - len(labelled), tree.path / flat, "in no class folder", report)
         labels = np.array([label_of[composed(label)] for _, label in labelled], dtype=np.int64)
-        if not labelled and class_names:
-            _accept_without_classes(split, root, report)
         if not labelled:
             labels = np.full(len(rows), -1 if class_names else 0)
+            if class_names:
+                _accept_without_classes(split, root, report)
         source = FileImages(tree, tuple(name for name, _ in labelled or rows), background)
         splits[split] = ImageSplit.whole(source, labels)
-    names_shown = [printable(name) for name in class_names] or [printable(composed(_name_of(root, outer)))]
-    _tell_what_was_found(splits, names_shown, report)
+    name_if_flat = outer.rstrip("/") or (root.resolve().name if root.is_dir() else root.stem)
+    names_shown = [printable(name) for name in class_names or [composed(name_if_flat)]]
+    _report_found(splits, names_shown, report)
     return splits, tuple(names_shown)
 
 
@@ -101,7 +102,7 @@ def _by_split(
         else:
             left_out.append(name)
     if left_out:
-        _tell_left_out(len(left_out), root / left_out[0], "neither in train nor in val or test", report)
+        _report_left_out_images(len(left_out), root / left_out[0], "neither in train nor in val or test", report)
     return {split: by_split[split] for split in ("train", "val", "test") if split in by_split}
 
 
@@ -147,11 +148,6 @@ def _outer_folder(tree: FileTree, names: list[str]) -> str:
     return "" if top.lower() in SPLIT_NAMES else f"{top}/"
 
 
-def _name_of(root: Path, outer: str) -> str:
-    """What to call the one class of a flat folder."""
-    return outer.rstrip("/") or (root.resolve().name if root.is_dir() else root.stem)
-
-
 def _accept_without_classes(split: str, root: Path, report: Report) -> None:
     """Images to test on may have no classes where others have; those to train on may not."""
     if split == "train":
@@ -161,14 +157,14 @@ def _accept_without_classes(split: str, root: Path, report: Report) -> None:
     report(Notice(text=f"split {split} has no class folders: its images have no class"))
 
 
-def _tell_what_was_found(splits: dict[str, ImageSplit], class_names: list[str], report: Report) -> None:
+def _report_found(splits: dict[str, ImageSplit], class_names: list[str], report: Report) -> None:
     counts = ", ".join(f"{len(split):,} in {name}" for name, split in splits.items())
     shown = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
     kinds = f"{len(class_names):,} class{'es'[: 2 * (len(class_names) > 1)]} ({shown})"
     report(Notice(text=f"images: {counts}; {kinds}"))
 
 
-def _tell_of_folders_without_images(tree: FileTree, names: list[str], report: Report) -> None:
+def _report_folders_without_images(tree: FileTree, names: list[str], report: Report) -> None:
     holding = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
     with_images = {"", *(str(folder) for path in holding for folder in (path, *path.parents))}
     without = sorted(tree.folders - with_images)
@@ -179,12 +175,12 @@ def _tell_of_folders_without_images(tree: FileTree, names: list[str], report: Re
         report(Notice(text=f"{number} no images (the first: {first})"))
 
 
-def _tell_left_out(count: int, example: Path, why: str, report: Report) -> None:
+def _report_left_out_images(count: int, example: Path, why: str, report: Report) -> None:
     number = f"{count:,} images are" if count > 1 else "1 image is"
     report(Notice(text=f"{number} left out: {why} (the first: {printable(str(example))})"))
 
 
-def _tell_of_other_files(tree: FileTree, report: Report) -> None:
+def _report_other_files(tree: FileTree, report: Report) -> None:
     """A file that is no image may be one in a format that we do not read: say so."""
     suffixes = Counter(PurePosixPath(name).suffix.lower() or "none" for name in tree.sizes if not is_image_name(name))
     if suffixes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,43 +27,6 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 MOST_BROKEN = 0.01  # share of the images that may be left out
 FILES_AHEAD_PER_WORKER = 8
-
-
-def ordered_map(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, ahead: int
-) -> Iterator[ResultT]:
-    """`map(function, items)` with up to `ahead` results made in advance by `workers` threads; with none, plain `map`.
-
-    What `function` raises is raised here, in its turn. A consumer that leaves early cancels what is waiting.
-    """
-    if not workers:
-        yield from map(function, items)
-        return
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    waiting: deque[Future[ResultT]] = deque()
-    try:
-        for item in items:
-            waiting.append(executor.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-class ImageSource(Protocol):
-    """Images by their number, in the order of the dataset's own files."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int) -> Image.Image:
-        """One image, grey ("L") or "RGB". Raises InputError, naming it, if it is broken, else OSError."""
-        ...
-
-    def digest_parts(self) -> Iterator[bytes]:
-        """Bytes that differ if the source differs."""
-        ...
 
 
 class ArrayImages:
@@ -97,15 +60,11 @@ class FileImages:
         return len(self.names)
 
     def image(self, index: int) -> Image.Image:
-        """One image, read and decoded now."""
+        """One image, grey ("L") or "RGB", read and decoded now. Raises OSError, and InputError if it is broken."""
         try:
-            return self.decoded(self.tree.read(self.names[index]))
+            return decode(self.tree.read(self.names[index]), self.background)
         except BrokenImageError as error:
             raise self.broken(index, str(error)) from None
-
-    def decoded(self, data: bytes) -> Image.Image:
-        """The image in a file's bytes. Raises BrokenImageError."""
-        return decode(data, self.background)
 
     def broken(self, index: int, fault: str) -> InputError:
         """The error that names a broken image."""
@@ -115,6 +74,9 @@ class FileImages:
     def digest_parts(self) -> Iterator[bytes]:
         """Names and sizes, not contents: those of a published dataset do not change."""
         yield from (os.fsencode(name) + f" {self.tree.sizes[name]}\n".encode() for name in self.names)
+
+
+ImageSource = ArrayImages | FileImages  # images by their number, in the order of the dataset's own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +141,7 @@ def digest(splits: dict[str, ImageSplit]) -> str:
 
 
 def hold_out(train: ImageSplit, share: float) -> tuple[ImageSplit, ImageSplit]:
-    """Divide a split in two: what is kept for training, and what `held_out_rows` says. Raises InputError as it does."""
+    """Divide a split in two: what remains for training, and what `held_out_rows` says. Raises InputError as it does."""
     held_out = held_out_rows(train.labels, share)
     return train.subset(~held_out), train.subset(held_out)
 
@@ -204,61 +166,54 @@ def held_out_rows(labels: NDArray[np.integer[Any]], share: float) -> NDArray[np.
     return held_out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What one look at a file told; `fault` is empty if it can be used."""
-
-    sha256: bytes
-    grey: bool = True
-    fault: str = ""
-
-
 def check_images(dataset: ImageDataset, skip_broken: bool, workers: int, report: Report) -> ImageDataset:
     """The dataset with its content in its digest, and 1 channel if no image has colors.
 
     Every image is decoded. Raises InputError that names the first broken one or, with `skip_broken`, if more than 1 %
-    are; else those are left out, listed and told. Raises OSError for one that may not be read: that is no fault of it.
+    are; else they are left out and reported. Raises OSError for one that may not be read: that is no fault of it.
     """
     total = sum(len(split) for split in dataset.splits.values())
-    digest = hashlib.sha256(dataset.sha256.encode())
+    content = hashlib.sha256(dataset.sha256.encode())
     splits, skipped, grey, done = {}, [], True, 0
     for name, split in dataset.splits.items():
         assert isinstance(split.source, FileImages)
         usable = []
-        for row, seen in enumerate(_looks(split.source, workers)):
+        for row, (sha256, is_grey, fault) in enumerate(_inspections(split.source, workers)):
             done += 1
-            digest.update(seen.sha256)
-            grey = grey and seen.grey
-            if not seen.fault:
+            content.update(sha256)
+            grey = grey and is_grey
+            if not fault:
                 usable.append(row)
             elif skip_broken:
-                skipped.append((printable(split.source.names[row]), seen.fault))
+                skipped.append((printable(split.source.names[row]), fault))
             else:
-                raise split.source.broken(row, seen.fault)
+                raise split.source.broken(row, fault)
             report(Progress(task="check images", done=done, total=total, unit="images"))
         splits[name] = split.subset(usable)
-    _tell_of_broken(skipped, total, report)
+    _report_broken(skipped, total, report)
     names = tuple(name for name, _ in skipped)
     channels = 1 if grey else dataset.channels
-    return replace(dataset, splits=splits, sha256=digest.hexdigest(), skipped=names, channels=channels)
+    return replace(dataset, splits=splits, sha256=content.hexdigest(), skipped=names, channels=channels)
 
 
-def _looks(source: FileImages, workers: int) -> Iterator[Look]:
+def _inspections(source: FileImages, workers: int) -> Iterator[tuple[bytes, bool, str]]:
+    ahead = FILES_AHEAD_PER_WORKER * workers
     with no_decoder_warnings():
-        yield from ordered_map(partial(_look, source), range(len(source)), workers, FILES_AHEAD_PER_WORKER * workers)
+        yield from ordered_map(partial(_inspect, source), range(len(source)), workers, ahead)
 
 
-def _look(source: FileImages, index: int) -> Look:
+def _inspect(source: FileImages, index: int) -> tuple[bytes, bool, str]:
+    """A file's SHA-256 digest, False if it has colors, and what is wrong with it: "" if it can be used."""
     sha256 = b""
     try:
         data = source.tree.read(source.names[index])
         sha256 = hashlib.sha256(data).digest()
-        return Look(sha256=sha256, grey=source.decoded(data).mode == "L")
+        return sha256, decode(data, source.background).mode == "L", ""
     except BrokenImageError as error:
-        return Look(sha256=sha256, fault=str(error))
+        return sha256, True, str(error)
 
 
-def _tell_of_broken(skipped: list[tuple[str, str]], total: int, report: Report) -> None:
+def _report_broken(skipped: list[tuple[str, str]], total: int, report: Report) -> None:
     if not skipped:
         return
     some = ", ".join(f"{name} ({fault})" for name, fault in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
@@ -266,3 +221,26 @@ def _tell_of_broken(skipped: list[tuple[str, str]], total: int, report: Report) 
     if len(skipped) > MOST_BROKEN * total:
         raise InputError(f"{number}, more than 1 %: {some}", "replace or remove them")
     report(Notice(text=f"{number} and left out: {some}"))
+
+
+def ordered_map(
+    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, ahead: int
+) -> Iterator[ResultT]:
+    """`map(function, items)` with up to `ahead` results made in advance by `workers` threads; with none, plain `map`.
+
+    What `function` raises is raised here, in order. A consumer that leaves early cancels what is waiting.
+    """
+    if not workers:
+        yield from map(function, items)
+        return
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="images")
+    waiting: deque[Future[ResultT]] = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)

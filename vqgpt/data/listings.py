@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vqgpt.data.decoding import is_image_name
 from vqgpt.data.downloads import ensure_files, is_present, missing_files, remedy
-from vqgpt.data.file_trees import LARGEST_FILE, FileTree, open_tree, tell_left_out
+from vqgpt.data.file_trees import LARGEST_FILE, FileTree, open_tree, report_left_out
 from vqgpt.data.images import FileImages, ImageSplit
 from vqgpt.data.remote_files import FILES, RemoteFile
 from vqgpt.data.table import Dataset
@@ -83,15 +84,14 @@ def read_tinyimagenet(dataset: Dataset, root: Path, background: Color, report: R
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     pattern = re.compile(re.escape(prefix) + r"train/([^/]+)/images/\1_\d+\.\w+")
     found = [(name, match[1]) for name in tree.sizes if (match := pattern.fullmatch(name)) and is_image_name(name)]
-    train = [(label_of[wnid], name) for name, wnid in found if wnid in label_of]
+    train = sorted((label_of[wnid], name) for name, wnid in found if wnid in label_of)
     annotations = (line.split("\t")[:2] for line in _lines(tree, prefix + "val/val_annotations.txt"))
-    val = [(f"{prefix}val/images/{file}", wnid) for file, wnid in annotations]
-    present = [(name, label_of[wnid]) for name, wnid in val if name in tree.sizes and wnid in label_of]
-    _check_equal_counts(dataset, root, tree, [label for label, _ in train], [label for _, label in present])
-    rows = {"train": [(name, label) for label, name in sorted(train)], "val": present}
+    listed = ((f"{prefix}val/images/{file}", wnid) for file, wnid in annotations)
+    val = [(label_of[wnid], name) for name, wnid in listed if name in tree.sizes and wnid in label_of]
+    _check_equal_counts(dataset, root, tree, [label for label, _ in train], [label for label, _ in val])
     splits = {
-        split: _listed(dataset, root, tree, [name for name, _ in found], [label for _, label in found], background)
-        for split, found in rows.items()
+        split: _listed(dataset, root, tree, [name for _, name in rows], [label for label, _ in rows], background)
+        for split, rows in (("train", train), ("val", val))
     }
     return splits, tuple(words.get(wnid, wnid) for wnid in wnids)
 
@@ -127,48 +127,44 @@ def read_imagenet(dataset: Dataset, root: Path, background: Color, report: Repor
     there = all(is_present(file, base) for file in images)
     ensure_files(dataset, tuple(images if there else (*images, devkit)), base, report)
     train, val = (_open(file, _place(file, base)) for file in images)
-    names = _in_class_folders(train)
+    train_wnids, val_wnids = _wnids_by_name(train), _wnids_by_name(val)
     empty = {folder for folder in train.folders if WNID.fullmatch(folder)}
-    wnids = tuple(sorted({name.split("/")[-2] for name in names} | empty))
+    wnids = tuple(sorted({*train_wnids.values(), *empty}))
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     for tree in (train, val):
-        tell_left_out(tree, report)
-    val_names = [name for name in val.sizes if is_image_name(name)]
-    in_class_folders = _in_class_folders(val)
-    if set(wnids) & {name.split("/")[-2] for name in in_class_folders}:
-        val_names, val_wnids = in_class_folders, [name.split("/")[-2] for name in in_class_folders]
-    else:
-        val_names, val_wnids = _from_devkit(dataset, devkit, base, val_names)
-    unknown = sorted(set(val_wnids) - set(wnids))
+        report_left_out(tree, report)
+    if not set(wnids) & set(val_wnids.values()):
+        val_wnids = _from_devkit(dataset, devkit, base, [name for name in val.sizes if is_image_name(name)])
+    unknown = sorted(set(val_wnids.values()) - set(wnids))
     if unknown:
         raise InputError(
             f"{val.path} has images of {len(unknown)} classes that {train.path} lacks ({unknown[0]}, ...)",
             "unpack both completely, or give a part of ImageNet as --dataset folder",
         )
-    return {
-        "train": _listed(dataset, base, train, names, [label_of[name.split("/")[-2]] for name in names], background),
-        "val": _listed(dataset, base, val, val_names, [label_of[wnid] for wnid in val_wnids], background),
-    }, wnids
+    splits = {}
+    for split, tree, by_name in (("train", train, train_wnids), ("val", val, val_wnids)):
+        labels = [label_of[wnid] for wnid in by_name.values()]
+        splits[split] = _listed(dataset, base, tree, list(by_name), labels, background)
+    return splits, wnids
 
 
-def _in_class_folders(tree: FileTree) -> list[str]:
-    """The images in folders of ImageNet's classes, where most of these lie beside each other; nothing else counts."""
-    above: dict[str, list[str]] = {}
+def _wnids_by_name(tree: FileTree) -> dict[str, str]:
+    """The class of each image in the folders of ImageNet's classes, where most lie side by side; no other counts."""
+    above: dict[str, dict[str, str]] = {}
     for name in tree.sizes:
         *outer, folder, _ = ("", *name.split("/"))
         if is_image_name(name) and WNID.fullmatch(folder):
-            above.setdefault("/".join(outer), []).append(name)
-    return max(above.values(), key=len, default=[])
+            above.setdefault("/".join(outer), {})[name] = folder
+    return max(above.values(), key=len, default={})
 
 
-def _from_devkit(dataset: Dataset, devkit: RemoteFile, root: Path, names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The flat validation images in order of their number, and the wnid of each, from the devkit."""
+def _from_devkit(dataset: Dataset, devkit: RemoteFile, root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The wnid of each flat validation image, in the order of their numbers, from the devkit."""
     from scipy.io import loadmat
 
     if not is_present(devkit, root):
-        raise missing_files(
-            dataset, [devkit], root, "the validation images are flat, and their classes are in the devkit"
-        )
+        reason = "the validation images are flat, and their classes are in the devkit"
+        raise missing_files(dataset, [devkit], root, reason)
     folder, archive = root / devkit.content, root / devkit.path
 
     def read(name: str) -> bytes:
@@ -193,7 +189,7 @@ def _from_devkit(dataset: Dataset, devkit: RemoteFile, root: Path, names: Sequen
     missing = [number for number in range(1, len(wnids) + 1) if number not in by_number]
     if missing:
         raise _not_whole(dataset, root, root / "val", len(missing), len(wnids), f"number {missing[0]}")
-    return [by_number[number] for number in range(1, len(wnids) + 1)], wnids
+    return {by_number[number]: wnid for number, wnid in enumerate(wnids, start=1)}
 
 
 def _listed(
@@ -201,7 +197,7 @@ def _listed(
     root: Path,
     tree: FileTree,
     listed: list[str],
-    labels: "Sequence[int] | np.ndarray",
+    labels: Sequence[int] | NDArray[np.uint8],
     background: Color,
 ) -> ImageSplit:
     """A split of the files that a list names. Raises MissingDataError if some are not there."""
@@ -210,8 +206,8 @@ def _listed(
     missing = [name for name in names if name not in tree.sizes]
     if missing:
         raise _not_whole(dataset, root, tree.path, len(missing), len(names), missing[0])
-    labels = labels if isinstance(labels, np.ndarray) else np.array(labels, dtype=np.int64)
-    return ImageSplit.whole(FileImages(tree, tuple(names), background), labels)
+    array = labels if isinstance(labels, np.ndarray) else np.array(labels, dtype=np.int64)
+    return ImageSplit.whole(FileImages(tree, tuple(names), background), array)
 
 
 def _not_whole(dataset: Dataset, root: Path, path: Path, missing: int, listed: int, example: str) -> MissingDataError:

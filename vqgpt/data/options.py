@@ -24,8 +24,7 @@ _WINDOWS = {
     "bottom-left": (1.0, 0.0),
     "bottom-right": (1.0, 1.0),
 }
-
-MOST_WORKERS = 16  # unless told otherwise
+MOST_WORKERS = 16  # unless an option says otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +58,7 @@ class PreprocessingOptions:
     """What users choose about it."""
 
     fit: Literal["crop", "stretch"] = option(
-        "crop",
-        "How an image becomes square: crop takes the centre, stretch the whole, distorted.",
-        group=IMAGES,
+        "crop", "How an image becomes square: crop takes the centre, stretch the whole, distorted.", group=IMAGES
     )
     image_channels: int | None = option(
         None, "Make images grey (1) or RGB (3) (default: the dataset's own, or the VQ-GAN's).", group=IMAGES

@@ -1,7 +1,7 @@
 """`read_dataset`: a dataset by name -> its splits, found or fetched, and checked; and those that fit into memory.
 
 torchvision parses idx files, CIFAR's pickles (after their digests were checked) and SVHN's .mat files. Of scikit-learn
-and medmnist we take the files alone: importing them takes seconds, and makes folders. Must not import torch.
+and medmnist we read files alone: importing them takes seconds, and makes folders. Must not import torch.
 """
 
 import errno
@@ -34,109 +34,16 @@ from vqgpt.tokens.arrays import names_without, occurring
 
 DIGITS_FILE = Path("datasets", "data", "digits.csv.gz")  # in the package
 HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split
-
-Splits = dict[str, ImageSplit]
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
-NOT_OF_THE_MACHINE = (
-    None,
-    errno.EINVAL,
-)  # parsers raise the one; a damaged table that points before its file, the other
-
-
-def read_digits() -> Splits:
-    """The 8 x 8 digits of scikit-learn, 0..16 scaled to 0..255. Does not import the package.
-
-    Raises MissingDataError if it is not installed, InputError if its file is damaged.
-    """
-    package = importlib.util.find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise MissingDataError("the digits come with scikit-learn, which is not here", "pip install scikit-learn")
-    path = Path(package.origin).parent / DIGITS_FILE
-    again = "install scikit-learn again"
-    if not path.is_file():
-        raise MissingDataError(f"scikit-learn has no {path}", again)
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        rows = np.array([line.split(",") for line in lines], dtype=np.float64)
-        levels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise InputError(f"{path} is damaged ({error})", again) from None
-    source = ArrayImages(np.rint(levels * (255 / 16)).astype(np.uint8))
-    held_out = np.zeros(len(source), dtype=bool)
-    for label in np.unique(labels):
-        held_out[np.flatnonzero(labels == label)[::HELD_OUT_EVERY]] = True
-    everything = ImageSplit.whole(source, labels)
-    return {"train": everything.subset(~held_out), "test": everything.subset(held_out)}
-
-
-def read_torchvision(dataset: Dataset, root: Path, report: Report) -> tuple[Splits, tuple[str, ...]]:
-    """MNIST, Fashion-MNIST, CIFAR and SVHN, with the names of their classes."""
-    ensure_files(dataset, FILES[dataset.name], root, report)
-    for place in existing_files(dataset, root):
-        for path in place.rglob("*") if place.is_dir() else ():
-            check_is_not_special(path)  # torchvision would wait for it
-    reader = getattr(import_torchvision("datasets"), dataset.reader_class)
-    splits, class_names = {}, dataset.class_names
-    for split in dataset.rows:
-        if dataset.name == "svhn":
-            source = reader(root, split=split)
-            pixels, labels = source.data.transpose(0, 2, 3, 1), source.labels
-        else:
-            source = reader(root, train=split == "train")
-            pixels, labels = np.asarray(source.data), source.targets
-        class_names = class_names or tuple(source.classes)
-        splits[split] = ImageSplit.whole(ArrayImages(pixels), np.asarray(labels, dtype=np.int64))
-    return splits, class_names
-
-
-def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> tuple[Splits, tuple[str, ...]]:
-    """A set of MedMNIST, at the stored resolution that is nearest to `size` pixels, with the names of its classes."""
-    stored = nearest_stored_size(size)
-    about = medmnist_facts(dataset.name)
-    file = medmnist_file(about, dataset.name, stored)
-    ensure_files(dataset, (file,), root, report)
-    if stored != min(size, stored):
-        report(Notice(text=f"{dataset.name} is read at {stored} pixels, the nearest to {size} that is stored"))
-    splits = {}
-    if not zipfile.is_zipfile(root / file.path):
-        raise ValueError(f"{file.path} is not an .npz file")
-    with open_regular(root / file.path) as opened, np.load(opened, allow_pickle=False) as arrays:
-        for split in dataset.rows:
-            labels = _whole_numbers(arrays[f"{split}_labels"])
-            labels = labels.astype(np.uint8) if dataset.label_kind == "bits" else labels[:, 0].astype(np.int64)
-            splits[split] = ImageSplit.whole(ArrayImages(_as_bytes(arrays[f"{split}_images"])), labels)
-    return splits, tuple(about["label"].values())
-
-
-def medmnist_facts(name: str) -> dict[str, Any]:
-    """What medmnist knows of a set: addresses, digests, names of labels. Does not import the package."""
-    package = importlib.util.find_spec("medmnist")
-    assert package is not None
-    assert package.origin is not None
-    return dict(runpy.run_path(str(Path(package.origin).with_name("info.py")))["INFO"][name])
-
-
-def medmnist_file(about: dict[str, Any], name: str, stored: int) -> RemoteFile:
-    """The file of a set at one of its resolutions."""
-    suffix = "" if stored == 28 else f"_{stored}"
-    return RemoteFile(path=f"{name}{suffix}.npz", url=about[f"url{suffix}"], md5=about[f"MD5{suffix}"])
-
-
-def _whole_numbers(labels: NDArray[Any]) -> NDArray[np.integer[Any]]:
-    if labels.dtype.kind not in "bui" or labels.ndim != 2 or labels.min(initial=0) < 0 or labels.max(initial=0) > 255:
-        raise ValueError(f"labels of type {labels.dtype} and shape {labels.shape}, {labels.min()} to {labels.max()}")
-    return labels
-
-
-def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    if (
-        pixels.dtype != np.uint8
-        or pixels.ndim not in (3, 4)
-        or 0 in pixels.shape[1:]
-        or pixels.shape[3:] not in ((), (3,))
-    ):
-        raise ValueError(f"images of type {pixels.dtype} and shape {pixels.shape}")
-    return pixels
+# Error numbers of damage: parsers raise none; a damaged table that points before its file raises EINVAL.
+NOT_OF_THE_MACHINE = (None, errno.EINVAL)
+READERS_OF_FILES = {
+    "dtd": read_dtd,
+    "places365": read_places365,
+    "tinyimagenet": read_tinyimagenet,
+    "imagenet": read_imagenet,
+    "celeba": read_celeba,
+}
 
 
 def check_options(dataset: Dataset, options: ImageOptions) -> None:
@@ -178,15 +85,10 @@ def read_dataset(dataset: Dataset, options: ImageOptions, size: int, report: Rep
         except InputError as error:
             raise InputError(f"{dataset.name} in {options.root}: {error.message}", error.hint) from None
         found = replace(found, splits={"train": train, "val": val, **others})
-    _tell_of_unseen(found, report)
-    return found
-
-
-def _tell_of_unseen(dataset: ImageDataset, report: Report) -> None:
-    """A notice of the classes, or attributes, that no training image has: their numbers stay as they are."""
-    unseen = names_without(occurring(dataset.splits["train"].labels), dataset.class_names)
-    if unseen:
+    unseen = names_without(occurring(found.splits["train"].labels), found.class_names)
+    if unseen:  # the numbers of these classes or attributes stay as they are
         report(Notice(text=f"no training image has the label {unseen}"))
+    return found
 
 
 def _listing(dataset: Dataset, options: ImageOptions, size: int, report: Report) -> Listing:
@@ -198,24 +100,16 @@ def _listing(dataset: Dataset, options: ImageOptions, size: int, report: Report)
             return read_torchvision(dataset, root, report)
         case "medmnist":
             return read_medmnist(dataset, root, size, report)
-        case "dtd":
-            return read_dtd(dataset, root, background, report)
-        case "places365":
-            return read_places365(dataset, root, background, report)
-        case "tinyimagenet":
-            return read_tinyimagenet(dataset, root, background, report)
-        case "imagenet":
-            return read_imagenet(dataset, root, background, report)
-        case "celeba":
-            return read_celeba(dataset, root, background, report)
         case "folder":
             return read_folder(root, background, report)
+        case reader:
+            return READERS_OF_FILES[reader](dataset, root, background, report)
 
 
 def _check_splits(
     dataset: Dataset, splits: dict[str, ImageSplit], class_names: tuple[str, ...], root: Path, report: Report
 ) -> None:
-    """Raise InputError for a split without images or with impossible labels; tell if it is not of its usual size."""
+    """Raise InputError for a split without images or with impossible labels; report one of an unusual size."""
     for name, split in splits.items():
         if not len(split):
             raise InputError(
@@ -245,10 +139,95 @@ def _damage_explained(dataset: Dataset, root: Path) -> Iterator[None]:
         is_of_the_machine = isinstance(error, OSError) and error.errno not in NOT_OF_THE_MACHINE
         if dataset.source not in ("download", "by hand") or is_of_the_machine:
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(" You can use download=True")[
-            0
-        ]
+        text = str(error).partition(" You can use download=True")[0].strip()
+        reason = (text.splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{dataset.name} in {root} is damaged, or not as it was published ({reason})",
             remedy(dataset, root, *existing_files(dataset, root)),
         ) from error
+
+
+def read_digits() -> dict[str, ImageSplit]:
+    """The 8 x 8 digits of scikit-learn, 0..16 scaled to 0..255. Does not import the package.
+
+    Raises MissingDataError if it is not installed, InputError if its file is damaged.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise MissingDataError("the digits come with scikit-learn, which is not here", "pip install scikit-learn")
+    path = Path(package.origin).parent / DIGITS_FILE
+    again = "install scikit-learn again"
+    if not path.is_file():
+        raise MissingDataError(f"scikit-learn has no {path}", again)
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        rows = np.array([line.split(",") for line in lines], dtype=np.float64)
+        levels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({error})", again) from None
+    source = ArrayImages(np.rint(levels * (255 / 16)).astype(np.uint8))
+    held_out = np.zeros(len(source), dtype=bool)
+    for label in np.unique(labels):
+        held_out[np.flatnonzero(labels == label)[::HELD_OUT_EVERY]] = True
+    everything = ImageSplit.whole(source, labels)
+    return {"train": everything.subset(~held_out), "test": everything.subset(held_out)}
+
+
+def read_torchvision(dataset: Dataset, root: Path, report: Report) -> Listing:
+    """MNIST, Fashion-MNIST, CIFAR and SVHN, with the names of their classes."""
+    ensure_files(dataset, FILES[dataset.name], root, report)
+    for place in existing_files(dataset, root):
+        for path in place.rglob("*") if place.is_dir() else ():
+            check_is_not_special(path)  # torchvision would wait for it
+    reader = getattr(import_torchvision("datasets"), dataset.reader_class)
+    splits, class_names = {}, dataset.class_names
+    for split in dataset.rows:
+        if dataset.name == "svhn":
+            source = reader(root, split=split)
+            pixels, labels = source.data.transpose(0, 2, 3, 1), source.labels
+        else:
+            source = reader(root, train=split == "train")
+            pixels, labels = np.asarray(source.data), source.targets
+        class_names = class_names or tuple(source.classes)
+        splits[split] = ImageSplit.whole(ArrayImages(pixels), np.asarray(labels, dtype=np.int64))
+    return splits, class_names
+
+
+def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> Listing:
+    """A set of MedMNIST, at the stored resolution that is nearest to `size` pixels, with the names of its classes."""
+    stored = nearest_stored_size(size)
+    about = medmnist_facts(dataset.name)
+    suffix = "" if stored == 28 else f"_{stored}"
+    file = RemoteFile(path=f"{dataset.name}{suffix}.npz", url=about[f"url{suffix}"], md5=about[f"MD5{suffix}"])
+    ensure_files(dataset, (file,), root, report)
+    if stored != min(size, stored):
+        report(Notice(text=f"{dataset.name} is read at {stored} pixels, the nearest to {size} that is stored"))
+    splits = {}
+    if not zipfile.is_zipfile(root / file.path):
+        raise ValueError(f"{file.path} is not an .npz file")
+    with open_regular(root / file.path) as opened, np.load(opened, allow_pickle=False) as arrays:
+        for split in dataset.rows:
+            labels = _whole_numbers(arrays[f"{split}_labels"])
+            labels = labels.astype(np.uint8) if dataset.label_kind == "bits" else labels[:, 0].astype(np.int64)
+            splits[split] = ImageSplit.whole(ArrayImages(_as_bytes(arrays[f"{split}_images"])), labels)
+    return splits, tuple(about["label"].values())
+
+
+def medmnist_facts(name: str) -> dict[str, Any]:
+    """What medmnist knows of a set: addresses, digests, names of labels. Does not import the package."""
+    package = importlib.util.find_spec("medmnist")
+    assert package is not None
+    assert package.origin is not None
+    return dict(runpy.run_path(str(Path(package.origin).with_name("info.py")))["INFO"][name])
+
+
+def _whole_numbers(labels: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    if labels.dtype.kind not in "bui" or labels.ndim != 2 or labels.min(initial=0) < 0 or labels.max(initial=0) > 255:
+        raise ValueError(f"labels of type {labels.dtype} and shape {labels.shape}, {labels.min()} to {labels.max()}")
+    return labels
+
+
+def _as_bytes(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    if pixels.dtype != np.uint8 or pixels.ndim < 3 or 0 in pixels.shape[1:] or pixels.shape[3:] not in ((), (3,)):
+        raise ValueError(f"images of type {pixels.dtype} and shape {pixels.shape}")
+    return pixels

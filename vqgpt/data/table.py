@@ -1,11 +1,10 @@
 """The datasets that vqgpt knows, one row each. Must not import torch, torchvision or medmnist.
 
-A row tells what there is; its files are in `dataset_files.py`, how they are parsed is in `vqgpt.data`.
+A row says what there is; `remote_files` has its files, `reading` and `listings` parse them.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
 from vqgpt.errors import InputError, UsageError, nearest_hint
@@ -25,18 +24,18 @@ IMAGENET_TERMS = "research only, not commercial (ImageNet terms)"
 class Dataset:
     """One dataset.
 
-    `default_size` is the image side in pixels unless told otherwise; `rows` the images of each split, as published;
-    `reader_class` the class in torchvision or medmnist; `hflip_keeps_meaning` is False where a mirrored image is of
+    `default_size` is the image side in pixels unless an option says otherwise; `rows` the images of each split, as
+    published; `reader_class` the class in torchvision; `hflip_keeps_meaning` is False where a mirrored image is of
     another class, or of the other side of a body; `note` says what its users should know.
     """
 
     name: str
     reader: Reader
     reader_class: str = ""
-    source: Source
+    source: Source = "download"
     channels: int = 3
     default_size: int = 32
-    rows: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    rows: Mapping[str, int] = field(default_factory=dict)
     num_classes: int = 0
     label_kind: LabelKind = "class"
     class_names: tuple[str, ...] = ()
@@ -48,17 +47,12 @@ class Dataset:
 
     @property
     def default_views(self) -> tuple[str, ...]:
-        """The views that are encoded unless told otherwise."""
+        """The views that are encoded unless an option names others."""
         return ("identity", "hflip") if self.hflip_keeps_meaning else ("identity",)
-
-
-def _splits(**rows: int) -> Mapping[str, int]:
-    return MappingProxyType(rows)
 
 
 def _medmnist(
     name: str,
-    reader_class: str,
     channels: int,
     num_classes: int,
     rows: tuple[int, int, int],
@@ -68,14 +62,11 @@ def _medmnist(
     licence: str = "CC BY 4.0",
     note: str = "",
 ) -> Dataset:
-    train, val, test = rows
     return Dataset(
         name=name,
         reader="medmnist",
-        reader_class=reader_class,
-        source="download",
         channels=channels,
-        rows=_splits(train=train, val=val, test=test),
+        rows=dict(zip(("train", "val", "test"), rows, strict=True)),
         num_classes=num_classes,
         label_kind=label_kind,
         licence=licence,
@@ -93,7 +84,7 @@ _ROWS = (
         source="embedded",
         channels=1,
         default_size=16,
-        rows=_splits(train=1433, test=364),
+        rows={"train": 1433, "test": 364},
         num_classes=10,
         class_names=DIGIT_NAMES,
         licence="CC BY 4.0",
@@ -103,9 +94,8 @@ _ROWS = (
         name="mnist",
         reader="torchvision",
         reader_class="MNIST",
-        source="download",
         channels=1,
-        rows=_splits(train=60000, test=10000),
+        rows={"train": 60000, "test": 10000},
         num_classes=10,
         class_names=DIGIT_NAMES,
         licence="CC BY-SA 3.0",
@@ -115,9 +105,8 @@ _ROWS = (
         name="fashionmnist",
         reader="torchvision",
         reader_class="FashionMNIST",
-        source="download",
         channels=1,
-        rows=_splits(train=60000, test=10000),
+        rows={"train": 60000, "test": 10000},
         num_classes=10,
         licence="MIT",
         megabytes=31,
@@ -127,8 +116,7 @@ _ROWS = (
         name="cifar10",
         reader="torchvision",
         reader_class="CIFAR10",
-        source="download",
-        rows=_splits(train=50000, test=10000),
+        rows={"train": 50000, "test": 10000},
         num_classes=10,
         licence="none stated; cite the source",
         megabytes=170,
@@ -138,8 +126,7 @@ _ROWS = (
         name="cifar100",
         reader="torchvision",
         reader_class="CIFAR100",
-        source="download",
-        rows=_splits(train=50000, test=10000),
+        rows={"train": 50000, "test": 10000},
         num_classes=100,
         licence="none stated; cite the source",
         megabytes=169,
@@ -150,8 +137,7 @@ _ROWS = (
         name="svhn",
         reader="torchvision",
         reader_class="SVHN",
-        source="download",
-        rows=_splits(train=73257, test=26032),
+        rows={"train": 73257, "test": 26032},
         num_classes=10,
         class_names=DIGIT_NAMES,
         licence="not for commercial use",
@@ -162,9 +148,8 @@ _ROWS = (
     Dataset(
         name="places365",
         reader="places365",
-        source="download",
         default_size=128,
-        rows=_splits(train=1803460, val=36500),
+        rows={"train": 1803460, "val": 36500},
         num_classes=365,
         licence="research and education only, not commercial",
         commercial=False,
@@ -175,9 +160,8 @@ _ROWS = (
     Dataset(
         name="dtd",
         reader="dtd",
-        source="download",
         default_size=128,
-        rows=_splits(train=1880, val=1880, test=1880),
+        rows={"train": 1880, "val": 1880, "test": 1880},
         num_classes=47,
         licence="research only",
         commercial=False,
@@ -188,9 +172,8 @@ _ROWS = (
     Dataset(
         name="tinyimagenet",
         reader="tinyimagenet",
-        source="download",
         default_size=64,
-        rows=_splits(train=100000, val=10000),
+        rows={"train": 100000, "val": 10000},
         num_classes=200,
         licence=IMAGENET_TERMS,
         commercial=False,
@@ -203,7 +186,7 @@ _ROWS = (
         reader="imagenet",
         source="by hand",
         default_size=128,
-        rows=_splits(train=1281167, val=50000),
+        rows={"train": 1281167, "val": 50000},
         num_classes=1000,
         licence=IMAGENET_TERMS,
         commercial=False,
@@ -216,7 +199,7 @@ _ROWS = (
         reader="celeba",
         source="by hand",
         default_size=256,
-        rows=_splits(train=162770, val=19867, test=19962),
+        rows={"train": 162770, "val": 19867, "test": 19962},
         num_classes=40,
         label_kind="bits",
         licence="research only, not commercial",
@@ -225,15 +208,13 @@ _ROWS = (
         hflip_keeps_meaning=True,
         note="the aligned images, 178 x 218; folders of CelebA-HQ are --dataset folder",
     ),
-    _medmnist("chestmnist", "ChestMNIST", 1, 14, (78468, 11219, 22433), 83, label_kind="bits"),
-    _medmnist("bloodmnist", "BloodMNIST", 3, 8, (11959, 1712, 3421), 36, hflip_keeps_meaning=True),
-    _medmnist(
-        "dermamnist", "DermaMNIST", 3, 7, (7007, 1003, 2005), 20, hflip_keeps_meaning=True, licence="CC BY-NC 4.0"
-    ),
-    _medmnist("octmnist", "OCTMNIST", 1, 4, (97477, 10832, 1000), 55),
-    _medmnist("tissuemnist", "TissueMNIST", 1, 8, (165466, 23640, 47280), 125, hflip_keeps_meaning=True),
-    _medmnist("pneumoniamnist", "PneumoniaMNIST", 1, 2, (4708, 524, 624), 4),
-    _medmnist("retinamnist", "RetinaMNIST", 3, 5, (1080, 120, 400), 3, note="its classes are ordered"),
+    _medmnist("chestmnist", 1, 14, (78468, 11219, 22433), 83, label_kind="bits"),
+    _medmnist("bloodmnist", 3, 8, (11959, 1712, 3421), 36, hflip_keeps_meaning=True),
+    _medmnist("dermamnist", 3, 7, (7007, 1003, 2005), 20, hflip_keeps_meaning=True, licence="CC BY-NC 4.0"),
+    _medmnist("octmnist", 1, 4, (97477, 10832, 1000), 55),
+    _medmnist("tissuemnist", 1, 8, (165466, 23640, 47280), 125, hflip_keeps_meaning=True),
+    _medmnist("pneumoniamnist", 1, 2, (4708, 524, 624), 4),
+    _medmnist("retinamnist", 3, 5, (1080, 120, 400), 3, note="its classes are ordered"),
     Dataset(
         name="folder",
         reader="folder",

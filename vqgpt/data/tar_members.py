@@ -12,7 +12,7 @@ LONGEST_EXTENSION = 2**20  # bytes of what comes before a header: long names, pa
 LONGEST_PATH = 4096  # bytes, as Linux has it
 LARGEST_SIZE = 2**63 - 1
 CHECKSUM = slice(148, 156)
-KEPT = ("path", "linkpath", "size")  # pax records that matter here
+PAX_KEYS = ("path", "linkpath", "size")  # pax records that matter here
 SPARSE = "GNU.sparse."  # with pax records that begin so, a file's bytes are not stored as they are
 
 Kind = Literal["file", "folder", "link", "hard link", "other"]
@@ -62,15 +62,15 @@ def tar_members(file: BinaryIO, start: int, stop: int) -> Iterator[Member]:
                 )
             position = content + _whole_blocks(size)
             continue
-        told = of_all | of_next
+        overrides = of_all | of_next
         of_next = {}
-        name, target = told.get("path") or _name(header), told.get("linkpath") or _text(header[157:257])
+        name, target = overrides.get("path") or _name(header), overrides.get("linkpath") or _text(header[157:257])
         if max(len(name), len(target)) > LONGEST_PATH:
             raise DamagedTarError(f"there is a name of {max(len(name), len(target))} characters")
-        if "size" in told:
-            size = _decimal(told["size"].encode())
+        if "size" in overrides:
+            size = _decimal(overrides["size"].encode())
         is_folder = kind in (b"0", b"\0") and name.endswith("/")  # as V7 has them
-        what = "folder" if is_folder else "other" if SPARSE in told else KINDS.get(kind, "other")
+        what = "folder" if is_folder else "other" if SPARSE in overrides else KINDS.get(kind, "other")
         yield Member(name.rstrip("/") if what == "folder" else name, what, target, content, size)
         position = content + (0 if kind in WITHOUT_CONTENT else _whole_blocks(size))
 
@@ -134,7 +134,7 @@ def _pax_records(data: bytes) -> dict[str, str]:
             raise DamagedTarError("there is a pax record that is none")
         if key.startswith(SPARSE.encode()):
             records[SPARSE] = ""
-        elif (name := key.decode("utf-8", "replace")) in KEPT:
+        elif (name := key.decode("utf-8", "replace")) in PAX_KEYS:
             records[name] = value.decode("utf-8", "surrogateescape")
         position = stop
     return records

@@ -196,7 +196,7 @@ def _load_generativezoo(path: Path, stored: Mapping[Any, Any], n_head: int, grid
     missing = [name for name in ("transformer.wpe.weight", "transformer.ln_f.weight") if name not in stored]
     if strange or missing:
         raise InputError(f"{path} is not a GPT ({', '.join((strange + missing)[:3])})", "give another file")
-    check_stored(stored, path)
+    check_stored(stored.items(), path)
     shapes = {name: value.shape for name, value in stored.items()}
     blocks = [int(found[1]) for name in shapes if (found := re.match(r"transformer\.h\.(\d{1,4})\.", name))]
     tables = (shapes["transformer.wte.weight"], shapes["transformer.wpe.weight"])

@@ -45,6 +45,9 @@ SHORTEST_SIDE = 64  # pixels on the sheet; smaller images are enlarged by a whol
 PICTURE = re.compile(r"\d{6,}\.png|\.\d{6,}\.png\.partial")
 THREADS = 8  # more than cores: each waits for the disk most of the time
 SECONDS_TO_LEAVE = 4.0  # after a signal
+UNFINISHED, FINISHED = ".unfinished.json", "about.json"
+
+Decode = Callable[[NDArray[Any]], NDArray[np.uint8]]  # codes -> images (n, C, H, W)
 
 
 def to_pil(image: NDArray[np.uint8]) -> Image.Image:
@@ -105,10 +108,7 @@ def _fitted(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, wi
 
 
 def comparison_sheet(
-    originals: NDArray[np.uint8],
-    reconstructions: NDArray[np.uint8],
-    captions: Sequence[str],
-    columns: int = 8,
+    originals: NDArray[np.uint8], reconstructions: NDArray[np.uint8], captions: Sequence[str], columns: int = 8
 ) -> Image.Image:
     """Originals (N, C, H, W) uint8, each row of them above their reconstructions, which have the captions."""
     columns = min(columns, len(originals))
@@ -137,14 +137,6 @@ def histogram(counts: NDArray[np.integer[Any]], title: str, width: int) -> Image
     return chart
 
 
-def below(upper: Image.Image, lower: Image.Image) -> Image.Image:
-    """One picture above another."""
-    both = Image.new("RGB", (max(upper.width, lower.width), upper.height + lower.height), "white")
-    both.paste(upper, (0, 0))
-    both.paste(lower, (0, upper.height))
-    return both
-
-
 def reconstruction_panel(
     originals: NDArray[np.uint8],
     reconstructions: NDArray[np.uint8],
@@ -153,20 +145,20 @@ def reconstruction_panel(
     seed: int,
     configuration: Mapping[str, Any],
 ) -> bytes:
-    """How a VQ-GAN does, as a PNG file: originals above reconstructions with a caption each, and the codes' use.
+    """A VQ-GAN's quality as a PNG file: originals above reconstructions with a caption each, and the codes' use.
 
-    Images (n, C, H, W) uint8; `code_counts` (K,) over all held-out images.
-
-    `seed` fixes the projection of images of more than 3 channels.
+    Images (n, C, H, W) uint8; `code_counts` (K,) over all held-out images; `seed` fixes the projection of images of
+    more than 3 channels.
     """
     shown, decoded = (to_displayable(images, seed) for images in (originals, reconstructions))
     sheet = comparison_sheet(shown, decoded, captions)
     usage = statistics_of_counts(code_counts)
     title = f"{usage.used_codes} of {len(code_counts)} codes in use, perplexity {usage.perplexity:.1f}; most used first"
-    return png_bytes(below(sheet, histogram(np.sort(code_counts)[::-1], title, sheet.width)), configuration)
-
-
-UNFINISHED, FINISHED = ".unfinished.json", "about.json"
+    chart = histogram(np.sort(code_counts)[::-1], title, sheet.width)
+    both = Image.new("RGB", (sheet.width, sheet.height + chart.height))
+    both.paste(sheet, (0, 0))
+    both.paste(chart, (0, sheet.height))
+    return png_bytes(both, configuration)
 
 
 class PictureFolder:
@@ -231,19 +223,11 @@ class PictureFolder:
 
     def file_of(self, row: int, label: NDArray[Any]) -> Path:
         """Where the picture of a row is."""
-        if self.folders is None:
-            return self.path / f"{row:06d}.png"
-        return self.path / self.folders[int(label)] / f"{row:06d}.png"
+        folder = self.path if self.folders is None else self.path / self.folders[int(label)]
+        return folder / f"{row:06d}.png"
 
-    def fill(
-        self,
-        parts: Iterator[Part],
-        total: int,
-        decode: Callable[[NDArray[Any]], NDArray[np.uint8]],
-        about: dict[str, Any],
-        report: Report,
-    ) -> None:
-        """Write the pictures that are not there; `decode` makes images (n, C, H, W) of codes.
+    def fill(self, parts: Iterator[Part], total: int, decode: Decode, about: dict[str, Any], report: Report) -> None:
+        """Write the pictures that are not there.
 
         A part is decoded while the pictures of the one before it are written. Raises InterruptedRun when a signal asks
         to stop, and InputError if another run is writing the folder, or if nothing can be written there.
@@ -267,12 +251,7 @@ class PictureFolder:
             fsync_folder(self.path)
 
     def _write_missing(
-        self,
-        parts: Iterator[Part],
-        total: int,
-        decode: Callable[[NDArray[Any]], NDArray[np.uint8]],
-        about: dict[str, Any],
-        report: Report,
+        self, parts: Iterator[Part], total: int, decode: Decode, about: dict[str, Any], report: Report
     ) -> None:
         saved = f"the pictures that are done are in {self.given}"
         done = 0

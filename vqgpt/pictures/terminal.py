@@ -30,7 +30,7 @@ Protocol = Literal["kitty", "iterm2", "sixel"]
 
 SECONDS_TO_ANSWER = 1.0  # nearly all terminals do, at once
 KITTY_CHUNK = 4096  # characters of base64 in one command
-PIXELS_PER_COLUMN = 8  # where the terminal does not tell
+PIXELS_PER_COLUMN = 8  # where the terminal does not report it
 SIXEL_COLORS = 256
 
 

@@ -93,9 +93,9 @@ def check_kind(content: Any, kind: str, path: Path, how_to_make_one: str) -> Non
     if not is_ours(content):
         raise InputError(f"{path} is not a checkpoint of vqgpt", how_to_make_one)
     if content.get("version") != VERSION:
+        found = reprlib.repr(content.get("version"))
         raise InputError(
-            f"{path} has version {reprlib.repr(content.get('version'))}; this vqgpt reads version {VERSION}",
-            "use another version of vqgpt",
+            f"{path} has version {found}; this vqgpt reads version {VERSION}", "use another version of vqgpt"
         )
     if content.get("kind") == f"{kind} training":
         raise InputError(f"{path} is an unfinished training", "finish it with the same command, then use its result")
@@ -163,7 +163,7 @@ def read_tensors(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
     Raises InputError if they are damaged, or claim to be more than the file can hold.
     """
-    check_stored(dict(_stored_in(content)), path)
+    check_stored(_stored_in(content), path)
     loaded = _loaded(content, "", path)
     if path.suffix == SAFETENSORS:
         tensors = {**loaded["model"], **{name: value for name, value in loaded.items() if isinstance(value, Tensor)}}
@@ -174,6 +174,7 @@ def read_tensors(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _stored_in(value: Any, place: str = "") -> Iterator[tuple[str, StoredTensor]]:
+    """Each stored tensor, as often as it is there, with its place; keys with dots give several one place."""
     if isinstance(value, StoredTensor):
         yield place, value
     elif isinstance(value, dict):
@@ -214,8 +215,7 @@ def load_checkpoint(path: Path, kind: str, how_to_make_one: str) -> dict[str, An
         content = read_checkpoint_file(path)
         check_kind(content, kind, path, how_to_make_one)
         wrong = [name for name in ("identity", "state") if not isinstance(content.get(name), dict)]
-        if not wrong:
-            wrong = _wrong_in_state(content["state"])
+        wrong = wrong or _wrong_in_state(content["state"])
         if wrong:
             raise InputError(f"{path} lacks parts of a {kind} ({', '.join(wrong)})", how_to_make_one)
         return read_tensors(content, path)
@@ -259,13 +259,11 @@ def load_weights(model: nn.Module, weights: dict[str, Any], path: Path) -> None:
         ) from None
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise InputError(
-                f"{path}: the weights {name} are not all finite",
-                "give another checkpoint: weights that are not finite compute nothing",
-            )
+            remedy = "give another checkpoint: weights that are not finite compute nothing"
+            raise InputError(f"{path}: the weights {name} are not all finite", remedy)
 
 
-def weights_sha256(model: torch.nn.Module, architecture: dict[str, Any]) -> str:
+def weights_sha256(model: nn.Module, architecture: dict[str, Any]) -> str:
     """The identity of a network: SHA-256 over its architecture and all its tensors, by name."""
     return tensors_sha256(architecture, model.state_dict())
 

@@ -310,7 +310,10 @@ def check_plain(content: Any) -> None:
 def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """How many values there are, and how many levels. `known` are the containers that were met, by identity."""
     if isinstance(value, str):
-        _check_text(value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("text that is no Unicode") from None
     elif isinstance(value, int) and value.bit_length() > LARGEST_NUMBER:
         raise ValueError(f"a number of {value.bit_length()} bits")
     if not isinstance(value, dict | list | tuple):
@@ -330,10 +333,3 @@ def _measure(value: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple
     if values > MOST_VALUES or depth + levels > DEEPEST:
         raise ValueError(f"more than {MOST_VALUES} values, or {DEEPEST} of them inside one another")
     return values, levels
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("text that is no Unicode") from None

@@ -228,11 +228,9 @@ class _Unpickler(pickle._Unpickler):
 
 def _put(target: Any, items: list[Any]) -> None:
     if isinstance(target, dict):
-        target.update((key, value) for key, value in zip(items[::2], items[1::2], strict=True) if _can_be_key(key))
-
-
-def _can_be_key(key: Any) -> bool:
-    return type(key) is str or (type(key) is int and 0 <= key < MOST_NUMBERED)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is str or (type(key) is int and 0 <= key < MOST_NUMBERED):
+                target[key] = value
 
 
 def _size(values: Any) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ tokens.
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -104,11 +104,6 @@ class StoredTensor:
         return numbers.as_strided(self.shape, self.stride)
 
 
-def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The steps between the numbers of a tensor whose rows lie one after the other."""
-    return tuple(prod(shape[place + 1 :]) for place in range(len(shape)))
-
-
 def read_range(path: Path, start: int, count: int) -> Tensor:
     """`count` bytes of a file, (count,) uint8. Raises InputError if there are fewer."""
     data = torch.empty(count, dtype=torch.uint8)
@@ -119,15 +114,17 @@ def read_range(path: Path, start: int, count: int) -> Tensor:
     return data
 
 
-def check_stored(tensors: Mapping[str, StoredTensor], path: Path) -> None:
-    """Raise InputError if tensors, by name, claim to be more than the file can hold: before any of them is read."""
-    for name, tensor in tensors.items():
+def check_stored(tensors: Iterable[tuple[str, StoredTensor]], path: Path) -> None:
+    """Raise InputError if tensors, with their names, claim to be more than the file can hold: before any is read."""
+    num_bytes = 0
+    for name, tensor in tensors:
+        num_bytes += tensor.num_bytes
         if not tensor.complete:
             raise InputError(
                 f"{path}: {name} claims more numbers ({' x '.join(map(str, tensor.shape))}) than are stored",
                 "get the file again, from its author",
             )
-    if sum(tensor.num_bytes for tensor in tensors.values()) > path.stat().st_size:
+    if num_bytes > path.stat().st_size:
         raise InputError(f"{path}: the weights claim to be larger than the file", "get the file again")
 
 
@@ -172,7 +169,8 @@ def _stored_tensor(path: Path, start: int, entry: Mapping[str, Any]) -> StoredTe
         length=(last - first) // dtype.itemsize,
         read=lambda begin, end: read_range(path, start + first + begin, end - begin),
     )
-    tensor = StoredTensor(storage=storage, offset=0, shape=shape, stride=contiguous_stride(shape))
+    stride = tuple(prod(shape[place + 1 :]) for place in range(len(shape)))  # its rows lie one after the other
+    tensor = StoredTensor(storage=storage, offset=0, shape=shape, stride=stride)
     if tensor.num_bytes != last - first:
         raise ValueError(f"a tensor of shape {shape} in {last - first} bytes")
     return tensor

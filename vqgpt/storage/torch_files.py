@@ -55,9 +55,8 @@ def _read_archive(path: Path, file: BinaryIO) -> Any:
     if len(names) != 1 or any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
         raise InputError(f"{path} is a zip archive, but not one of torch.save", "give a checkpoint")
     size = path.stat().st_size
-    if sum(item.file_size for item in archive.infolist()) > size:
-        raise _claims_too_much(path)
-    if not all(0 <= item.header_offset < size for item in archive.infolist()):
+    is_inside = all(0 <= item.header_offset < size for item in archive.infolist())
+    if not is_inside or sum(item.file_size for item in archive.infolist()) > size:
         raise _claims_too_much(path)
     folder = names[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in items and archive.read(f"{folder}byteorder") != b"little":
@@ -73,7 +72,7 @@ def _read_archive(path: Path, file: BinaryIO) -> Any:
 
     if items[names[0]].file_size > MOST_BYTES:
         raise InputError(f"{path} has a pickle of {items[names[0]].file_size} bytes", "give a checkpoint of tensors")
-    return unpickle(io.BytesIO(archive.read(names[0])), _one_each(storage))
+    return unpickle(io.BytesIO(archive.read(names[0])), _one_each(storage, {}))
 
 
 def _reader_of(path: Path, item: zipfile.ZipInfo) -> Callable[[int, int], Tensor]:
@@ -105,14 +104,11 @@ def _read_old_layout(path: Path, file: BinaryIO) -> Any:
     def storage(dtype: torch.dtype, key: str, length: int) -> Storage:
         if length * dtype.itemsize > path.stat().st_size:
             raise _claims_too_much(path)
-        storages[key] = Storage(
-            dtype=dtype,
-            length=length,
-            read=lambda first, last: read_range(path, offsets[key] + first, last - first),
+        return Storage(
+            dtype=dtype, length=length, read=lambda first, last: read_range(path, offsets[key] + first, last - first)
         )
-        return storages[key]
 
-    make_storage = _one_each(storage)
+    make_storage = _one_each(storage, storages)
     if unpickle(file, make_storage) != OLD_MAGIC_NUMBER:
         raise InputError(f"{path} is a pickle, but not a checkpoint", "give a checkpoint")
     unpickle(file, make_storage)  # the version of the layout
@@ -131,9 +127,8 @@ def _read_old_layout(path: Path, file: BinaryIO) -> Any:
     return content
 
 
-def _one_each(make: MakeStorage) -> MakeStorage:
-    """The same storage for all tensors that share it. Raises ValueError if they do not agree on what it is."""
-    made: dict[str, Storage] = {}
+def _one_each(make: MakeStorage, made: dict[str, Storage]) -> MakeStorage:
+    """The same storage for all tensors that share its key in `made`. Raises ValueError if they do not agree on it."""
 
     def storage(dtype: torch.dtype, key: str, length: int) -> Storage:
         if key not in made:

@@ -125,8 +125,7 @@ class WriteLock:
             holder = _read(descriptor)[0] or "another process"
             os.close(descriptor)
             raise InputError(
-                f"{self.path} is being written by {holder}",
-                f"wait until it is done, or stop it; or {self.elsewhere}",
+                f"{self.path} is being written by {holder}", f"wait until it is done, or stop it; or {self.elsewhere}"
             ) from None
         except OSError as error:
             os.close(descriptor)
@@ -215,7 +214,8 @@ def check_place(
     if not overwrite and not lock.makes_what_is_there():
         raise UsageError(f"{result} exists", f"give --overwrite to replace it, or another {flag}")
     if names is not None:
-        others = [path.name for path in sorted(place.iterdir()) if path.name not in names or not _is_plain(path)]
+        found = sorted(place.iterdir())
+        others = [path.name for path in found if path.name not in names or path.is_symlink() or not path.is_file()]
         if others:
             raise InputError(
                 f"{result} holds {others[0]}, which this export would not replace", f"move it elsewhere, or {elsewhere}"
@@ -225,10 +225,6 @@ def check_place(
 def _lock(result: Path, config: Any, flag: str) -> WriteLock:
     work = sha256(repr(config).encode())
     return WriteLock(result, work=work, elsewhere=f"give another {flag}")
-
-
-def _is_plain(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
 
 
 def may_always_write() -> None:

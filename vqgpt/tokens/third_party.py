@@ -219,8 +219,7 @@ def read_npy(path: Path, most: int, hint: str) -> NDArray[np.integer[Any]]:
     dtype = np.dtype(types[0])
     shape = tuple(int(side) for side in shapes[0].split(",") if side.strip())
     columns_first = orders[0] == "True" and len(shape) > 1
-    if columns_first or len(shape) > MOST_DIMENSIONS or 0 in shape:
-        raise fault
-    if end + math.prod(shape) * dtype.itemsize != len(data):
+    is_whole = end + math.prod(shape) * dtype.itemsize == len(data)
+    if columns_first or len(shape) > MOST_DIMENSIONS or 0 in shape or not is_whole:
         raise fault
     return np.frombuffer(data, dtype, offset=end).reshape(shape)

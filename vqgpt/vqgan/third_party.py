@@ -152,7 +152,7 @@ def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> Foreig
             f"{path} has an autoencoder without a codebook, which is no VQ-GAN ({_guess(content)})",
             "give the checkpoint of a VQ-GAN",
         )
-    check_stored(parts, path)
+    check_stored(parts.items(), path)
     family, lookup, parts = _in_our_names(parts, _family(place, prefix, tensors))
     config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
     if family == "GenerativeZoo":

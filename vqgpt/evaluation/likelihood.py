@@ -1,11 +1,9 @@
-"""How good a result is: reconstructions of a VQ-GAN, and the likelihood of rows of a token cache under a GPT.
+"""How likely a GPT finds every row of a token cache, in bits per token, and which training row is nearest to each.
 
-    images (N, C, H, W) uint8, their reconstructions, how often each code occurs (K,) -> figures by name
-    token caches, GPT -> Columns: one number, name or list of bits per row, such as bits per token, the nearest row
+    token caches, GPT -> Columns: one number, name or list of bits per row
 
-A metric of reconstructions is a function (images, reconstructions) -> a number per image (N,), and its row in
-`METRICS`. Rows of a cache pass shard by shard; of several views the first is scored, as in validation. The nearest rows
-of a second cache are how memorised images are found.
+Rows pass shard by shard; of several views the first is scored, as in validation. The nearest rows of a second cache are
+how memorised images are found. Must not import the VQ-GAN and image data.
 """
 
 import math
@@ -15,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vqgpt.errors import InputError
 from vqgpt.gpt.checkpoint import LoadedGPT
@@ -24,20 +21,9 @@ from vqgpt.gpt.model import nats_of_images
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
-from vqgpt.vqgan.coding import Metric, figures_of, psnr, ssim
 
-METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
 ROWS_PER_SEARCH = 1024
 NUMBERS_PER_SEARCH = 2**25  # distances in memory at once
-
-
-def reconstruction_figures(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, Any]:
-    """The mean of each metric; codes in use, their perplexity, how many there are, the share of the most used one."""
-    return {
-        **figures_of(images, reconstructions, code_counts, METRICS),
-        "codebook_size": len(code_counts),
-        "share_of_the_most_used_code": float(code_counts.max() / code_counts.sum()),
-    }
 
 
 Columns = dict[str, NDArray[Any]]

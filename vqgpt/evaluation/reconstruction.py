@@ -1,0 +1,23 @@
+"""How well a VQ-GAN reconstructs images: one row per metric, and how it uses its codebook.
+
+    images (N, C, H, W) uint8, their reconstructions, how often each code occurs (K,) -> figures by name
+
+A metric is a function (images, reconstructions) -> a number per image (N,), and its row in `METRICS`.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from vqgpt.vqgan.coding import Metric, figures_of, psnr, ssim
+
+METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
+
+
+def reconstruction_figures(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, Any]:
+    """The mean of each metric; codes in use, their perplexity, how many there are, the share of the most used one."""
+    return {
+        **figures_of(images, reconstructions, code_counts, METRICS),
+        "codebook_size": len(code_counts),
+        "share_of_the_most_used_code": float(code_counts.max() / code_counts.sum()),
+    }
