@@ -15,6 +15,10 @@ from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, MissingDataError
 
 
+def facts():
+    return reading.medmnist_facts("bloodmnist")
+
+
 def test_digits_has_a_fixed_balanced_split():
     first, again = read("digits"), read("digits")
     assert first.sha256 == again.sha256
@@ -39,19 +43,26 @@ def test_reading_digits_does_not_import_scikit_learn():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_scikit_learn_the_digits_are_missing(monkeypatch):
+@pytest.mark.parametrize(("read", "name"), [(reading.read_digits, "scikit-learn"), (facts, "medmnist")])
+def test_without_its_package_a_dataset_is_missing(monkeypatch, read, name):
     monkeypatch.setattr(reading.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingDataError, match="scikit-learn"):
-        reading.read_digits()
+    with pytest.raises(MissingDataError, match=name):
+        read()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no gzip", gzip.compress(b"1,2\n3\n"), gzip.compress(b"a,b\n")])
+WHOLE = load_digits()
+ROWS = np.column_stack([WHOLE.data, WHOLE.target]).astype(int)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no gzip", "1,2\n3\n", "a,b\n", ROWS[:-1], ROWS - 1, ROWS + 16])
 def test_a_file_of_digits_that_is_damaged_or_gone_is_named(tmp_path, monkeypatch, content):
-    package = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(reading.importlib.util, "find_spec", lambda name: package)
-    path = tmp_path / reading.DIGITS_FILE
+    path = tmp_path / "datasets/data/digits.csv.gz"
     path.parent.mkdir(parents=True)
+    if isinstance(content, np.ndarray):
+        content = "\n".join(",".join(map(str, row)) for row in content)
     if content is not None:
-        path.write_bytes(content)
+        path.write_bytes(content if isinstance(content, bytes) else gzip.compress(content.encode()))
     with pytest.raises(MissingDataError if content is None else InputError, match=r"digits\.csv\.gz"):
         reading.read_digits()

