@@ -70,9 +70,7 @@ class EncoderOptions:
     remap: Path | None = REMAP
     device: str = DEVICE
     precision: Literal["fp32", "bf16"] = option(
-        "fp32",
-        "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes, or some pixels.",
-        group=RUN,
+        "fp32", "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes, or some pixels.", group=RUN
     )
 
     def path(self, dataset: str) -> Path:
@@ -218,8 +216,7 @@ class RenderConfig:
         group=DATA,
     )
     out: Path | None = out_option(
-        "A .png file for a sheet, an .npz file, or a folder",
-        "the cache's name with .png, -images.npz, -png or -tree",
+        "A .png file for a sheet, an .npz file, or a folder", "the cache's name with .png, -images.npz, -png or -tree"
     )
     split: str | None = SPLIT_OF_ROWS
     rows: str | None = option(

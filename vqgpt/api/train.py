@@ -275,11 +275,7 @@ def training_rows(
 
 
 def load_sequences(
-    cache: TokenCache,
-    split: str,
-    architecture: GPTConfig,
-    device: torch.device,
-    shards: Sequence[int] | None = None,
+    cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device, shards: Sequence[int] | None = None
 ) -> Sequences:
     """A split, or some of its shards, on the device. Raises InputError if it is empty or damaged."""
     tokens = cache.read_split(split, shards)

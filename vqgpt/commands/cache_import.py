@@ -66,9 +66,7 @@ class CacheImportConfig:
         None, "Number of classes (default: that of the dataset, else as many as occur).", group=IDENTITY
     )
     views_per_image: int = option(
-        1,
-        "Lines of RAR's file in a row that are views of one image: 10 after its --ten_crop.",
-        group=IDENTITY,
+        1, "Lines of RAR's file in a row that are views of one image: 10 after its --ten_crop.", group=IDENTITY
     )
 
     def __post_init__(self) -> None:

@@ -35,10 +35,24 @@ def recipe_advice(dataset: str) -> str:
 def values_for(
     command: Command, recipe: Mapping[str, Any], source: str, commands: Mapping[str, Command]
 ) -> dict[str, Any]:
-    """What the recipe read from `source` gives to a command, by option. Raises UsageError if it is not valid."""
-    known = {table: set(item.recipe_keys) for table, item in commands.items() if item.takes_recipe}
-    values = keys_for(command.table, recipe, source, known)
-    return {command.recipe_keys[key]: value for key, value in values.items()}
+    """What the recipe read from `source` gives to a command, by option.
+
+    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
+    command. Raises UsageError that names the nearest known key, for a key that no command has.
+    """
+    known = {table: item.recipe_keys for table, item in commands.items() if item.takes_recipe}
+    tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    shared = {key: value for key, value in recipe.items() if key not in tables}
+    everywhere = set().union(*known.values())
+    for key in shared:
+        _check_known(key, everywhere, f"{source}: unknown key {key!r}")
+    for table, values in tables.items():
+        _check_known(table, known, f"{source}: unknown table [{table}]")
+        for key in values:
+            _check_known(key, known[table], f"{source}: unknown key {key!r} in [{table}]")
+    own = command.recipe_keys
+    values = {key: value for key, value in shared.items() if key in own} | tables.get(command.table, {})
+    return {own[key]: value for key, value in values.items()}
 
 
 def recipe_path(recipe: Path) -> Path:
@@ -70,27 +84,6 @@ def load_recipe(path: Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "correct the file at that place") from None
-
-
-def keys_for(
-    command: str, recipe: Mapping[str, Any], source: str, options_by_command: Mapping[str, set[str]]
-) -> dict[str, Any]:
-    """The values that a recipe gives to `command`, by key.
-
-    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
-    command. Raises UsageError that names the nearest known key, for a key that no command has.
-    """
-    tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    shared = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
-    all_options = set().union(*options_by_command.values())
-    for key in shared:
-        _check_known(key, all_options, f"{source}: unknown key {key!r}")
-    for table, values in tables.items():
-        _check_known(table, options_by_command, f"{source}: unknown table [{table}]")
-        for key in values:
-            _check_known(key, options_by_command[table], f"{source}: unknown key {key!r} in [{table}]")
-    values = {key: value for key, value in shared.items() if key in options_by_command[command]}
-    return values | tables.get(command, {})
 
 
 def _check_known(name: str, known: Iterable[str], message: str) -> None:
