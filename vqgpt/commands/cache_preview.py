@@ -22,6 +22,7 @@ from vqgpt.options.definition import (
     Command,
     Flags,
     check,
+    check_positive,
     check_seed,
     option,
     out_option,
@@ -56,7 +57,7 @@ class PreviewConfig:
     sources: SourceOptions
 
     def __post_init__(self) -> None:
-        check(self.num_images > 0, "num_images", self.num_images, "positive")
+        check_positive(self, "num_images")
         check_seed(self.seed)
         check(self.out is None or self.out.suffix == ".png", "out", self.out, "a file name that ends in .png")
 

@@ -19,6 +19,7 @@ from vqgpt.options.definition import (
     Command,
     Flags,
     check,
+    check_positive,
     option,
     out_option,
 )
@@ -53,7 +54,7 @@ class ScoreConfig:
     precision: Literal["auto", "fp32", "bf16"] = PRECISION
 
     def __post_init__(self) -> None:
-        check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
+        check_positive(self, "n_head")
         check(self.show_rows >= 0, "show_rows", self.show_rows, "0 or more")
         named = self.out is None or self.out.suffix in (".csv", ".npz")
         check(named, "out", self.out, "a file name that ends in .csv or .npz")
