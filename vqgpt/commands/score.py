@@ -67,7 +67,7 @@ class ScoreConfig:
 
 def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Tell how likely a GPT finds every row of a token cache."""
-    from vqgpt.api.sources import check_heads, find_gpt, tell_if_unknown
+    from vqgpt.api.sources import check_heads, find_gpt, warn_if_unknown
     from vqgpt.evaluation.metrics import score, summary
     from vqgpt.gpt.checkpoint import load_gpt
     from vqgpt.runtime.device import resolve_precision, select_device
@@ -82,7 +82,7 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     gpt = load_gpt(path, device, config.n_head, cache.description.grid)
     check_heads(config.n_head, gpt.model.config, path)
     check_goes_with(gpt.model.config, gpt.description, path, cache, report)
-    tell_if_unknown(cache.description.tokenizer_sha256, report)
+    warn_if_unknown(cache.description.tokenizer_sha256, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
         check_same_codes(training, cache)

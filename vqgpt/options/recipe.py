@@ -7,6 +7,7 @@ from typing import Any
 
 from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.options.definition import Command
+from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import read_regular
 
 LARGEST_RECIPE = 2**20  # bytes
@@ -24,12 +25,14 @@ def recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, 
     return values_for(command, load_recipe(path), str(path), commands)
 
 
-def recipe_advice(dataset: str) -> str:
-    """One line that says which recipe is better than the defaults; "" for a dataset that has none."""
-    if dataset not in (*recipes(), OWN_IMAGES):
-        return ""
-    better = f"--recipe {dataset}" if dataset in recipes() else f"`vqgpt run --dataset {dataset}`, which chooses one,"
-    return f"no recipe and no --lr: the defaults are those of GenerativeZoo, and slow to learn; {better} is better"
+def advise_recipe(dataset: str, report: Report) -> None:
+    """A notice that says which recipe is better than the defaults, for a dataset that has one."""
+    known = recipes()
+    if dataset not in (*known, OWN_IMAGES):
+        return
+    better = f"--recipe {dataset}" if dataset in known else f"`vqgpt run --dataset {dataset}`, which chooses one,"
+    defaults = "the defaults are those of GenerativeZoo, and slow to learn"
+    report(Notice(text=f"no recipe and no --lr: {defaults}; {better} is better"))
 
 
 def values_for(
