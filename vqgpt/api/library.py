@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.api.options import SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
-from vqgpt.api.sample import check_can_guide, check_knows_untold
+from vqgpt.api.sample import check_can_guide, check_knows_unlabelled
 from vqgpt.errors import InputError, UsageError, nearest_hint
 from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
@@ -86,12 +86,12 @@ class Generator:
         config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
         if sampling.cfg_scale != 1:
             check_can_guide(self.gpt, self.path)
-        turn = KnownLabels.of(self.gpt.model.config, self.class_names, self.gpt.labels_seen).cycle(
-            config.classes, silent
-        )
-        if no_label(self.gpt.model.config) in turn:
-            check_knows_untold(self.gpt, self.path, "tell the labels with `classes`")
-        labels = torch.from_numpy(np.array(turn)[np.arange(num_samples) % len(turn)])
+        architecture = self.gpt.model.config
+        known_labels = KnownLabels.of(architecture, self.class_names, self.gpt.labels_seen)
+        cycle = known_labels.cycle(config.classes, silent)
+        if no_label(architecture) in cycle:
+            check_knows_unlabelled(self.gpt, self.path, "tell the labels with `classes`")
+        labels = torch.from_numpy(np.array(cycle)[np.arange(num_samples) % len(cycle)])
         passes = sample_codes(self.gpt.model, labels, seed, sampling, resolve_precision(precision, self.device))
         return torch.cat([codes for codes, _ in passes]).numpy()
 

@@ -26,6 +26,7 @@ from vqgpt.options.definition import (
     LoggingOptions,
     RunOptions,
     check,
+    check_positive,
     option,
     out_option,
 )
@@ -52,8 +53,7 @@ class VQGANTrainConfig:
     logging: LoggingOptions
 
     def __post_init__(self) -> None:
-        check(self.size is None or self.size > 0, "size", self.size, "positive")
-        check(self.limit is None or self.limit > 0, "limit", self.limit, "positive")
+        check_positive(self, "size", "limit")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for a VQ-GAN")
 
     @property
@@ -70,9 +70,7 @@ class EncoderOptions:
     remap: Path | None = REMAP
     device: str = DEVICE
     precision: Literal["fp32", "bf16"] = option(
-        "fp32",
-        "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes, or some pixels.",
-        group=RUN,
+        "fp32", "fp32, or bf16, which is faster on a GPU and changes about 3 % of the codes, or some pixels.", group=RUN
     )
 
     def path(self, dataset: str) -> Path:
@@ -91,8 +89,7 @@ class ReconstructConfig:
     out: Path | None = out_option("The picture to write", "runs/DATASET/reconstructions.png")
 
     def __post_init__(self) -> None:
-        check(self.size is None or self.size > 0, "size", self.size, "positive")
-        check(self.num_images > 0, "num_images", self.num_images, "positive")
+        check_positive(self, "size", "num_images")
 
     @property
     def result(self) -> Path:
@@ -120,9 +117,7 @@ class TokenizeConfig:
     batch_size: int = IMAGES_PER_PASS
 
     def __post_init__(self) -> None:
-        check(self.size is None or self.size > 0, "size", self.size, "positive")
-        check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
-        check(self.limit is None or self.limit > 0, "limit", self.limit, "positive")
+        check_positive(self, "size", "batch_size", "limit")
         check(self.cache is None or self.cache.suffix == ".zarr", "cache", self.cache, "a path that ends in .zarr")
         if self.views:
             parse_views(self.views)
@@ -200,7 +195,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check(not (self.show and self.tokens_only), "show", self.show, "left out with --tokens-only")
         check(self.out is None or self.out.suffix == ".zarr", "out", self.out, "a path that ends in .zarr")
-        check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
+        check_positive(self, "n_head")
         check(self.keep is None or bool(self.prompt), "keep", self.keep, "given with --prompt only")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for sampling")
 
@@ -218,8 +213,7 @@ class RenderConfig:
         group=DATA,
     )
     out: Path | None = out_option(
-        "A .png file for a sheet, an .npz file, or a folder",
-        "the cache's name with .png, -images.npz, -png or -tree",
+        "A .png file for a sheet, an .npz file, or a folder", "the cache's name with .png, -images.npz, -png or -tree"
     )
     split: str | None = SPLIT_OF_ROWS
     rows: str | None = option(
@@ -235,9 +229,8 @@ class RenderConfig:
         check(self.limit is None or self.limit >= 0, "limit", self.limit, "0 or more")
         parts = re.fullmatch(r"(\d*):(\d*)", self.rows or ":")
         check(parts is not None, "rows", self.rows, "START:STOP, two whole numbers of which either may be left out")
-        endings = {"sheet": (".png",), "npz": (".npz",)}.get(self.form)
-        suffix = self.result.suffix
-        named = suffix in endings if endings else suffix not in NO_FOLDERS
+        suffix, ending = self.result.suffix, {"sheet": ".png", "npz": ".npz"}.get(self.form)
+        named = suffix == ending if ending else suffix not in NO_FOLDERS
         check(named, "out", self.out, "a name that ends in .png for a sheet, in .npz for that, and a folder otherwise")
         check(not self.show or self.form == "sheet", "format", self.form, "sheet, for --show")
 
@@ -258,8 +251,7 @@ class RenderConfig:
     def chosen_rows(self, total: int) -> range:
         """Which of `total` rows to render, but for what a sheet can show."""
         start, _, stop = (self.rows or ":").partition(":")
-        chosen = range(total)[int(start or 0) : int(stop or total)]
-        return chosen[: self.limit or None]
+        return range(total)[int(start or 0) : int(stop or total)][: self.limit or None]
 
 
 @dataclass(frozen=True, kw_only=True)

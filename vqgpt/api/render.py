@@ -10,7 +10,7 @@ a sheet.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vqgpt.api.options import ROWS_ON_A_SHEET, EncoderOptions, RenderConfig
 from vqgpt.data.decoding import BrokenImageError, decode
@@ -27,7 +28,7 @@ from vqgpt.data.options import Preprocessing, PreprocessingOptions
 from vqgpt.data.preparing import prepare
 from vqgpt.errors import InputError, MissingDataError, UsageError, nearest_hint
 from vqgpt.options.codec import to_json
-from vqgpt.pictures.sheet import PictureFolder, contact_sheet, png_bytes, to_displayable, to_rgb
+from vqgpt.pictures.sheet import PictureFolder, contact_sheet, png_bytes, reconstruction_panel, to_displayable, to_rgb
 from vqgpt.progress import Notice, Picture, Report, silent
 from vqgpt.runtime.device import select_device
 from vqgpt.storage.files import open_atomically, read_regular, write_atomically
@@ -37,7 +38,14 @@ from vqgpt.tokens.arrays import names_without, occurring
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.tokens.reader import Part, parts_of
 from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
-from vqgpt.vqgan.coding import decode_batches, decode_codes, decode_in_passes, encode_images, images_per_pass
+from vqgpt.vqgan.coding import (
+    decode_batches,
+    decode_codes,
+    decode_in_passes,
+    encode_images,
+    images_per_pass,
+    likeness_captions,
+)
 from vqgpt.vqgan.model import VQGAN
 
 MOST_COLUMNS = 16
@@ -73,7 +81,8 @@ def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, r
             "render other rows with --rows, or another split with --split",
         )
     about = {**to_json(config), "cache_digest": cache.digest, "split": split}
-    parts = parts_of(cache, split, view, rows, images_per_pass(*image_shape(model, description)[1:]))
+    size = decoded_size(model, description)
+    parts = parts_of(cache, split, view, rows, images_per_pass(*size))
     precision = config.vqgan.precision
     if config.form in ("png", "tree"):
         identity: dict[str, Any] = {"cache_digest": cache.digest, "split": split, "rows": [rows.start, rows.stop]}
@@ -82,7 +91,7 @@ def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, r
         if folders:
             numbered = enumerate(zip(folders, description.class_names, strict=True))
             identity["classes"] = {name: {"number": number, "name": of} for number, (name, of) in numbered}
-            tell_of_empty_folders(cache.labels(split)[rows.start : rows.stop], description, report)
+            report_empty_folders(cache.labels(split)[rows.start : rows.stop], description, report)
         folder = PictureFolder(config.result, identity, [*folders, WITHOUT_CLASS] if folders else None, overwrite)
         if not dry_run:
             folder.fill(parts, len(rows), lambda codes: decode_codes(model, codes, precision), about, report)
@@ -92,7 +101,7 @@ def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, r
     with sole_writer(config.result, config, overwrite):
         if config.form == "npz":
             images = decode_batches(model, (part.codes for part in parts), len(rows), precision, report)
-            write_npz(config.result, (len(rows), *image_shape(model, description)[1:], 3), images)
+            write_npz(config.result, (len(rows), *size, 3), images)
         else:
             write_atomically(config.result, png_bytes(sheet(list(parts), model, description, precision, report), about))
     if config.show:
@@ -100,7 +109,7 @@ def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, r
     return plan
 
 
-def tell_of_empty_folders(labels: NDArray[np.integer], description: Description, report: Report) -> None:
+def report_empty_folders(labels: NDArray[np.integer], description: Description, report: Report) -> None:
     """A notice of the classes that no rendered row has: without their folders, others would get their numbers."""
     absent = names_without(occurring(labels), description.class_names)
     if absent:
@@ -141,10 +150,9 @@ def view_number(config: RenderConfig, description: Description) -> int:
     return description.views.index(config.view)
 
 
-def image_shape(model: VQGAN, description: Description) -> tuple[int, int, int]:
-    """(C, H, W) of the decoded images."""
-    height, width = (side * model.config.downsampling for side in description.grid)
-    return model.config.image_channels, height, width
+def decoded_size(model: VQGAN, description: Description) -> tuple[int, ...]:
+    """(H, W) of the decoded images."""
+    return tuple(side * model.config.downsampling for side in description.grid)
 
 
 def write_npz(path: Path, shape: tuple[int, ...], batches: Iterator[NDArray[np.uint8]]) -> None:
@@ -155,6 +163,15 @@ def write_npz(path: Path, shape: tuple[int, ...], batches: Iterator[NDArray[np.u
             np.lib.format.write_array_header_1_0(inner, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for images in batches:
                 inner.write(to_rgb(images).tobytes())
+
+
+def reconstruction_png(
+    originals: Tensor, reconstructions: Tensor, code_counts: Tensor, configuration: Mapping[str, Any], seed: int
+) -> bytes:
+    """A PNG of originals above reconstructions, (n, C, H, W) uint8; `code_counts` (K,); `seed` is that of colours."""
+    captions = likeness_captions(originals, reconstructions)
+    shown, decoded, counts = (values.cpu().numpy() for values in (originals, reconstructions, code_counts))
+    return reconstruction_panel(shown, decoded, captions, counts, seed, configuration)
 
 
 def plain_sheet(codes: NDArray[np.int64], model: VQGAN, description: Description) -> bytes:
@@ -207,7 +224,7 @@ def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
             "give the VQ-GAN that made them, with --checkpoint-vae (and --remap, if tokenize had it), or tokenize and "
             "train again with this one",
         )
-    made = tuple(side * model.config.downsampling for side in description.grid)
+    made = decoded_size(model, description)
     if made != description.image_size:  # images would be prepared at a size that the codes do not bound
         raise InputError(
             f"the tokens claim to be of images of {' x '.join(map(str, description.image_size))} pixels, and {path} "

@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +80,13 @@ def what_changed(table: str, config_class: type, now: Made, before: Made) -> str
     changes = []
     for item in options_of(config_class):
         if item.name in now.options:
-            old, new = before.options.get(item.name, _plain(item.default)), now.options[item.name]
+            default = list(item.default) if isinstance(item.default, tuple) else item.default
+            old, new = before.options.get(item.name, default), now.options[item.name]
             if old != new:
                 changes.append(f"{item.key} was {_shown(old)}, is {_shown(new)}")
     settings = [f"[{table}] {'; '.join(changes)}"] if changes else []
     names = [name for name in now.inputs if now.inputs[name] != before.inputs.get(name)]
     return "; ".join([*settings, *(f"the {name} changed" for name in names)])
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _shown(value: Any) -> str:
@@ -143,21 +140,13 @@ class Stage:
     config: Any
     record: Path
     results: tuple[CachePath, ...]
-    needs: Mapping[str, CachePath] = field(default_factory=dict)
-    images: ImageOptions | None = None
+    needs: Mapping[str, CachePath]
+    images: ImageOptions | None
 
     @property
     def takes_long(self) -> bool:
         """True if what it made is to be kept unless the user asks."""
         return self.command.table in TAKES_LONG
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Why a stage has to run, "" if it is up to date; and whether it would replace what it may not, unasked."""
-
-    why: str = ""
-    replaces: bool = False
 
 
 def run(
@@ -183,22 +172,22 @@ def run(
         now = Made(options={}, inputs={}, results=digests(stage.results))
         makers = [made_anew[path] for path in stage.needs.values() if path in made_anew]
         if makers:
-            verdict = Verdict(why=f"after {makers[0]}", replaces=bool(now.results))
+            why, replaces = f"after {makers[0]}", bool(now.results)
         else:
             options = options_that_count(stage.command.table, to_json(stage.config))
             now = replace(now, options=options, inputs=inputs_of(stage, before, digest_of_images))
-            verdict = judge(stage, now, before)
-        stops = verdict.replaces and not flags.overwrite
+            why, replaces = judge(stage, now, before)
+        stops = replaces and not flags.overwrite
         if stops and not flags.dry_run:
             raise UsageError(
-                f"{stage.results[0]} is not replaced unasked, and vqgpt {words} would: {verdict.why}",
+                f"{stage.results[0]} is not replaced unasked, and vqgpt {words} would: {why}",
                 "give --overwrite to replace it, or undo the change",
             )
-        report(Notice(text=f"{words}: {verdict.why or 'up to date'}"))
-        if not verdict.why:
+        report(Notice(text=f"{words}: {why or 'up to date'}"))
+        if not why:
             state = "up to date"
-            if not flags.dry_run:
-                keep_record(stage, now, before)
+            if not flags.dry_run and (before is None or before.results != now.results):  # another command made it
+                write_record(stage.record, now)
         elif flags.dry_run:
             state = "stops without --overwrite" if stops else "would run"
             made_anew |= dict.fromkeys(stage.results, words)
@@ -207,7 +196,7 @@ def run(
         seconds = before.seconds if before else None
         if seconds is None and state == "would run":
             seconds = expected().get(stage.command.table)
-        outcomes[words] = {"state": state, "why": verdict.why, "seconds": seconds}
+        outcomes[words] = {"state": state, "why": why, "seconds": seconds}
         if flags.dry_run and stops:
             break
     return {"recipe": recipe, "stages": outcomes}
@@ -218,12 +207,11 @@ def stages_of(
 ) -> list[Stage]:
     """The stages up to `until`, configured by the recipe read from `source` as their commands are.
 
-    Each takes what the one before it makes. No VQ-GAN is trained where the recipe names another
-    one to tokenize with.
+    Each takes what the one before it makes. No VQ-GAN is trained where the recipe names another to tokenize with.
     """
     wanted = {"dataset": config.dataset, "data_root": config.data_root, "device": config.device}
-    said = {name: recipe.get(name) for name in wanted} | {"device": recipe.get("device", "auto")}
-    given = {name: value for name, value in wanted.items() if value is not None and str(value) != said[name]}
+    recorded = {"device": "auto", **recipe}
+    given = {name: value for name, value in wanted.items() if value is not None and str(value) != recorded.get(name)}
 
     def resolved(table: str, **made: Any) -> Any:
         return resolve(commands[table].config, given, values_for(commands[table], recipe, source, commands), made)
@@ -241,36 +229,21 @@ def stages_of(
     samples = sample.out or samples_path(dataset)
     start = {"GPT that it starts from": train.checkpoint_gpt} if train.checkpoint_gpt else {}
     decoder = {} if sample.tokens_only else {"VQ-GAN": sample.checkpoint_vae or train_vqgan.result}
+    drawn = {"GPT": sample.checkpoint_gpt or gpt, **decoder}
     sheet = () if sample.tokens_only else (beside(samples, f"{samples.stem}.png"),)
 
-    def stage(table: str, configured: Any, *results: CachePath, **read: Any) -> Stage:
-        record = RUNS_FOLDER / dataset / f"{table}.made.json"
-        return Stage(command=commands[table], config=configured, record=record, results=results, **read)
+    def stage(table: str, configured: Any, needs: Mapping[str, CachePath], *results: CachePath) -> Stage:
+        record, images = RUNS_FOLDER / dataset / f"{table}.made.json", getattr(configured, "images", None)
+        return Stage(
+            command=commands[table], config=configured, record=record, results=results, needs=needs, images=images
+        )
 
     stages = [
-        stage("vqgan-train", train_vqgan, train_vqgan.result, images=train_vqgan.images),
-        stage(
-            "vqgan-reconstruct",
-            reconstruct,
-            reconstruct.result,
-            needs={"VQ-GAN": reconstruct.vqgan.path(dataset)},
-            images=reconstruct.images,
-        ),
-        stage(
-            "tokenize",
-            tokenize,
-            tokenize.result,
-            needs={"VQ-GAN": vqgan},
-            images=tokenize.images,
-        ),
-        stage("train", train, gpt, needs={"token cache": tokens, **start}),
-        stage(
-            "sample",
-            sample,
-            samples,
-            *sheet,
-            needs={"GPT": sample.checkpoint_gpt or gpt, **decoder},
-        ),
+        stage("vqgan-train", train_vqgan, {}, train_vqgan.result),
+        stage("vqgan-reconstruct", reconstruct, {"VQ-GAN": reconstruct.vqgan.path(dataset)}, reconstruct.result),
+        stage("tokenize", tokenize, {"VQ-GAN": vqgan}, tokenize.result),
+        stage("train", train, {"token cache": tokens, **start}, gpt),
+        stage("sample", sample, drawn, samples, *sheet),
     ]
     if vqgan != train_vqgan.result:
         del stages[0]
@@ -305,31 +278,28 @@ def _expected_seconds(stages: list[Stage], report: Report) -> dict[str, float]:
         return {}
 
 
-def judge(stage: Stage, now: Made, before: Made | None) -> Verdict:
-    """Whether a stage has to run, from what is there `now` and what its record says of `before`."""
+def judge(stage: Stage, now: Made, before: Made | None) -> tuple[str, bool]:
+    """Why a stage has to run, "" if it is up to date; and whether it would replace what it may not, unasked.
+
+    Judged from what is there `now` and what its record says of `before`.
+    """
     if not now.results:
-        return Verdict(why="not finished" if before is None or not before.finished else "its result is gone")
+        return "not finished" if before is None or not before.finished else "its result is gone", False
     if before is not None and not before.finished:
-        return Verdict(why="it was interrupted")
+        return "it was interrupted", False
     table, path = stage.command.table, stage.results[0]
     if before is None or any(before.results.get(name) != digest for name, digest in now.results.items()):
         if table == "tokenize":
-            return Verdict(why="another command made the cache, so it is checked")
+            return "another command made the cache, so it is checked", False
         if table not in NETWORKS:
-            return Verdict(why="another command made what is there", replaces=True)
+            return "another command made what is there", True
         assert isinstance(path, Path)
         before = made_by_command(table, path, now.inputs) or now
     changed = what_changed(table, stage.command.config, now, before)
     if changed:
-        return Verdict(why=changed, replaces=stage.takes_long)
+        return changed, stage.takes_long
     gone = [name for name in before.results if name not in now.results]
-    return Verdict(why=f"{gone[0]} is gone" if gone else "")
-
-
-def keep_record(stage: Stage, now: Made, before: Made | None) -> None:
-    """Record what an up-to-date result was made of, if that is not yet recorded: another command made it."""
-    if before is None or before.results != now.results:
-        write_record(stage.record, now)
+    return f"{gone[0]} is gone" if gone else "", False
 
 
 def make(stage: Stage, now: Made, flags: Flags, report: Report) -> Made:

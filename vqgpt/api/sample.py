@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vqgpt.api.filling import fill_cache
 from vqgpt.api.options import EncoderOptions, RenderConfig, SampleConfig
-from vqgpt.api.sources import check_dataset, check_heads, find_cache, find_gpt, tell_if_unknown
+from vqgpt.api.sources import check_dataset, check_heads, find_cache, find_gpt, warn_if_unknown
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.generate import Sampler
@@ -42,7 +42,7 @@ FindPrompts = Callable[[GPTConfig, Description], Prompts | None]
 class SamplePlan:
     """What will be sampled: the GPT, the labels as `GPT.start` takes them, and the cache to write.
 
-    Image i is of `labels[i % m]` (m, ...), and completes `kept[i % n]` (n, h, w), if there are any, -1 where a code is
+    Image i is of `labels[i % m]` (m, ...), and completes `known[i % n]` (n, h, w), if there are any, -1 where a code is
     to be drawn.
     """
 
@@ -50,7 +50,7 @@ class SamplePlan:
     codebook: NDArray[np.float32]
     checkpoint: Path
     labels: NDArray[np.int64]
-    kept: NDArray[np.int64] | None
+    known: NDArray[np.int64] | None
     description: Description
     cache: CachePath
 
@@ -153,42 +153,43 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         trained_on, codebook = gpt.description, gpt.codebook.numpy()
         if config.cache:
             check_same_tokens(TokenCache(config.cache), trained_on)
+    architecture, order = gpt.model.config, gpt.model.config.options.order
     check_dataset(config.dataset, trained_on.dataset, checkpoint)
-    check_heads(config.n_head, gpt.model.config, checkpoint)
-    known = KnownLabels.of(gpt.model.config, trained_on.class_names, gpt.labels_seen)
+    check_heads(config.n_head, architecture, checkpoint)
+    known_labels = KnownLabels.of(architecture, trained_on.class_names, gpt.labels_seen)
     if config.sampling.cfg_scale != 1:
         check_can_guide(gpt, checkpoint)
-    prompts = find_prompts(gpt.model.config, trained_on)
+    prompts = find_prompts(architecture, trained_on)
     if prompts or config.cache:
-        tell_if_unknown(trained_on.tokenizer_sha256, report)
+        warn_if_unknown(trained_on.tokenizer_sha256, report)
     if prompts and not config.classes:
-        turn = prompts.labels
-        known.check_seen(turn)
+        labels = prompts.labels
+        known_labels.check_seen(labels)
     else:
-        turn = known.cycle(config.classes, report)
-        turn = [label for label in turn for _ in (prompts.labels if prompts else [None])]
-    if no_label(gpt.model.config) in turn:
-        check_knows_untold(gpt, checkpoint, "tell the label with --class")
-    if prompts and not is_prefix(prompts.known, scan_of(gpt.model.config)):
+        each = len(prompts.labels) if prompts else 1
+        labels = [label for label in known_labels.cycle(config.classes, report) for _ in range(each)]
+    if no_label(architecture) in labels:
+        check_knows_unlabelled(gpt, checkpoint, "tell the label with --class")
+    if prompts and not is_prefix(prompts.known, scan_order(order, architecture.grid).numpy()):
         report(
             Notice(
                 text="some known tokens come after sampled ones in the order in which this GPT reads the grid "
-                f"({gpt.model.config.options.order}): a sampled token cannot see the known tokens after it"
+                f"({order}): a sampled token cannot see the known tokens after it"
             )
         )
-    row_bytes = gpt.model.config.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
+    row_bytes = architecture.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
     description = replace(
         trained_on,
         origin="sampled",
-        label_kind=gpt.model.config.options.condition,
-        source_sha256=weights_sha256(gpt.model, to_json(gpt.model.config)),
+        label_kind=architecture.options.condition,
+        source_sha256=weights_sha256(gpt.model, to_json(architecture)),
         splits=(Split(name=SPLIT, rows=config.sampling.num_samples),),
         limit=None,
         views=("identity",),
         precision=resolve_precision(config.run.precision, device),
         sampling={
             **to_json(config.sampling),
-            "classes": turn,
+            "classes": labels,
             "prompts": prompts.known.tolist() if prompts else [],
             "seed": config.run.seed,
             "log_prob": True,
@@ -199,8 +200,8 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         gpt=gpt,
         codebook=codebook,
         checkpoint=checkpoint,
-        labels=np.array(turn),
-        kept=prompts.known if prompts else None,
+        labels=np.array(labels),
+        known=prompts.known if prompts else None,
         description=description,
         cache=config.out or samples_path(trained_on.dataset),
     )
@@ -208,27 +209,27 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
 
 def draw(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:
     """Sample as planned; the result names the cache."""
-    sampler = Sampler(plan.gpt.model, config.sampling, plan.description.precision, plan.kept is not None)
+    sampler = Sampler(plan.gpt.model, config.sampling, plan.description.precision, plan.known is not None)
 
     def rows_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        labels = torch.from_numpy(in_turn(plan.labels, shard))
-        kept = None if plan.kept is None else torch.from_numpy(in_turn(plan.kept, shard))
-        for codes, log_prob in sampler.codes(labels, shard.start, config.run.seed, kept):
+        labels = torch.from_numpy(cycled(plan.labels, shard))
+        known = None if plan.known is None else torch.from_numpy(cycled(plan.known, shard))
+        for codes, log_prob in sampler.codes(labels, shard.start, config.run.seed, known):
             yield codes.numpy()[:, None], log_prob.numpy()
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        labels = in_turn(plan.labels, shard)
-        if plan.description.label_kind == "bits":
+        labels = cycled(plan.labels, shard)
+        if description.label_kind == "bits":
             labels = np.maximum(labels, 0)
         return labels, np.arange(shard.start, shard.stop)
 
-    rows, labels, description = rows_of, labels_of, plan.description
-    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", rows, labels, report)
+    description = plan.description
+    manifest = fill_cache(plan.cache, description, plan.codebook, overwrite, "sample", rows_of, labels_of, report)
     return {**plan.summary, "digest": manifest.digest}
 
 
-def in_turn(values: NDArray[np.int64], shard: ShardRows) -> NDArray[np.int64]:
-    """Of values (n, ...) that images have in turn, those of the images of a shard."""
+def cycled(values: NDArray[np.int64], shard: ShardRows) -> NDArray[np.int64]:
+    """Of values (n, ...) that images cycle through, those of the images of a shard."""
     return values[np.arange(shard.start, shard.stop) % len(values)]
 
 
@@ -238,21 +239,16 @@ def check_can_guide(gpt: LoadedGPT, checkpoint: Path) -> None:
         raise UsageError(
             f"{checkpoint} was trained without classes, so there is nothing to guide towards", "leave --cfg-scale out"
         )
-    check_knows_untold(gpt, checkpoint, "leave --cfg-scale out")
+    check_knows_unlabelled(gpt, checkpoint, "leave --cfg-scale out")
 
 
-def check_knows_untold(gpt: LoadedGPT, checkpoint: Path, remedy: str) -> None:
+def check_knows_unlabelled(gpt: LoadedGPT, checkpoint: Path, remedy: str) -> None:
     """Raise UsageError if a GPT that knows classes or bits was never shown an image without."""
     if gpt.model.config.num_classes and gpt.label_dropout == 0:
         raise UsageError(
             f"{checkpoint} was trained with --label-dropout 0: it never saw an image without its label",
             f"{remedy}, or train one with --label-dropout 0.1",
         )
-
-
-def scan_of(config: GPTConfig) -> NDArray[np.int64]:
-    """The raster index of each token, in the order in which the GPT reads the grid."""
-    return scan_order(config.options.order, config.grid).numpy()
 
 
 def what_it_was_trained_on(

@@ -59,7 +59,7 @@ def check_heads(asked: int | None, gpt: GPTConfig, path: Path) -> None:
         raise UsageError(f"{path} has {gpt.options.n_head} attention heads, not {asked}", "leave --n-head out")
 
 
-def tell_if_unknown(tokenizer_sha256: str, report: Report) -> None:
+def warn_if_unknown(tokenizer_sha256: str, report: Report) -> None:
     """A notice, where codes that are taken to be of one VQ-GAN were all imported without it."""
     if tokenizer_sha256 == UNKNOWN_TOKENIZER:
         report(

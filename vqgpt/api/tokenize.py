@@ -162,11 +162,7 @@ def row_bytes(config: VQGANConfig, grid: tuple[int, int], views: tuple[str, ...]
 
 
 def expected_work(
-    config: TokenizeConfig,
-    dataset: Dataset,
-    bytes_per_image: int,
-    model: VQGAN,
-    preprocessing: Preprocessing,
+    config: TokenizeConfig, dataset: Dataset, bytes_per_image: int, model: VQGAN, preprocessing: Preprocessing
 ) -> dict[str, Any]:
     """Rows, bytes before compression, and seconds, by the rows as published and the encoder's speed here.
 

@@ -25,7 +25,7 @@ from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.gpt.sequences import Sequences, StreamedSequences, TrainingRows
 from vqgpt.gpt.training import GPTTraining
-from vqgpt.options.codec import differences, one_line, to_json
+from vqgpt.options.codec import differences, num_parameters, one_line, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
@@ -124,7 +124,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
     plan = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": num_parameters(model),
         "tokens_per_image": architecture.block_size,
         "cache": cache.path,
         "checkpoint": result,

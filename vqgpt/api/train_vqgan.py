@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from vqgpt.api.options import VQGANTrainConfig
+from vqgpt.api.render import reconstruction_png
 from vqgpt.data.images import ImageDataset
 from vqgpt.data.options import Preprocessing
 from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.errors import InputError
-from vqgpt.options.codec import to_json
-from vqgpt.pictures.sheet import reconstruction_panel
+from vqgpt.options.codec import num_parameters, to_json
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
     derived_seed,
@@ -30,7 +30,6 @@ from vqgpt.training.loop import train
 from vqgpt.training.run import Job, check_result
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
-from vqgpt.vqgan.coding import likeness_captions
 from vqgpt.vqgan.losses import SMALLEST_FOR_LPIPS, load_perceptual_loss
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
@@ -72,7 +71,7 @@ def _run(
     model = new_model(config, channels, size)
     result = check_result(config.result, overwrite)
     plan = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": num_parameters(model),
         "grid": model.config.grid(size),
         "perceptual_weight": config.training.perceptual_weight_at(size),
         "checkpoint": result,
@@ -116,11 +115,8 @@ def _run(
 
     def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
         if rank() == 0:
-            captions, seed = likeness_captions(originals, reconstructions), config.run.seed
-            arrays = (values.cpu().numpy() for values in (originals, reconstructions, code_counts))
-            shown, decoded, counts = arrays
-            png = reconstruction_panel(shown, decoded, captions, counts, seed, configuration)
-            write_atomically(panel, png)
+            seed = config.run.seed
+            write_atomically(panel, reconstruction_png(originals, reconstructions, code_counts, configuration, seed))
 
     images_on_device = train_images.to(device), held_out.to(device)
     job = VQGANJob(

@@ -6,10 +6,10 @@ from typing import Annotated, Any, cast
 import typer
 
 from vqgpt.cli.console import Screen, secure_streams
-from vqgpt.cli.running import check_not_refused, expand_lists, explain, run_command, with_signature
+from vqgpt.cli.running import check_not_refused, expand_lists, explain, typer_function
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode, UsageError, VQGPTError
-from vqgpt.options.definition import Command, options_of
+from vqgpt.options.definition import Command
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 GROUPS = {
@@ -54,7 +54,7 @@ def make_app() -> typer.Typer:
         app.add_typer(groups[name], name=name)
     for command in sorted(COMMANDS.values(), key=_place_in_help):
         group, _, name = command.words.rpartition(" ")
-        groups[group].command(name)(with_signature(_runner(command), command))
+        groups[group].command(name)(typer_function(command, COMMANDS))
     return app
 
 
@@ -62,19 +62,11 @@ def _place_in_help(command: Command) -> tuple[int, str]:
     return IN_ORDER.index(command.words) if command.words in IN_ORDER else len(IN_ORDER), command.words
 
 
-def _runner(command: Command) -> Any:
-    def run(**values: Any) -> None:
-        raise typer.Exit(run_command(command, values, COMMANDS))
-
-    return run
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vqgpt` command; always leaves by SystemExit."""
     secure_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
-    configs = {each for command in COMMANDS.values() for each in (command.config, command.flags)}
-    list_flags = {item.flag for config in configs for item in options_of(config) if item.is_list}
+    list_flags = {item.flag for command in COMMANDS.values() for item in command.options if item.is_list}
     try:
         check_not_refused(arguments, COMMANDS.values())
         if not arguments or arguments in ([name] for name in GROUPS):  # a command is needed after these

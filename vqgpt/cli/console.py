@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -69,9 +68,7 @@ class Screen:
     def __enter__(self) -> "Screen":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop_bar()
 
     def report(self, event: Event) -> None:
@@ -79,7 +76,7 @@ class Screen:
         if self.quiet:
             return
         if isinstance(event, Notice):
-            self._tell(event.text)
+            self._print(event.text)
         elif isinstance(event, Picture):
             self._show_picture(event.path)
         elif self.stderr.is_terminal:
@@ -107,7 +104,7 @@ class Screen:
             rate = (event.done - done_before) / (now - start)
             parts += [f"{rate:,.1f} {event.unit}/s", f"eta {(event.total - event.done) / rate:.0f} s"]
         parts += [_figures(event.values)] if event.values else []
-        self._tell("  ".join(parts))
+        self._print("  ".join(parts))
 
     def _show_picture(self, path: Path) -> None:
         """Show a picture where the terminal can, else say where it is."""
@@ -116,7 +113,7 @@ class Screen:
         self._stop_bar()
         protocol = protocol_here()
         if protocol is None:
-            self._tell(f"this terminal shows no images; the picture is {path}")
+            self._print(f"this terminal shows no images; the picture is {path}")
             return
         sys.stderr.write(escape_sequence(protocol, path) + "\n")
         sys.stderr.flush()
@@ -130,13 +127,13 @@ class Screen:
         """One line for the configuration that a command runs with."""
         if not self.quiet:
             pairs = "  ".join(f"{name}={_plain_text(value)}" for name, value in values.items())
-            self._tell(f"{heading}: {pairs or 'all defaults'}", style="dim")
+            self._print(f"{heading}: {pairs or 'all defaults'}", style="dim")
 
     def show_result(self, result: Mapping[str, Any]) -> None:
         """Print a command's result to stdout: one JSON object, or a line per figure."""
         self._stop_bar()
         if self.as_json:
-            print(json.dumps({name: _jsonable(value) for name, value in result.items()}))
+            print(json.dumps(result, default=os.fspath))
         elif not self.quiet:
             for line in _table(result) if _is_table(result) else _pairs(result):
                 print(printable(line))
@@ -145,35 +142,32 @@ class Screen:
     def show_next(self, line: str) -> None:
         """On a terminal, the command to give next, if there is one."""
         if line and self.stderr.is_terminal and not self.quiet and not self.as_json:
-            self._tell(f"next: {line}")
+            self._print(f"next: {line}")
 
     def show_error(self, error: VQGPTError) -> None:
         """One line for what is wrong, one for what to do."""
         self._stop_bar()
-        self._tell(f"error: {error.message}", style="bold red")
-        self._tell(f"  try: {error.hint}")
+        self._print(f"error: {error.message}", style="bold red")
+        self._print(f"  try: {error.hint}")
 
-    def _tell(self, line: str, style: str | None = None) -> None:
+    def _print(self, line: str, style: str | None = None) -> None:
         """A line on stderr. Names come from strangers' files: what would control the terminal is escaped."""
         self.stderr.print(printable(line), style=style, markup=False)
 
 
 def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
-    width = max((len(name) for name, value in result.items() if not _holds_rows(value)), default=0)
+    width = max((len(name) for name, value in result.items() if not _is_table(value)), default=0)
     for name, value in result.items():
-        if _holds_rows(value):
+        if _is_table(value):
             yield from ("", name.replace("_", " "), *_table(value))
         else:
             yield f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}"
 
 
-def _holds_rows(value: Any) -> bool:
-    return isinstance(value, Mapping) and _is_table(value)
-
-
-def _is_table(result: Mapping[str, Any]) -> bool:
-    """True if all values are mappings of the same keys: rows."""
-    keys = {tuple(row) if isinstance(row, Mapping) else () for row in result.values()}
+def _is_table(value: Any) -> bool:
+    """True for a mapping whose values are mappings of the same keys: rows."""
+    rows = value.values() if isinstance(value, Mapping) else ()
+    keys = {tuple(row) if isinstance(row, Mapping) else () for row in rows}
     return len(keys) == 1 and keys != {()}
 
 
@@ -206,14 +200,6 @@ def _plain_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{name.replace('_', ' ')} {_plain_text(element)}" for name, element in value.items())
     return f"{value:,}" if isinstance(value, int) else printable(str(value))
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, (tuple, list)):
-        return [_jsonable(element) for element in value]
-    if isinstance(value, Mapping):
-        return {name: _jsonable(element) for name, element in value.items()}
-    return str(value) if isinstance(value, Path) else value
 
 
 GONE = {errno.EPIPE, errno.EIO}  # nobody reads any more: a pipe's other end was closed, a terminal hung up

@@ -68,20 +68,19 @@ AFTER = {
 
 def typer_parameter(option: Option, words: str) -> inspect.Parameter:
     """The typer parameter of one option of the command `words`."""
-    help_text = option.help if option.is_argument else _with_default(option)
-    annotation = _typer_type(option.type)
+    kind = _typer_type(option.type)
     if option.is_argument:
-        return _parameter(option.name, Annotated[annotation, typer.Argument(help=help_text)], inspect.Parameter.empty)
+        return _parameter(option.name, Annotated[kind, typer.Argument(help=option.help)], inspect.Parameter.empty)
     flag = f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool and not option.short else option.flag
     declared = typer.Option(
         *([flag, option.short] if option.short else [flag]),
-        help=help_text,
+        help=_with_default(option),
         envvar=environment_variable(option, words),
         show_envvar=False,
         rich_help_panel=option.group,
         metavar=_metavar(option),
     )
-    return _parameter(option.name, Annotated[annotation | None, declared], None)
+    return _parameter(option.name, Annotated[kind | None, declared], None)
 
 
 def default_text(option: Option) -> str:
@@ -123,13 +122,16 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def with_signature(function: Callable[..., None], command: Command) -> Callable[..., None]:
-    """Give `function(**values)` the signature that typer reads: the options of the command, in order."""
-    options = [*options_of(command.config), *options_of(command.flags)]
-    parameters = [typer_parameter(option, command.words) for option in options]
-    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__doc__ = command.doc
-    return function
+def typer_function(command: Command, commands: Mapping[str, Command]) -> Callable[..., None]:
+    """What typer runs for one of the `commands`; its signature is the options of the command, in order."""
+
+    def run(**values: Any) -> None:
+        raise typer.Exit(run_command(command, values, commands))
+
+    parameters = [typer_parameter(option, command.words) for option in command.options]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__doc__ = command.doc
+    return run
 
 
 def expand_lists(arguments: list[str], list_flags: set[str]) -> list[str]:
@@ -169,7 +171,7 @@ def check_environment(environment: Mapping[str, str], commands: Iterable[Command
     """Raise UsageError for a variable that names an option and no command (VQGPT_BATCH_SIZE): no command reads it."""
     by_option: dict[str, list[str]] = {}
     for command in commands:
-        for item in [*options_of(command.config), *options_of(command.flags)]:
+        for item in command.options:
             if not item.is_argument:
                 new = environment_variable(item, command.words)
                 by_option.setdefault(PREFIX + _upper(item.flag[2:]), []).append(new)
@@ -207,12 +209,11 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
             recipe = recipe_values(command, flags.recipe, commands)
             config: Any = resolve(command.config, given, recipe)
             if command.takes_recipe:
-                everything = output.verbose or flags.dry_run
-                screen.show_configuration(command.words, shown_values(config, everything))
+                screen.show_configuration(command.words, shown_values(config, output.verbose or flags.dry_run))
             if scarce := low_limit():
                 screen.report(Notice(text=scarce))
             keep_memory_pages()
-            with terminated_as_interrupted() if alone else nullcontext(), _warnings_told(screen.report):
+            with terminated_as_interrupted() if alone else nullcontext(), _warnings_reported(screen.report):
                 result = command.run(config, flags, screen.report)
                 screen.show_result(result)
             if not flags.dry_run:
@@ -244,19 +245,19 @@ class _Notices(logging.Handler):
     def __init__(self, report: Report) -> None:
         super().__init__(logging.WARNING)
         self.report = report
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called from one thread at a time."""
         text = record.getMessage()
-        if text not in self.told:
-            self.told.add(text)
+        if text not in self.reported:
+            self.reported.add(text)
             self.report(Notice(text=text))
 
 
 @contextmanager
-def _warnings_told(report: Report) -> Iterator[None]:
-    """What our modules log as a warning in the block is told to the user, each once."""
+def _warnings_reported(report: Report) -> Iterator[None]:
+    """What our modules log as a warning in the block becomes a notice, each once."""
     logger, handler = logging.getLogger("vqgpt"), _Notices(report)
     logger.addHandler(handler)
     try:
@@ -267,18 +268,14 @@ def _warnings_told(report: Report) -> Iterator[None]:
 
 def shown_values(config: Any, everything: bool) -> dict[str, Any]:
     """The option values of a configuration, by name; those that differ from the default, or all."""
-    values = flat_values(config)
-    return {
-        item.name: values[item.name]
-        for item in options_of(type(config))
-        if everything or values[item.name] != item.default
-    }
+    defaults = {item.name: item.default for item in options_of(type(config))}
+    values = flat_values(config).items()
+    return {name: value for name, value in values if everything or value != defaults[name]}
 
 
 def explain(error: Exception) -> VQGPTError:
     """The error that an exception of Python, torch or the system means to the user."""
-    lacking = shortage(error)
-    if lacking is not None:
+    if lacking := shortage(error):
         return lacking
     if isinstance(error, OSError) and error.filename is not None:
         return InputError(f"{error.filename}: {error.strerror}", "check the path and its permissions")
@@ -310,16 +307,14 @@ def next_line(
 ) -> str:
     """The command to give after this one, "" if none follows: of the same recipe or images, for what it made."""
     if command.table == "sample":
-        kept = {name: given[name] for name in ("checkpoint_gpt", "n_head", "device") if name in given}
-        return command_line(commands["score"], {**kept, "cache": result["cache"]})
+        same = {name: given[name] for name in ("checkpoint_gpt", "n_head", "device") if name in given}
+        return command_line(commands["score"], {**same, "cache": result["cache"]})
     if command.table == "run" and given.get("until", "sample") != "sample":
-        return command_line(
-            command, {name: value for name, value in given.items() if name not in ("until", "overwrite")}
-        )
+        return command_line(command, {name: given[name] for name in given if name not in ("until", "overwrite")})
     if command.table not in AFTER:
         return ""
     following, takes, chosen_by, named = AFTER[command.table]
     carried = {item.name for item in options_of(ImageOptions)} | {"recipe", "device"}
-    kept = {name: value for name, value in given.items() if name in carried}
+    carried_on = {name: given[name] for name in given if name in carried}
     made = given.get(chosen_by) or (None if {"recipe", "dataset"} & given.keys() else result.get(named))
-    return command_line(commands[following], {**kept, takes: made})
+    return command_line(commands[following], {**carried_on, takes: made})

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ABOUT = "about.json"
 
-Files = dict[str, Callable[[BinaryIO], None]]  # what writes each file, by name
+Files = dict[str, Callable[[BinaryIO], Any]]  # what writes each file, by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,8 @@ class ExportConfig:
     @property
     def result(self) -> Path:
         """The file or folder to write."""
-        if self.format == "npz":
-            return self.out or beside(self.cache, f"{self.cache.stem}.npz")
-        return self.out or beside(self.cache, f"{self.cache.stem}-{self.format}")
+        ending = ".npz" if self.format == "npz" else f"-{self.format}"
+        return self.out or beside(self.cache, self.cache.stem + ending)
 
 
 def run(config: ExportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -91,12 +90,11 @@ def _write_files(files: Files, folder: Path, report: Report) -> None:
 
 def _about(cache: "TokenCache", splits: tuple[str, ...], form: str) -> dict[str, Any]:
     description = cache.description
-    per_image = [len(description.views), *description.grid]
     return {
         "format": form,
         "cache_digest": cache.digest,
         "splits": {split: cache.rows(split) for split in splits},
-        "views_height_width": per_image,
+        "views_height_width": [len(description.views), *description.grid],
         "vocab_size": description.codebook_size,
         "description": to_json(description),
     }
@@ -113,7 +111,7 @@ def _files(config: ExportConfig, cache: "TokenCache", splits: tuple[str, ...], a
                 for split in splits
                 for name in cache.description.layouts(split)
             }
-            files["codebook.npy"] = lambda file: _write(file, _npy_bytes(cache.codebook()))
+            files["codebook.npy"] = lambda file: file.write(_npy_bytes(cache.codebook()))
         case "bin":
             files = {f"{split}.bin": partial(_write_bin, cache, split) for split in splits}
             files |= {f"{split}_labels.npy": partial(_write_npy, cache, split, "labels") for split in splits}
@@ -123,16 +121,12 @@ def _files(config: ExportConfig, cache: "TokenCache", splits: tuple[str, ...], a
                 for split in splits
                 for index in sorted(cache.manifest.shards[split])
             }
-    return {**files, ABOUT: lambda file: _write(file, canonical_json(about))}
+    return {**files, ABOUT: lambda file: file.write(canonical_json(about))}
 
 
 def _shards(cache: "TokenCache", split: str) -> Iterator["SplitTokens"]:
     for index in sorted(cache.manifest.shards[split]):
         yield cache.read_split(split, [index])
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
 
 
 def _write_npy(cache: "TokenCache", split: str, name: str, file: BinaryIO) -> None:

@@ -66,9 +66,7 @@ class CacheImportConfig:
         None, "Number of classes (default: that of the dataset, else as many as occur).", group=IDENTITY
     )
     views_per_image: int = option(
-        1,
-        "Lines of RAR's file in a row that are views of one image: 10 after its --ten_crop.",
-        group=IDENTITY,
+        1, "Lines of RAR's file in a row that are views of one image: 10 after its --ten_crop.", group=IDENTITY
     )
 
     def __post_init__(self) -> None:
@@ -105,16 +103,15 @@ def run(config: CacheImportConfig, flags: Flags, report: Report) -> Mapping[str,
         check_can_lie_at(config.cache or cache_path(DEFAULT_DATASET))  # those of all datasets lie in one folder
     of_llamagen = config.source.is_dir()
     tokenizer = given_tokenizer(config, CODES_OF_LLAMAGEN if of_llamagen else CODES_OF_RAR)
-    if of_llamagen and config.views_per_image != 1:
+    size = len(tokenizer.codebook)
+    if not of_llamagen:
+        found = read_rar(config.source, size, config.views_per_image, report)
+    elif config.views_per_image == 1:
+        found = read_llamagen(config.source, size, report)
+    else:
         raise UsageError(
             "--views-per-image is for RAR's lines", "leave it out: LlamaGen's files contain the number of views"
         )
-    size = len(tokenizer.codebook)
-    found = (
-        read_llamagen(config.source, size, report)
-        if of_llamagen
-        else read_rar(config.source, size, config.views_per_image, report)
-    )
     description, rows = describe(config, found, tokenizer)
     path = config.cache or cache_path(description.dataset)
     if not flags.dry_run:
@@ -169,8 +166,9 @@ def describe(
     check(can_be_a_dataset(dataset), "dataset", dataset, "a shorter name: give --dataset")
     grid = grid_of(found.codes.shape[2], config.grid)
     side = config.size or found.image_size or PIXELS_PER_TOKEN * grid[0]
-    rows = {"train": np.arange(len(found.labels))}
-    if config.val_split is not None:
+    if config.val_split is None:
+        rows = {"train": np.arange(len(found.labels))}
+    else:
         held_out = held_out_rows(found.labels, config.val_split)
         rows = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out)}
     size = len(tokenizer.codebook)

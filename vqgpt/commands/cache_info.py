@@ -41,12 +41,8 @@ def run(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
         "precision": description.precision,
         "digest": cache.digest,
     }
-    if description.limit is not None:
-        result["limit"] = description.limit
-    if description.skipped:
-        result["skipped"] = description.skipped
-    if description.unverified:
-        result["unverified"] = description.unverified
+    rare = {name: getattr(description, name) for name in ("limit", "skipped", "unverified")}
+    result |= {name: value for name, value in rare.items() if value}
     result |= {f"sampling_{name}": value for name, value in description.sampling.items()}
     for split in description.splits:
         statistics = cache.manifest.statistics[split.name]

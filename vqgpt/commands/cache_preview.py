@@ -22,6 +22,7 @@ from vqgpt.options.definition import (
     Command,
     Flags,
     check,
+    check_positive,
     check_seed,
     option,
     out_option,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from vqgpt.tokens import Description, SplitTokens, TokenCache
     from vqgpt.vqgan.model import VQGAN
 
-SEED_OF_COLORS = 0
 LEAST_AGREEMENT = 0.9  # other machines and bf16 change a few codes in a hundred; wrong codes differ nearly everywhere
 MOST_DB_LOST = 1.0  # by imported codes: the image that they show was resized by another program
 LEAST_BEYOND_CHANCE = 0.05  # of them: where the VQ-GAN has learned little, decibels tell nothing
@@ -56,7 +56,7 @@ class PreviewConfig:
     sources: SourceOptions
 
     def __post_init__(self) -> None:
-        check(self.num_images > 0, "num_images", self.num_images, "positive")
+        check_positive(self, "num_images")
         check_seed(self.seed)
         check(self.out is None or self.out.suffix == ".png", "out", self.out, "a file name that ends in .png")
 
@@ -111,7 +111,7 @@ class Comparison:
 
 def run(config: PreviewConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Check codes by eye and by figures: random rows, decoded next to their images."""
-    from vqgpt.api.render import captions, columns, load_its_vqgan
+    from vqgpt.api.render import SEED_OF_COLORS, captions, columns, load_its_vqgan
     from vqgpt.pictures.sheet import comparison_sheet, contact_sheet, png_bytes, to_displayable
     from vqgpt.tokens import TokenCache
     from vqgpt.vqgan.coding import decode_in_passes
@@ -123,8 +123,8 @@ def run(config: PreviewConfig, flags: Flags, report: Report) -> Mapping[str, Any
         raise InputError(f"{cache.path}: split {split!r} is empty", "preview another split, with --split")
     check_place(config.result, config, flags.overwrite)
     sources = config.sources
-    vqgan = EncoderOptions(checkpoint_vae=sources.checkpoint_vae, remap=sources.remap, device=sources.device)
-    model = load_its_vqgan(description, vqgan)
+    encoder = EncoderOptions(checkpoint_vae=sources.checkpoint_vae, remap=sources.remap, device=sources.device)
+    model = load_its_vqgan(description, encoder)
     tokens = random_rows(cache, split, config.num_images, config.seed)
     plan: dict[str, Any] = {"picture": config.result, "split": split, "rows": len(tokens.codes)}
     if flags.dry_run:
@@ -169,12 +169,10 @@ def random_rows(cache: "TokenCache", split: str, count: int, seed: int) -> "Spli
 
     from vqgpt.tokens import SplitTokens
 
-    total = cache.rows(split)
+    total, shard_rows = cache.rows(split), cache.description.shard_rows
     rows = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
-    shard_rows = cache.description.shard_rows
-    shards = np.unique(rows // shard_rows).tolist()
     parts = []
-    for shard in shards:  # one at a time in memory
+    for shard in np.unique(rows // shard_rows).tolist():  # one at a time in memory
         tokens = cache.read_split(split, [shard])
         inside = rows[rows // shard_rows == shard] - shard * shard_rows
         parts.append((tokens.codes[inside], tokens.labels[inside], tokens.source_index[inside]))
@@ -196,15 +194,16 @@ def source_images(
     from vqgpt.data.reading import read_dataset
     from vqgpt.vqgan.coding import images_per_pass
 
+    why_alone = ""
     if description.origin == "sampled":
-        report(Notice(text="the tokens were sampled from a model, so there are no images to compare with"))
-        return None
-    if tokens.source_index.min() < 0:
-        report(Notice(text="the imported file does not say which image is which: the decoded rows are shown alone"))
-        return None
-    if description.dataset not in DATASETS:
+        why_alone = "the tokens were sampled from a model, so there are no images to compare with"
+    elif tokens.source_index.min() < 0:
+        why_alone = "the imported file does not say which image is which: the decoded rows are shown alone"
+    elif description.dataset not in DATASETS:
         unknown = f"{description.dataset!r} is a dataset that this vqgpt does not know"
-        report(Notice(text=f"{unknown}: the decoded rows are shown alone"))
+        why_alone = f"{unknown}: the decoded rows are shown alone"
+    if why_alone:
+        report(Notice(text=why_alone))
         return None
     made_by = tokenize_config(config.cache, description, config.sources)
     dataset, options, size = find_dataset(description.dataset), made_by.images, description.image_size[0]
@@ -215,7 +214,7 @@ def source_images(
         except MissingDataError as error:
             report(Notice(text=error.message))
     if found is None:
-        where = f"{options.root}" if dataset.reader != "folder" or options.data_root else "a folder that is not given"
+        where = options.root if dataset.reader != "folder" or options.data_root else "a folder that is not given"
         report(
             Notice(
                 text=f"the images of {dataset.name} are not in {where}: the decoded rows are shown alone, "

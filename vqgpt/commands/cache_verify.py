@@ -11,7 +11,7 @@ from typing import Any
 from vqgpt.api.options import SourceOptions
 from vqgpt.data.table import DATASETS
 from vqgpt.errors import InputError
-from vqgpt.options.definition import CACHE, CHECKPOINT_GPT, IMAGES_PER_PASS, Command, Flags, check, option
+from vqgpt.options.definition import CACHE, CHECKPOINT_GPT, IMAGES_PER_PASS, Command, Flags, check_positive, option
 from vqgpt.options.paths import CachePath
 from vqgpt.progress import Report
 
@@ -29,7 +29,7 @@ class VerifyConfig:
     sources: SourceOptions
 
     def __post_init__(self) -> None:
-        check(self.batch_size > 0, "batch_size", self.batch_size, "positive")
+        check_positive(self, "batch_size")
 
 
 def run(config: VerifyConfig, flags: Flags, report: Report) -> Mapping[str, Any]:

@@ -16,6 +16,8 @@ from vqgpt.storage.write_lock import check_place, sole_writer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vqgpt.gpt.model import GPT
+
 FACTS = "vqgpt.json"
 FLAG = "OUT"  # what the help calls the place
 
@@ -90,29 +92,21 @@ def _to_transformers(config: ModelExportConfig, flags: Flags) -> dict[str, Any]:
     """Raises UsageError for a GPT of which transformers has no model."""
     from vqgpt.api.sources import find_gpt
     from vqgpt.gpt.checkpoint import read_gpt
-    from vqgpt.storage.checkpoint import weights_sha256
 
     path = find_gpt(config.checkpoint_gpt, config.dataset)
     model, content = read_gpt(path)
-    architecture = model.config
-    if architecture.options.arch != "gpt2":
+    options = model.config.options
+    if options.arch != "gpt2":
         raise UsageError(
-            f"{path} has the architecture {architecture.options.arch}, which no model of transformers has",
+            f"{path} has the architecture {options.arch}, which no model of transformers has",
             "export it with --to safetensors, or train one with --arch gpt2",
         )
-    if architecture.options.condition == "bits":
+    if options.condition == "bits":
         raise UsageError(
             f"{path} is conditioned on bits, whose embeddings are added to the start token: transformers takes a token",
             "export it with --to safetensors, or train one with --condition class",
         )
-    files = transformers_files(
-        model.state_dict(),
-        architecture,
-        content["cache_description"],
-        content["cache_digest"],
-        weights_sha256(model, to_json(architecture)),
-        content["figures"],
-    )
+    files = transformers_files(model, content)
     check_place(config.out, config, flags.overwrite, files, FLAG)
     if not flags.dry_run:
         with sole_writer(config.out, config, flags.overwrite, files, FLAG), folder_atomically(config.out) as folder:
@@ -121,23 +115,18 @@ def _to_transformers(config: ModelExportConfig, flags: Flags) -> dict[str, Any]:
     return {"out": config.out, "files": sorted(files), "bytes": sum(map(len, files.values()))}
 
 
-def transformers_files(
-    weights: "Mapping[str, Tensor]",
-    config: GPTConfig,
-    description: Mapping[str, Any],
-    cache_digest: str,
-    gpt_sha256: str,
-    figures: Mapping[str, float],
-) -> dict[str, bytes]:
-    """The files by name. `description` (JSON) and digest are those of the training cache; `figures` of the training.
+def transformers_files(model: "GPT", content: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files by name, of a GPT (gpt2 without bits) and of what else its checkpoint holds.
 
-    The GPT must be gpt2 without bits. What the format cannot say stands in vqgpt.json and README.md: the order of the
-    grid, what the start tokens mean, and which VQ-GAN decodes. Its logits are the same.
+    What the format cannot say stands in vqgpt.json and README.md: the order of the grid, what the start tokens mean,
+    and which VQ-GAN decodes. Its logits are the same.
     """
     import safetensors.torch
 
     from vqgpt.gpt.order import scan_order
+    from vqgpt.storage.checkpoint import weights_sha256
 
+    config, description = model.config, content["cache_description"]
     facts = {
         "codebook_size": config.codebook_size,
         "grid": config.grid,
@@ -149,14 +138,14 @@ def transformers_files(
         "image_size": description["image_size"],
         "image_channels": description["image_channels"],
         "tokenizer_sha256": description["tokenizer_sha256"],
-        "training_cache_digest": cache_digest,
-        "gpt_sha256": gpt_sha256,
-        "figures": dict(figures),
+        "training_cache_digest": content["cache_digest"],
+        "gpt_sha256": weights_sha256(model, to_json(config)),
+        "figures": dict(content["figures"]),
     }
     return {
         "config.json": canonical_json(model_config(config)),
         "generation_config.json": canonical_json(generation_config(config)),
-        "model.safetensors": safetensors.torch.save(transformers_weights(weights, config), {"format": "pt"}),
+        "model.safetensors": safetensors.torch.save(transformers_weights(model.state_dict()), {"format": "pt"}),
         FACTS: canonical_json(facts),
         "README.md": model_card(facts).encode(),
     }
@@ -199,7 +188,7 @@ def generation_config(config: GPTConfig) -> dict[str, Any]:
     }
 
 
-def transformers_weights(weights: "Mapping[str, Tensor]", config: GPTConfig) -> "dict[str, Tensor]":
+def transformers_weights(weights: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """The tensors by their names there: matrices of layers are (in, out), and every layer and norm has a bias."""
     import torch
 

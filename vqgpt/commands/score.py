@@ -19,6 +19,7 @@ from vqgpt.options.definition import (
     Command,
     Flags,
     check,
+    check_positive,
     option,
     out_option,
 )
@@ -53,7 +54,7 @@ class ScoreConfig:
     precision: Literal["auto", "fp32", "bf16"] = PRECISION
 
     def __post_init__(self) -> None:
-        check(self.n_head is None or self.n_head > 0, "n_head", self.n_head, "positive")
+        check_positive(self, "n_head")
         check(self.show_rows >= 0, "show_rows", self.show_rows, "0 or more")
         named = self.out is None or self.out.suffix in (".csv", ".npz")
         check(named, "out", self.out, "a file name that ends in .csv or .npz")
@@ -66,7 +67,7 @@ class ScoreConfig:
 
 def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Tell how likely a GPT finds every row of a token cache."""
-    from vqgpt.api.sources import check_heads, find_gpt, tell_if_unknown
+    from vqgpt.api.sources import check_heads, find_gpt, warn_if_unknown
     from vqgpt.evaluation.likelihood import score, summary
     from vqgpt.gpt.checkpoint import load_gpt
     from vqgpt.runtime.device import resolve_precision, select_device
@@ -81,7 +82,7 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     gpt = load_gpt(path, device, config.n_head, cache.description.grid)
     check_heads(config.n_head, gpt.model.config, path)
     check_goes_with(gpt.model.config, gpt.description, path, cache, report)
-    tell_if_unknown(cache.description.tokenizer_sha256, report)
+    warn_if_unknown(cache.description.tokenizer_sha256, report)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
         check_same_codes(training, cache)

@@ -8,8 +8,8 @@ from vqgpt.api.options import TrainConfig
 from vqgpt.errors import VQGPTError
 from vqgpt.gpt.options import GPTTrainingOptions
 from vqgpt.options.definition import Command, Flags
-from vqgpt.options.recipe import recipe_advice
-from vqgpt.progress import Notice, Report
+from vqgpt.options.recipe import advise_recipe
+from vqgpt.progress import Report
 
 
 def run(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -19,9 +19,7 @@ def run(config: TrainConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
 
     if flags.recipe is None and config.training.lr == GPTTrainingOptions.lr:
         with suppress(VQGPTError):  # that there is no cache is for the training to say
-            advice = recipe_advice(config.dataset or find_cache(config.cache, None).stem)
-            if advice:
-                report(Notice(text=advice))
+            advise_recipe(config.dataset or find_cache(config.cache, None).stem, report)
     return train.run(config, flags.overwrite, flags.dry_run, report)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import to_json
-from vqgpt.options.definition import DATA, REMAP, Command, Flags, argument, check, option, out_option
+from vqgpt.options.definition import DATA, REMAP, Command, Flags, argument, check_positive, option, out_option
 from vqgpt.options.paths import vqgan_path
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written
@@ -35,7 +35,7 @@ class ImportConfig:
     out: Path | None = out_option("The checkpoint to write", "runs/NAME OF FILE/vqgan.pt")
 
     def __post_init__(self) -> None:
-        check(self.size is None or self.size > 0, "size", self.size, "positive")
+        check_positive(self, "size")
 
     @property
     def result(self) -> Path:

@@ -11,21 +11,19 @@ from vqgpt.progress import Report
 from vqgpt.storage.files import write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer
 
-SEED_OF_COLORS = 0
-
 
 def run(config: ReconstructConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Show held-out images above their reconstructions."""
     import torch
 
+    from vqgpt.api.render import SEED_OF_COLORS, reconstruction_png
     from vqgpt.api.tokenize import image_size, preprocessing_for
     from vqgpt.data.preparing import load_tensor
     from vqgpt.data.reading import check_options, read_dataset
     from vqgpt.evaluation.reconstruction import reconstruction_figures
-    from vqgpt.pictures.sheet import reconstruction_panel
     from vqgpt.runtime.device import autocast, select_device
     from vqgpt.vqgan.checkpoint import load_vqgan
-    from vqgpt.vqgan.coding import likeness_captions, reconstruct
+    from vqgpt.vqgan.coding import reconstruct
 
     device = select_device(config.vqgan.device)
     dataset = find_dataset(config.images.dataset)
@@ -46,10 +44,7 @@ def run(config: ReconstructConfig, flags: Flags, report: Report) -> Mapping[str,
             reconstructions, codes = reconstruct(model, held_out)
         counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)
         some = held_out[: config.num_images], reconstructions[: config.num_images]
-        originals, decoded = (images.cpu().numpy() for images in some)
-        texts, usage = likeness_captions(*some), counts.cpu().numpy()
-        panel = reconstruction_panel(originals, decoded, texts, usage, SEED_OF_COLORS, to_json(config))
-        write_atomically(config.result, panel)
+        write_atomically(config.result, reconstruction_png(*some, counts, to_json(config), SEED_OF_COLORS))
     figures = reconstruction_figures(held_out, reconstructions, counts)
     return {"picture": config.result, "split": split, "images": len(held_out), **figures}
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.options.definition import Command, Flags
-from vqgpt.options.recipe import recipe_advice
-from vqgpt.progress import Notice, Report
+from vqgpt.options.recipe import advise_recipe
+from vqgpt.progress import Report
 from vqgpt.vqgan.options import VQGANTrainingOptions
 
 
@@ -15,9 +15,7 @@ def run(config: VQGANTrainConfig, flags: Flags, report: Report) -> Mapping[str, 
     from vqgpt.api import train_vqgan
 
     if flags.recipe is None and config.training.lr == VQGANTrainingOptions.lr:
-        advice = recipe_advice(config.images.dataset)
-        if advice:
-            report(Notice(text=advice))
+        advise_recipe(config.images.dataset, report)
     return train_vqgan.run(config, flags.overwrite, flags.dry_run, report)
 
 

@@ -124,9 +124,8 @@ def without_none(annotation: Any) -> Any:
 def _describe(annotation: Any) -> str:
     if typing.get_origin(annotation) is tuple:
         args = typing.get_args(annotation)
-        if args[-1] is Ellipsis:
-            return f"a list of {args[0].__name__}"
-        return f"a list of {len(args)} {args[0].__name__}"
+        count = "" if args[-1] is Ellipsis else f"{len(args)} "
+        return f"a list of {count}{args[0].__name__}"
     return f"one {getattr(annotation, '__name__', annotation)}"
 
 

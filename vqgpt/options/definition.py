@@ -10,7 +10,7 @@ Options that several commands have are the fields in capitals, given to each cla
 
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +29,7 @@ def option(default: Any, help: str, *, group: str, flag: str = "", short: str = 
 
 def argument(help: str) -> Any:
     """A required dataclass field that is also a positional argument of the command."""
-    return field(metadata={"help": help, "group": "", "flag": "", "short": ""})
+    return option(MISSING, help, group="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +67,9 @@ def options_of(config_class: type) -> Iterator[Option]:
         if is_dataclass(hints[item.name]):
             yield from options_of(typing.cast(type, hints[item.name]))
         elif "help" in item.metadata:
-            yield _as_option(item, hints[item.name])
-
-
-def _as_option(item: "Field[Any]", annotation: Any) -> Option:
-    return Option(
-        name=item.name,
-        flag="--" + (item.metadata["flag"] or item.name).replace("_", "-"),
-        short=item.metadata["short"],
-        help=item.metadata["help"],
-        group=item.metadata["group"],
-        type=without_none(annotation),
-        default=item.default,
-    )
+            flag = "--" + (item.metadata["flag"] or item.name).replace("_", "-")
+            said = {**item.metadata, "flag": flag}
+            yield Option(name=item.name, type=without_none(hints[item.name]), default=item.default, **said)
 
 
 def resolve(config_class: type[ConfigT], *sources: Mapping[str, Any]) -> ConfigT:
@@ -121,6 +111,13 @@ def check(condition: bool, name: str, value: Any, requirement: str) -> None:
     """Raise UsageError unless `condition` holds: `name` = `value` must be what `requirement` says."""
     if not condition:
         raise UsageError(f"{name} = {value} cannot be used", f"{name} must be {requirement}")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raise UsageError unless each of these options is positive, or None."""
+    for name in names:
+        value = getattr(config, name)
+        check(value is None or value > 0, name, value, "positive")
 
 
 def flat_values(config: Any) -> dict[str, Any]:
@@ -231,6 +228,11 @@ class Command:
     def flags(self) -> type:
         """The class of its common options."""
         return Flags if self.takes_recipe else OutputFlags
+
+    @property
+    def options(self) -> list[Option]:
+        """All its options, its own first."""
+        return [*options_of(self.config), *options_of(self.flags)]
 
     @property
     def recipe_keys(self) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.options.definition import Command
+from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import read_regular
 
 LARGEST_RECIPE = 2**20  # bytes
@@ -24,21 +25,37 @@ def recipe_values(command: Command, recipe: Path | None, commands: Mapping[str, 
     return values_for(command, load_recipe(path), str(path), commands)
 
 
-def recipe_advice(dataset: str) -> str:
-    """One line that says which recipe is better than the defaults; "" for a dataset that has none."""
-    if dataset not in (*recipes(), OWN_IMAGES):
-        return ""
-    better = f"--recipe {dataset}" if dataset in recipes() else f"`vqgpt run --dataset {dataset}`, which chooses one,"
-    return f"no recipe and no --lr: the defaults are those of GenerativeZoo, and slow to learn; {better} is better"
+def advise_recipe(dataset: str, report: Report) -> None:
+    """A notice that says which recipe is better than the defaults, for a dataset that has one."""
+    known = recipes()
+    if dataset not in (*known, OWN_IMAGES):
+        return
+    better = f"--recipe {dataset}" if dataset in known else f"`vqgpt run --dataset {dataset}`, which chooses one,"
+    defaults = "the defaults are those of GenerativeZoo, and slow to learn"
+    report(Notice(text=f"no recipe and no --lr: {defaults}; {better} is better"))
 
 
 def values_for(
     command: Command, recipe: Mapping[str, Any], source: str, commands: Mapping[str, Command]
 ) -> dict[str, Any]:
-    """What the recipe read from `source` gives to a command, by option. Raises UsageError if it is not valid."""
-    known = {table: set(item.recipe_keys) for table, item in commands.items() if item.takes_recipe}
-    values = keys_for(command.table, recipe, source, known)
-    return {command.recipe_keys[key]: value for key, value in values.items()}
+    """What the recipe read from `source` gives to a command, by option.
+
+    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
+    command. Raises UsageError that names the nearest known key, for a key that no command has.
+    """
+    known = {table: item.recipe_keys for table, item in commands.items() if item.takes_recipe}
+    tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    shared = {key: value for key, value in recipe.items() if key not in tables}
+    everywhere = set().union(*known.values())
+    for key in shared:
+        _check_known(key, everywhere, f"{source}: unknown key {key!r}")
+    for table, values in tables.items():
+        _check_known(table, known, f"{source}: unknown table [{table}]")
+        for key in values:
+            _check_known(key, known[table], f"{source}: unknown key {key!r} in [{table}]")
+    own = command.recipe_keys
+    values = {key: value for key, value in shared.items() if key in own} | tables.get(command.table, {})
+    return {own[key]: value for key, value in values.items()}
 
 
 def recipe_path(recipe: Path) -> Path:
@@ -70,27 +87,6 @@ def load_recipe(path: Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "correct the file at that place") from None
-
-
-def keys_for(
-    command: str, recipe: Mapping[str, Any], source: str, options_by_command: Mapping[str, set[str]]
-) -> dict[str, Any]:
-    """The values that a recipe gives to `command`, by key.
-
-    A key at the top of the file goes to each command that has this option, a key in the table `[command]` to that
-    command. Raises UsageError that names the nearest known key, for a key that no command has.
-    """
-    tables = {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    shared = {key: value for key, value in recipe.items() if not isinstance(value, dict)}
-    all_options = set().union(*options_by_command.values())
-    for key in shared:
-        _check_known(key, all_options, f"{source}: unknown key {key!r}")
-    for table, values in tables.items():
-        _check_known(table, options_by_command, f"{source}: unknown table [{table}]")
-        for key in values:
-            _check_known(key, options_by_command[table], f"{source}: unknown key {key!r} in [{table}]")
-    values = {key: value for key, value in shared.items() if key in options_by_command[command]}
-    return values | tables.get(command, {})
 
 
 def _check_known(name: str, known: Iterable[str], message: str) -> None:
