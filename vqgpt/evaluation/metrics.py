@@ -3,9 +3,8 @@
     images (N, C, H, W) uint8, their reconstructions, how often each code occurs (K,) -> figures by name
     token caches, GPT -> Columns: one number, name or list of bits per row, such as bits per token, the nearest row
 
-A metric of reconstructions is a function (images, reconstructions) -> a number per image (N,), and its row in
-`METRICS`. Rows of a cache pass shard by shard; of several views the first is scored, as in validation. The nearest rows
-of a second cache are how memorised images are found.
+A new metric of reconstructions is a row in `METRICS` of `vqgan.coding`. Rows of a cache pass shard by shard; of several
+views the first is scored, as in validation. The nearest rows of a second cache are how memorised images are found.
 """
 
 import math
@@ -24,9 +23,8 @@ from vqgpt.gpt.model import nats_of_images
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
-from vqgpt.vqgan.coding import Metric, figures_of, psnr, ssim
+from vqgpt.vqgan.coding import figures_of
 
-METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
 ROWS_PER_SEARCH = 1024
 NUMBERS_PER_SEARCH = 2**25  # distances in memory at once
 
@@ -34,7 +32,7 @@ NUMBERS_PER_SEARCH = 2**25  # distances in memory at once
 def reconstruction_figures(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, Any]:
     """The mean of each metric; codes in use, their perplexity, how many there are, the share of the most used one."""
     return {
-        **figures_of(images, reconstructions, code_counts, METRICS),
+        **figures_of(images, reconstructions, code_counts),
         "codebook_size": len(code_counts),
         "share_of_the_most_used_code": float(code_counts.max() / code_counts.sum()),
     }
@@ -74,14 +72,14 @@ def score(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def labels_of(tokens: SplitTokens, description: Description, config: GPTConfig) -> torch.Tensor:
+def labels_of(tokens: SplitTokens, description: Description, config: GPTConfig) -> Tensor:
     """The labels of rows as `GPT.start` takes them: those of training, or of sampling."""
     if description.label_kind == config.options.condition != "none":
         return torch.from_numpy(labels_of_rows(tokens, description))
     return torch.tensor([no_label(config)] * len(tokens.codes))
 
 
-def training_codes(training: TokenCache, device: torch.device) -> torch.Tensor:
+def training_codes(training: TokenCache, device: torch.device) -> Tensor:
     """Split train, or the first, with all V views, (M * V, T) float32."""
     names = training.split_names
     codes = training.read_split("train" if "train" in names else names[0]).codes
@@ -99,7 +97,7 @@ def _columns(split: str, first: int, tokens: SplitTokens, nats: NDArray[np.float
     }
 
 
-def nearest(codes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(codes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The Hamming distance, in tokens, of each of codes (n, T) to the nearest of others (M, T), and its row: (n,) each.
 
     Of equally near ones, the first. Both float32 on the same device.
@@ -115,7 +113,7 @@ def nearest(codes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, to
     return distance.long(), row
 
 
-def _nearest_columns(tokens: SplitTokens, others: torch.Tensor, num_views: int) -> Columns:
+def _nearest_columns(tokens: SplitTokens, others: Tensor, num_views: int) -> Columns:
     codes = torch.from_numpy(tokens.codes[:, 0].reshape(len(tokens.codes), -1).astype(np.float32)).to(others.device)
     found = [nearest(part, others) for part in codes.split(ROWS_PER_SEARCH)]
     distance, view = (torch.cat(numbers).cpu().numpy() for numbers in zip(*found, strict=True))

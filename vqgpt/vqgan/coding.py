@@ -5,7 +5,7 @@ decode_codes     (n, h, w)                                     ->  (n, C, H, W) 
 reconstruct      (N, C, H, W) uint8 tensor                     ->  the same shape, and codes
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -128,15 +128,16 @@ def likeness_captions(images: Tensor, reconstructions: Tensor) -> list[str]:
     return [f"{decibel:.1f} dB {likeness:.2f}" for decibel, likeness in pairs]
 
 
-def figures_of(
-    images: Tensor, reconstructions: Tensor, code_counts: Tensor, metrics: Mapping[str, Metric] | None = None
-) -> dict[str, float]:
-    """Means of metrics (PSNR in dB and SSIM), codes in use and perplexity; (N, C, H, W) uint8 images, code_counts (K,).
+METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
+
+
+def figures_of(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, float]:
+    """The mean of each metric, codes in use and perplexity; (N, C, H, W) uint8 images, code_counts (K,).
 
     The float images of one pass at a time are in memory.
     """
     figures = {}
-    for name, metric in (metrics or {"psnr_db": psnr, "ssim": ssim}).items():
+    for name, metric in METRICS.items():
         passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
         figures[name] = float(torch.cat([metric(*pair) for pair in passes]).mean())
     usage = statistics_of_counts(code_counts.cpu().numpy())
