@@ -65,14 +65,16 @@ class EncodedRows:
         return sequences.batch(epoch, everything, torch.zeros_like(everything))
 
 
-def mean_loss_of_an_epoch(rows: TrainingRows, count: int, architecture: GPTConfig, precision: str) -> float:
+def mean_loss_of_an_epoch(
+    rows: TrainingRows, count: int, architecture: GPTConfig, precision: str, device: torch.device
+) -> float:
     """A new GPT, and one epoch of its training."""
     torch.manual_seed(0)
     options = GPTTrainingOptions(n_epochs=1)
     schedule = Schedule(seed=0, num_rows=count, batch_size=options.batch_size, n_epochs=1)
-    nothing = torch.zeros(1, 1, *architecture.grid, dtype=torch.uint8, device=rows.device)
-    held_out = Sequences.from_grids(nothing, torch.full((1,), -1, device=rows.device), architecture)
-    training = GPTTraining(GPT(architecture).to(rows.device), rows, held_out, options, schedule, precision)
+    nothing = torch.zeros(1, 1, *architecture.grid, dtype=torch.uint8, device=device)
+    held_out = Sequences.from_grids(nothing, torch.full((1,), -1, device=device), architecture)
+    training = GPTTraining(GPT(architecture).to(device), rows, held_out, options, schedule, precision)
     losses = [training.take_step(step)["loss"] for step in schedule.steps(0)]
     return sum(map(float, losses)) / len(losses)
 
@@ -105,7 +107,7 @@ def main() -> None:
 
         def cached() -> float:
             rows = load_sequences(TokenCache(folder / "cache.zarr"), "train", architecture, device)
-            return mean_loss_of_an_epoch(rows, arguments.images, architecture, precision)
+            return mean_loss_of_an_epoch(rows, arguments.images, architecture, precision, device)
 
         def online() -> float:
             split = read_dataset(find_dataset("bloodmnist"), config.images, SIZE, silent).splits["train"]
@@ -113,7 +115,7 @@ def main() -> None:
             images = load_tensor(split, preprocessing, config.images.workers, "train", silent)
             encoder = load_vqgan(folder / "vqgan.pt", "bloodmnist", device)
             rows = EncodedRows(images, encoder, architecture, precision)
-            return mean_loss_of_an_epoch(rows, arguments.images, architecture, precision)
+            return mean_loss_of_an_epoch(rows, arguments.images, architecture, precision, device)
 
         start = time.perf_counter()
         tokenize.run(config, False, False, silent)

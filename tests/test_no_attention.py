@@ -8,7 +8,7 @@ import yaml
 
 from tests.conftest import assert_refused, run_here
 from tests.peer_checkpoints import decode, encode, gumbel_names, taming_state
-from tests.test_foreign import LOSSES, assert_as_at_home, load, prefixed
+from tests.test_third_party import LOSSES, assert_as_at_home, load, prefixed
 from tests.test_vqgan import tiny_model
 from vqgpt.options.codec import from_json, to_json
 from vqgpt.vqgan.checkpoint import tokenizer_sha256

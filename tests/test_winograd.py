@@ -47,7 +47,7 @@ def assert_near(found, expected, tolerance=1e-5):
     trained=st.booleans(),
 )
 def test_result_and_gradients_are_those_of_the_plain_convolution(**shape):
-    with mock.patch.object(winograd, "FEWEST_SQUARES", 1), fast_convolutions(CPU, "fp32"):
+    with mock.patch.object(winograd, "FEWEST_TILES", 1), fast_convolutions(CPU, "fp32"):
         found = convolve_and_differentiate(*inputs(**shape))
     expected = convolve_and_differentiate(*inputs(**shape, dtype=torch.float64))
     assert_near(found, expected)
@@ -66,8 +66,8 @@ def test_what_does_not_suit_is_left_alone(shape):
 @needs_compiler
 def test_numbers_of_a_kernel_that_is_not_trained_are_kept_until_it_changes(monkeypatch):
     made = []
-    make = winograd._kernel_to_numbers
-    monkeypatch.setattr(winograd, "_kernel_to_numbers", lambda weight: made.append(1) or make(weight))
+    make = winograd._transform_kernel
+    monkeypatch.setattr(winograd, "_transform_kernel", lambda weight: made.append(1) or make(weight))
     x, weight, bias = torch.randn(16, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.zeros(16)
 
     def convolve():

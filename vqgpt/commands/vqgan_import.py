@@ -55,7 +55,7 @@ def run(config: ImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]
     check_result(config.result, overwrite=True)  # its name; what is there, `check_place` looks at
     check_place(config.result, config, flags.overwrite)
     file = checkpoint.open_vqgan(config.file, "NAME", config.weights, config.config)
-    if file.foreign is None:
+    if file.third_party is None:
         raise UsageError(f"{config.file} is a checkpoint of vqgpt already", "use it as it is")
     if dataset is not None and dataset.reader != "folder":
         checkpoint.check_channels(file.config, dataset.channels, dataset.name, config.file)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vqgpt.errors import InputError
 from vqgpt.gpt.checkpoint import LoadedGPT
@@ -60,14 +61,14 @@ def score(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def labels_of(tokens: SplitTokens, description: Description, config: GPTConfig) -> torch.Tensor:
+def labels_of(tokens: SplitTokens, description: Description, config: GPTConfig) -> Tensor:
     """The labels of rows as `GPT.start` takes them: those of training, or of sampling."""
     if description.label_kind == config.options.condition != "none":
         return torch.from_numpy(labels_of_rows(tokens, description))
     return torch.tensor([no_label(config)] * len(tokens.codes))
 
 
-def training_codes(training: TokenCache, device: torch.device) -> torch.Tensor:
+def training_codes(training: TokenCache, device: torch.device) -> Tensor:
     """Split train, or the first, with all V views, (M * V, T) float32."""
     names = training.split_names
     codes = training.read_split("train" if "train" in names else names[0]).codes
@@ -85,7 +86,7 @@ def _columns(split: str, first: int, tokens: SplitTokens, nats: NDArray[np.float
     }
 
 
-def nearest(codes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nearest(codes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The Hamming distance, in tokens, of each of codes (n, T) to the nearest of others (M, T), and its row: (n,) each.
 
     Of equally near ones, the first. Both float32 on the same device.
@@ -101,7 +102,7 @@ def nearest(codes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, to
     return distance.long(), row
 
 
-def _nearest_columns(tokens: SplitTokens, others: torch.Tensor, num_views: int) -> Columns:
+def _nearest_columns(tokens: SplitTokens, others: Tensor, num_views: int) -> Columns:
     codes = torch.from_numpy(tokens.codes[:, 0].reshape(len(tokens.codes), -1).astype(np.float32)).to(others.device)
     found = [nearest(part, others) for part in codes.split(ROWS_PER_SEARCH)]
     distance, view = (torch.cat(numbers).cpu().numpy() for numbers in zip(*found, strict=True))

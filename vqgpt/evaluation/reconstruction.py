@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vqgpt.vqgan.coding import Metric, figures_of, psnr, ssim
+from vqgpt.vqgan.coding import TRAINING_METRICS, Metric, figures_of
 
-METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
+METRICS: dict[str, Metric] = {**TRAINING_METRICS}
 
 
 def reconstruction_figures(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, Any]:

@@ -127,14 +127,14 @@ def read_gpt(path: Path) -> tuple[GPT, dict[str, Any]]:
 def _load_ours(path: Path, stored: Any, how_to_make_one: str) -> tuple[GPT, Description, dict[str, Any]]:
     content = check_parts(stored, KIND, PARTS, path, how_to_make_one)
     config = from_json(GPTConfig, content["architecture"], str(path))
-    fault = _fault(content, config)
-    if fault:
+    if fault := _fault(content, config):
         raise InputError(f"{path}: {fault}", how_to_make_one)
     _check_fits(content["model"], config, path, how_to_make_one)
     content = read_tensors(content, path)
     if not content["codebook"].isfinite().all():
         raise InputError(f"{path}: the codebook is not all finite", how_to_make_one)
-    model = _with_weights(config, content["model"], path)
+    model = GPT(config)
+    load_weights(model, content["model"], path)
     return model, _description(content, config, path), content
 
 
@@ -143,13 +143,13 @@ def _description(content: Mapping[str, Any], config: GPTConfig, path: Path) -> D
     description = read_description(content["cache_description"], str(path))
     classes = len(description.class_names) if config.num_classes else 0
     codebook = (description.codebook_size, description.code_dimension)
-    pairs: list[tuple[str, Any, Any]] = [
-        ("grid", description.grid, config.grid),
-        ("codes", description.codebook_size, config.codebook_size),
-        ("classes", classes, config.num_classes),
-        ("codebook", codebook, tuple(content["codebook"].shape)),
-    ]
-    for what, described, actual in pairs:
+    pairs: dict[str, tuple[Any, Any]] = {
+        "grid": (description.grid, config.grid),
+        "codes": (description.codebook_size, config.codebook_size),
+        "classes": (classes, config.num_classes),
+        "codebook": (codebook, tuple(content["codebook"].shape)),
+    }
+    for what, (described, actual) in pairs.items():
         if described != actual:
             raise InputError(
                 f"{path}: its cache_description is of other tokens ({what}: {described} there, {actual} in the GPT)",
@@ -180,17 +180,12 @@ def _check_fits(stored: Mapping[str, StoredTensor], config: GPTConfig, path: Pat
     check_fits(shapes, lambda: GPT(config), WEIGHTS_OF_A_LAYER * config.options.n_layer, str(path), remedy)
 
 
-def _with_weights(config: GPTConfig, weights: dict[str, Tensor], path: Path) -> GPT:
-    model = GPT(config)
-    load_weights(model, weights, path)
-    return model
-
-
 def _load_generativezoo(path: Path, stored: Mapping[Any, Any], n_head: int, grid: tuple[int, int] | None) -> GPT:
     """A bare state dict of GenerativeZoo's GPT: all but the number of heads follows from names and shapes."""
-    stored = {str(name).replace("module.", ""): value for name, value in stored.items()}
     stored = {
-        name: value for name, value in stored.items() if name != "lm_head.weight" and not name.endswith(".attn.bias")
+        name: value
+        for key, value in stored.items()
+        if (name := str(key).replace("module.", "")) != "lm_head.weight" and not name.endswith(".attn.bias")
     }
     strange = [name for name, value in stored.items() if not isinstance(value, StoredTensor)]
     missing = [name for name in ("transformer.wpe.weight", "transformer.ln_f.weight") if name not in stored]
@@ -209,12 +204,13 @@ def _load_generativezoo(path: Path, stored: Mapping[Any, Any], n_head: int, grid
         raise InputError(f"{path} has {positions} positions, not {grid[0]} x {grid[1]}", "give another file or cache")
     if width % n_head:
         raise UsageError(f"--n-head {n_head} does not divide the width {width} of {path}", "give its number of heads")
-    options = GPTOptions(
-        n_layer=max(blocks) + 1, n_head=n_head, embed_dim_t=width, bias="transformer.ln_f.bias" in shapes
-    )
+    bias = "transformer.ln_f.bias" in shapes
+    options = GPTOptions(n_layer=max(blocks) + 1, n_head=n_head, embed_dim_t=width, bias=bias)
     try:
         config = GPTConfig(options=options, codebook_size=vocabulary - 1, grid=grid, num_classes=0)
     except UsageError as error:
         raise InputError(f"{path} is not a GPT: {error.message}", "give another file") from None
     _check_fits(stored, config, path, "give a GPT of GenerativeZoo, or another file")
-    return _with_weights(config, {name: read_tensor(value, name, path) for name, value in stored.items()}, path)
+    model = GPT(config)
+    load_weights(model, {name: read_tensor(value, name, path) for name, value in stored.items()}, path)
+    return model

@@ -272,10 +272,10 @@ class CompiledWeights:
         )
         tables = [of_layer for block in blocks if (of_layer := _head_tables(block.attn, config))]
         rotations = [torch.stack([t.cos[:, :, 0], t.sin[:, :, 0]], 2) for t in tables if t.sin is not None]
-        turns = torch.stack(rotations, 1) if rotations else torch.empty(0)
+        rotation_tables = torch.stack(rotations, 1) if rotations else torch.empty(0)
         last, codes = _affine(model.transformer["ln_f"]), self.embedding.wte[: config.codebook_size]
         layers = [_compiled_layer(block) for block in blocks]
-        self.weights = compiled.network_weights(library, shape, layers, last, codes, turns)
+        self.weights = compiled.network_weights(library, shape, layers, last, codes, rotation_tables)
 
     def new_decoder(self, rows: int) -> "CompiledDecoder":
         """With a key-value cache for so many rows."""

@@ -86,12 +86,7 @@ class SamplingPass:
 
     @torch.inference_mode()
     def __init__(
-        self,
-        model: GPT,
-        decoder: Decoder | CompiledDecoder,
-        images: int,
-        options: SamplingOptions,
-        completes: bool,
+        self, model: GPT, decoder: Decoder | CompiledDecoder, images: int, options: SamplingOptions, completes: bool
     ) -> None:
         self.model, self.decoder, self.images, self.options = model, decoder, images, options
         self.device, self.positions = next(model.parameters()).device, model.config.block_size

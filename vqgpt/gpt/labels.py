@@ -40,9 +40,7 @@ def labels_of_rows(tokens: SplitTokens, description: Description) -> NDArray[np.
     """The labels of rows of a cache of this description, (N,) or (N, L)."""
     if description.label_kind != "bits":
         return tokens.labels.astype(np.int64)
-    if (
-        description.origin == "sampled"
-    ):  # its labels have the same number for a bit that is off and one that is unspecified
+    if description.origin == "sampled":  # whose labels cannot mark a bit as unspecified
         cycle = np.array(description.sampling["classes"], dtype=np.int64)
         return cycle[tokens.source_index % len(cycle)]
     return tokens.labels.astype(np.int64) * 2 - 1

@@ -83,7 +83,7 @@ class Optimizer:
         if not isinstance(parts, list) or len(parts) != len(self._optimizers()):
             raise StateMisfitError("optimizer is of another kind")
         for optimizer, part in zip(self._optimizers(), parts, strict=True):
-            check_optimizer(part, optimizer, OF_MUON if optimizer is self.muon else OF_ADAM, "optimizer")
+            check_optimizer(part, optimizer, "optimizer", OF_MUON if optimizer is self.muon else OF_ADAM)
         for optimizer, part in zip(self._optimizers(), parts, strict=True):
             load_whole_optimizer(optimizer, part)
 

@@ -35,18 +35,14 @@ class GPTOptions:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "embed_dim_t"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(
-            self.embed_dim_t % self.n_head == 0,
-            "embed_dim_t",
-            self.embed_dim_t,
-            f"a multiple of n_head = {self.n_head}",
-        )
+        width, heads = self.embed_dim_t, self.n_head
+        check(width % heads == 0, "embed_dim_t", width, f"a multiple of n_head = {heads}")
         check(0 <= self.dropout_t < 1, "dropout_t", self.dropout_t, "in [0, 1)")
         no_bias = f"left out with --arch {self.arch}, which has no biases"
         check(self.architecture.biases or not self.bias, "bias", self.bias, no_bias)
         of_head = head_multiple(self.architecture.positions)
-        whole = self.embed_dim_t % (of_head * self.n_head) == 0
-        check(whole, "embed_dim_t", self.embed_dim_t, f"a multiple of {of_head} x n_head = {of_head * self.n_head}")
+        multiple = of_head * heads
+        check(width % multiple == 0, "embed_dim_t", width, f"a multiple of {of_head} x n_head = {multiple}")
 
     @property
     def architecture(self) -> Architecture:
@@ -153,13 +149,11 @@ class GPTTrainingOptions:
         for name in positive:
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
         check(self.max_steps is None or self.max_steps > 0, "max_steps", self.max_steps, "positive")
-        check(self.patience >= 0, "patience", self.patience, "0 or more")
+        for name in ("patience", "warmup", "weight_decay", "grad_clip"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("ema", "token_dropout"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
-        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        check(self.grad_clip >= 0, "grad_clip", self.grad_clip, "0 or more")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
 
 

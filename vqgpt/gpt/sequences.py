@@ -50,18 +50,13 @@ class Sequences:
         return len(self.codes)
 
     @property
-    def device(self) -> torch.device:
-        """Where the tokens are."""
-        return self.codes.device
-
-    @property
     def num_views(self) -> int:
         """How many views of each image there are."""
         return self.codes.shape[1]
 
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
-        rows, views = (numbers.to(self.device, non_blocking=True) for numbers in (rows, views))
+        rows, views = (numbers.to(self.codes.device, non_blocking=True) for numbers in (rows, views))
         codes = self.codes[rows, views].long() & 0xFFFF
         return codes[:, self.scan], self.labels[rows]
 
@@ -70,18 +65,11 @@ class TrainingRows(Protocol):
     """Where the batches come from: tokens in memory, or a stream of them, which has to know the epoch."""
 
     @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-        ...
-
-    @property
     def num_views(self) -> int:
         """How many views of each image there are."""
-        ...
 
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
-        ...
+        """See `Sequences.batch`."""
 
 
 class StreamedSequences:
@@ -95,11 +83,8 @@ class StreamedSequences:
         num_views: int,
         device: torch.device,
     ) -> None:
-        self.order = order
-        self.n_epochs = n_epochs
-        self.load = load
-        self.num_views = num_views
-        self.device = device
+        self.order, self.n_epochs, self.load = order, n_epochs, load
+        self.num_views, self.device = num_views, device
         self.reader = ThreadPoolExecutor(1)
         self.held: dict[tuple[int, ...], Future[Sequences]] = {}
         self.epoch = -1

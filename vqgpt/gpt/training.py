@@ -37,7 +37,15 @@ from vqgpt.runtime.device import (
     sum_over_ranks,
 )
 from vqgpt.training.schedule import Schedule, Step
-from vqgpt.training.weights import check_alike, load_whole, move_average, shard, sum_at_next_backward, whole
+from vqgpt.training.weights import (
+    add_gradients,
+    check_alike,
+    load_whole,
+    move_average,
+    shard,
+    sum_at_next_backward,
+    whole,
+)
 
 LOWEST_LR = 1e-6
 IMAGES_PER_PASS = 256  # in validation
@@ -84,12 +92,8 @@ class GPTTraining:
         schedule: Schedule,
         precision: str,
     ) -> None:
-        self.model = model
-        self.train = train
-        self.held_out = held_out
-        self.options = options
-        self.schedule = schedule
-        self.precision = precision
+        self.model, self.train, self.held_out = model, train, held_out
+        self.options, self.schedule, self.precision = options, schedule, precision
         self.device = next(model.parameters()).device
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
@@ -164,15 +168,15 @@ class GPTTraining:
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
-        add_gradients = self._add_gradients_to_parts if self.options.shard else self._add_gradients
-        loss = sum_over_ranks(add_gradients(loss_of, self.passes(len(mine), fewest_rows(step.rows))))
+        backward = self._backward_of_parts if self.options.shard else self._backward
+        loss = sum_over_ranks(backward(loss_of, self.passes(len(mine), fewest_rows(step.rows))))
         with one_thread() if self.is_small else nullcontext():
             norm = self.optimizer.step(rate, loss, self.scaler)
             if self.averaged:
                 move_average(self.averaged, self.model, self.options.ema, step.index)
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
 
-    def _add_gradients(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
+    def _backward(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
         """Leave every rank with the gradients of the whole batch; returns the loss of this rank's passes."""
         parameters = self.optimizer.parameters
 
@@ -185,13 +189,11 @@ class GPTTraining:
         with cut_short_when_alone():
             for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
                 loss += part_loss
-                with one_thread():
-                    for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                add_gradients(parameters, gradients)
         sum_gradients(parameters)
         return loss
 
-    def _add_gradients_to_parts(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
+    def _backward_of_parts(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
         """The same where the network is cut: every rank ends with its part of the gradients, summed over the ranks."""
         loss = torch.zeros((), device=self.device)
         for part in passes:

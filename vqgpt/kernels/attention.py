@@ -25,7 +25,7 @@ from vqgpt.kernels.build import call, compiled_library
 
 LEVELS = 2**16  # a draw of 16 bits decides on one activation; rates are rounded to 1 / LEVELS
 QUERIES = 32  # of a head, in one block; `attention.c` has the same number
-LANES = 8  # numbers that the C code takes at once
+VECTOR_WIDTH = 8  # of the C code, in numbers
 
 
 class Masks:
@@ -35,7 +35,7 @@ class Masks:
         """Draw `masks_per_image` masks for the images at some places of a step's batch. SFC64 is numpy's fastest."""
         dropped = round(rate * LEVELS)
         self.scale = LEVELS / (LEVELS - dropped)
-        self.lowest_kept = dropped - LEVELS // 2  # of the draws, which are signed
+        self.threshold = dropped - LEVELS // 2  # of the draws, which are signed
         words = math.ceil(masks_per_image / 4)
         bits = np.empty((len(places), words), dtype=np.uint64)
         for row, place in enumerate(places):
@@ -44,14 +44,14 @@ class Masks:
         self.position = 0
 
     def draw(self, count: int) -> Tensor:
-        """The next bits of chance, (B, count) int16: an activation stays where they are at least `lowest_kept`."""
+        """The next bits of chance, (B, count) int16: an activation stays where they are at least `threshold`."""
         start, self.position = self.position, self.position + count
         assert self.position <= self.drawn.shape[1]
         return self.drawn[:, start : self.position]
 
     def keep(self, *shape: int) -> Tensor:
         """The next masks, (B, *shape) bool: whether an activation stays."""
-        return (self.draw(math.prod(shape)) >= self.lowest_kept).view(-1, *shape)
+        return (self.draw(math.prod(shape)) >= self.threshold).view(-1, *shape)
 
     def drop(self, x: Tensor) -> Tensor:
         """Dropout of x (B, T, D)."""
@@ -77,7 +77,7 @@ def attend(qkv: Tensor, masks: Masks | None) -> Tensor:
         raise ValueError(f"attention takes (images, positions, 3, heads, features), not {tuple(qkv.shape)}")
     if masks and len(masks.drawn) != len(qkv):
         raise ValueError(f"attention takes masks of {len(qkv)} images, not of {len(masks.drawn)}")
-    suits = qkv.is_cpu and qkv.dtype == torch.float32 and qkv.shape[-1] % LANES == 0 and qkv.numel()
+    suits = qkv.is_cpu and qkv.dtype == torch.float32 and qkv.shape[-1] % VECTOR_WIDTH == 0 and qkv.numel()
     library = compiled_library(Path(__file__).with_name("attention.c")) if suits else None
     if library:
         return cast(Tensor, CompiledAttention.apply(qkv, masks, library))  # type: ignore[no-untyped-call]
@@ -96,8 +96,8 @@ class CompiledAttention(torch.autograd.Function):
         images, positions, _, heads, features = qkv.shape
         qkv = qkv.contiguous()
         drawn = masks.draw(heads * attention_masks(positions)) if masks else torch.empty(1, 0, dtype=torch.int16)
-        lowest_kept = masks.lowest_kept if masks else 0
-        sizes = torch.tensor([images, positions, heads, features, drawn.stride(0), lowest_kept])
+        threshold = masks.threshold if masks else 0
+        sizes = torch.tensor([images, positions, heads, features, drawn.stride(0), threshold])
         scratch = qkv.new_empty(call(library, "scratch_size", sizes))
         y, sums = qkv.new_empty(images, positions, heads, features), qkv.new_empty(images, heads, positions)
         call(library, "attend", sizes, qkv, drawn[0], y, sums, scratch)  # those of other images lie behind
@@ -132,15 +132,15 @@ class DroppedAttention(torch.autograd.Function):
         v *= masks.scale
         y = torch.empty_like(v)
         future = torch.full((QUERIES, QUERIES), -math.inf, dtype=q.dtype).triu_(1)
-        kept, weights = [], []
+        keeps, weights = [], []
         for block in query_blocks(positions):
             keep = masks.keep(heads, block.stop - block.start, block.stop).flatten(0, 1)
             scores = torch.bmm(q[:, :, block].transpose(1, 2), k[:, :, : block.stop])
             scores[:, :, block].add_(future[: scores.shape[1], : scores.shape[1]])
             weights.append(torch.softmax(scores, -1))
-            kept.append(keep)
+            keeps.append(keep)
             y[:, :, block] = torch.bmm(v[:, :, : block.stop], (weights[-1] * keep).transpose(1, 2))
-        ctx.save_for_backward(q, k, v, y, *kept, *weights)
+        ctx.save_for_backward(q, k, v, y, *keeps, *weights)
         ctx.value_scale = masks.scale
         return y.view(images, heads, features, positions).permute(0, 3, 1, 2)
 
@@ -148,13 +148,13 @@ class DroppedAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of queries, keys and values."""
         q, k, v, y, *rest = ctx.saved_tensors
-        kept, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        keeps, weights = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         images, positions, heads, features = gradients[0].shape
         gradient = gradients[0].permute(0, 2, 3, 1).flatten(0, 1).contiguous()
         inner = (gradient * y).sum(1)[:, :, None]
         of_qkv = q.new_zeros(3, *q.shape)
         of_q, of_k, of_v = of_qkv
-        for block, keep, weight in zip(query_blocks(positions), kept, weights, strict=True):
+        for block, keep, weight in zip(query_blocks(positions), keeps, weights, strict=True):
             of_y, keep = gradient[:, :, block], keep.to(q.dtype)
             of_scores = torch.bmm(of_y.transpose(1, 2), v[:, :, : block.stop])
             of_scores.mul_(keep).sub_(inner[:, block]).mul_(weight)

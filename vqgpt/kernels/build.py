@@ -81,10 +81,10 @@ def load_or_compile(source: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         key, made = _key(compiler, source, Path(folder)), Path(folder) / "library.so"
         with suppress(OSError, RuntimeError):  # RuntimeError: no home is known
-            return _kept(source, key)
+            return _cached(source, key)
         _run([compiler, *OPTIONS, "-I", str(HEADERS), "-o", str(made), str(source), "-lm"], made)
         with suppress(OSError, RuntimeError):  # where nothing can be kept, or nothing that is kept may be run
-            return _keep(made, source, key)
+            return _store(made, source, key)
         return _tried(made, source)
 
 
@@ -109,8 +109,7 @@ def _run(command: list[str], result: Path | None = None) -> None:
     unending = OSError(f"{command[0]} did not end in {LONGEST_RUN} seconds")
     if command[0] in hung:
         raise unending
-    nowhere = subprocess.DEVNULL
-    pipe = subprocess.PIPE
+    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
     process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=pipe, start_new_session=True)
     said = bytearray()
     listener = threading.Thread(target=_listen, args=(process.stderr, said), daemon=True)
@@ -156,7 +155,7 @@ def _tried(path: Path, source: Path) -> ctypes.CDLL:
     return library
 
 
-def _kept(source: Path, key: str) -> ctypes.CDLL:
+def _cached(source: Path, key: str) -> ctypes.CDLL:
     """The library that an earlier process kept. Raises OSError if there is none that can be trusted."""
     for path in _own_folder().glob(f"{source.stem}-{key}-*.so"):
         status = path.lstat()
@@ -165,7 +164,7 @@ def _kept(source: Path, key: str) -> ctypes.CDLL:
     raise FileNotFoundError(key)
 
 
-def _keep(made: Path, source: Path, key: str) -> ctypes.CDLL:
+def _store(made: Path, source: Path, key: str) -> ctypes.CDLL:
     """Load a library from the user's cache folder, and let it stay there, where it appears whole.
 
     Other processes may do the same. Raises OSError if it cannot be written or loaded there.
@@ -202,19 +201,15 @@ def _is_own(status: os.stat_result, of_others: int = stat.S_IWGRP | stat.S_IWOTH
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & of_others
 
 
-def _can_be_read(tensor: Tensor) -> bool:
-    return tensor.is_cpu and tensor.dtype in NUMBERS and tensor.is_contiguous()
-
-
 def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int) -> int:
     """Call a function that takes pointers and longs; Python's other threads run meanwhile.
 
     Raises ValueError for a tensor that our C code would read wrongly: on another device, of other numbers than it
     computes with, or not in one piece. Whether shapes suit each other is checked by the module of each C file.
     """
-    for argument in arguments:
-        if isinstance(argument, Tensor) and not _can_be_read(argument):
-            kind = f"{argument.dtype} on {argument.device} with strides {argument.stride()}"
+    for tensor in (argument for argument in arguments if isinstance(argument, Tensor)):
+        if not (tensor.is_cpu and tensor.dtype in NUMBERS and tensor.is_contiguous()):
+            kind = f"{tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
             raise ValueError(f"{name} does not take {kind}")
     result: int = getattr(library, name)(
         *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)

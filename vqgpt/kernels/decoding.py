@@ -19,7 +19,7 @@ from torch import Tensor
 from vqgpt.kernels.build import call, compiled_library
 
 COLUMNS = 16  # of a panel of a matrix; the width is a multiple
-LANES = 8  # numbers that the C code takes at once; so are the widths of heads and the rows that there is room for
+VECTOR_WIDTH = 8  # of the C code, in numbers; widths of heads, and the rows that there is room for, are multiples
 
 Affine = tuple[Tensor, Tensor | None]  # weight (out, in) of a linear layer, or (D,) of a normalisation, and bias
 
@@ -53,31 +53,31 @@ class NetworkWeights(NamedTuple):
     library: ctypes.CDLL
     shape: Shape
     numbers: Tensor  # all weights in the order of their use
-    turns: Tensor  # (T, layers, 2, 2, D/A), for llama
+    rotations: Tensor  # (T, layers, 2, 2, D/A), for llama
 
 
 def decoding_library(width: int, heads: int) -> ctypes.CDLL | None:
     """The functions of `decoding.c`, or None: for widths that it does not serve, and without a C compiler."""
-    if width % COLUMNS or width % heads or width // heads % LANES:
+    if width % COLUMNS or width % heads or width // heads % VECTOR_WIDTH:
         return None
     return compiled_library(Path(__file__).with_name("decoding.c"))
 
 
 def network_weights(
-    library: ctypes.CDLL, shape: Shape, layers: list[LayerWeights], last: Affine, head: Tensor, turns: Tensor
+    library: ctypes.CDLL, shape: Shape, layers: list[LayerWeights], last: Affine, head: Tensor, rotations: Tensor
 ) -> NetworkWeights:
     """Lay out the weights of the blocks, of the last normalisation and of the head (K, D).
 
     Raises ValueError if they are not of this shape.
     """
     parts = [part for layer in layers for part in _layer(layer, shape.llama)] + [_norm(*last), _linear(head)]
-    weights = NetworkWeights(library, shape, torch.cat(parts), turns.contiguous())
+    weights = NetworkWeights(library, shape, torch.cat(parts), rotations.contiguous())
     width, inside, codes = shape.width, _multiple(shape.inside, COLUMNS), _multiple(shape.codes, COLUMNS)
     halves = 2 if shape.llama else 1
     of_layer = 4 * width + (width + 1) * (3 * width + halves * inside) + (width + 1) * width + (inside + 1) * width
-    of_turns = shape.positions * shape.layers * 4 * (width // shape.heads) if shape.llama else 0
-    wanted = (shape.layers * of_layer + 2 * width + (width + 1) * codes, of_turns)
-    if (len(weights.numbers), weights.turns.numel()) != wanted:
+    of_rotations = shape.positions * shape.layers * 4 * (width // shape.heads) if shape.llama else 0
+    wanted = (shape.layers * of_layer + 2 * width + (width + 1) * codes, of_rotations)
+    if (len(weights.numbers), weights.rotations.numel()) != wanted:
         raise ValueError(f"the weights are not those of {shape}")
     return weights
 
@@ -122,11 +122,11 @@ class CachedSteps:
         self.weights, self.rows = weights, rows
         shape = weights.shape
         inside, codes = _multiple(shape.inside, COLUMNS), _multiple(shape.codes, COLUMNS)
-        positions = _multiple(shape.positions, LANES)
-        numbers = [rows, shape.layers, shape.heads, shape.width, inside, codes, positions, int(shape.llama)]
-        self.sizes = torch.tensor(numbers)
+        positions = _multiple(shape.positions, VECTOR_WIDTH)
+        sizes = [rows, shape.layers, shape.heads, shape.width, inside, codes, positions, int(shape.llama)]
+        self.sizes = torch.tensor(sizes)
         self.keys, self.values = torch.zeros(2, shape.layers, rows, positions * shape.width)
-        self.stream = torch.zeros(_multiple(rows, LANES), shape.width)
+        self.stream = torch.zeros(_multiple(rows, VECTOR_WIDTH), shape.width)
         self.logits = torch.empty(len(self.stream), codes)
         self.scratch = torch.zeros(call(weights.library, "scratch_size", self.sizes))
 
@@ -140,7 +140,7 @@ class CachedSteps:
             raise ValueError(f"step does not take {tuple(embedded.shape)} at position {position} of {shape.positions}")
         self.stream[: self.rows] = embedded
         cache = (self.keys, self.values, self.stream, self.logits, self.scratch)
-        call(self.weights.library, "step", self.sizes, self.weights.numbers, self.weights.turns, *cache, position)
+        call(self.weights.library, "step", self.sizes, self.weights.numbers, self.weights.rotations, *cache, position)
         return self.logits[: self.rows, : shape.codes]
 
 

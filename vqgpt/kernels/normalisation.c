@@ -2,16 +2,16 @@
 //
 // Images are (n, pixels, channels) without gaps; channels are a multiple of 8, and lie in groups side by side.
 
-#include "lanes.h"
+#include "vector.h"
 
 struct sizes {
     long images, pixels, channels, groups, silu;
 };
 
 // 1 / (1 + e^-x)
-static inline lanes sigmoid(lanes x) {
+static inline vec sigmoid(vec x) {
     bits small = x < -87.0f;
-    lanes bounded = (lanes)(((bits)x & ~small) | ((bits)(lanes){-87, -87, -87, -87, -87, -87, -87, -87} & small));
+    vec bounded = (vec)(((bits)x & ~small) | ((bits)(vec){-87, -87, -87, -87, -87, -87, -87, -87} & small));
     return 1 / (1 + exponential(-bounded));
 }
 
@@ -45,22 +45,22 @@ void normalise(const struct sizes *of, const float *x, const float *weight, cons
         float *result = y + i * of->pixels * channels;
         memset(sums, 0, sizeof sums);
         for (long p = 0; p < of->pixels; p++)
-            for (long c = 0; c < channels; c += LANES) AT(sums, c) += AT(image, p * channels + c);
+            for (long c = 0; c < channels; c += VECTOR_WIDTH) AT(sums, c) += AT(image, p * channels + c);
         sum_groups(sums, of, means);
         for (long g = 0; g < groups; g++) means[g] /= count;
         for (long c = 0; c < channels; c++) factors[c] = means[c / (channels / groups)];
         memset(sums, 0, sizeof sums);
         for (long p = 0; p < of->pixels; p++)
-            for (long c = 0; c < channels; c += LANES) {
-                lanes centred = AT(image, p * channels + c) - AT(factors, c);
+            for (long c = 0; c < channels; c += VECTOR_WIDTH) {
+                vec centred = AT(image, p * channels + c) - AT(factors, c);
                 AT(sums, c) += centred * centred;
             }
         sum_groups(sums, of, spread);
         for (long g = 0; g < groups; g++) scales[g] = 1 / sqrtf(spread[g] / count + *epsilon);
         line_of(of, weight, bias, means, scales, factors, offsets);
         for (long p = 0; p < of->pixels; p++)
-            for (long c = 0; c < channels; c += LANES) {
-                lanes z = AT(image, p * channels + c) * AT(factors, c) + AT(offsets, c);
+            for (long c = 0; c < channels; c += VECTOR_WIDTH) {
+                vec z = AT(image, p * channels + c) * AT(factors, c) + AT(offsets, c);
                 AT(result, p * channels + c) = of->silu ? z * sigmoid(z) : z;
             }
     }
@@ -81,10 +81,10 @@ void normalise_backward(const struct sizes *of, const float *x, const float *wei
         memset(sums, 0, sizeof sums);
         memset(products, 0, sizeof products);
         for (long p = 0; p < of->pixels; p++)
-            for (long c = 0; c < channels; c += LANES) {
-                lanes here = AT(image, p * channels + c), of_z = AT(gradient, p * channels + c);
+            for (long c = 0; c < channels; c += VECTOR_WIDTH) {
+                vec here = AT(image, p * channels + c), of_z = AT(gradient, p * channels + c);
                 if (of->silu) {
-                    lanes z = here * AT(factors, c) + AT(offsets, c), share = sigmoid(z);
+                    vec z = here * AT(factors, c) + AT(offsets, c), share = sigmoid(z);
                     of_z *= share * (1 + z * (1 - share));
                 }
                 AT(result, p * channels + c) = of_z;
@@ -105,8 +105,8 @@ void normalise_backward(const struct sizes *of, const float *x, const float *wei
             }
         }
         for (long p = 0; p < of->pixels; p++)
-            for (long c = 0; c < channels; c += LANES) {
-                lanes centred = AT(image, p * channels + c) - AT(centres, c);
+            for (long c = 0; c < channels; c += VECTOR_WIDTH) {
+                vec centred = AT(image, p * channels + c) - AT(centres, c);
                 AT(result, p * channels + c) =
                     AT(result, p * channels + c) * AT(factors, c) + centred * AT(slopes, c) + AT(constants, c);
             }

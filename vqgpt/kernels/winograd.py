@@ -2,12 +2,12 @@
 
     with fast_convolutions(device, precision): model(images)  ->  the same to about 1e-6, and its gradients
 
-F(4x4, 3x3) of Lavin and Gray 2015 (arXiv:1509.09308): a square of 4 x 4 pixels of the result and the 6 x 6 pixels it
-depends on become 36 numbers per channel each, a kernel 36 numbers per pair of channels, and the convolution 36 matrix
-products. Both gradients are such products too, between the transposed transforms. The numbers of kernels that are not
-trained are kept: four times the kernels' memory, and as much again once a gradient passes through them. The transforms
-and most of the products are in `winograd.c`, which is compiled at first use (a second); without a C compiler nothing is
-made faster. One thread computes a convolution, while others may compute theirs.
+F(4x4, 3x3) of Lavin and Gray 2015 (arXiv:1509.09308): in the Winograd domain a tile of 4 x 4 pixels of the result, and
+the 6 x 6 pixels it depends on, are 36 values per channel each, a kernel is 36 values per pair of channels, and the
+convolution is 36 matrix products. Both gradients are such products too, between the transposed transforms. Transformed
+kernels that are not trained are cached: four times the kernels' memory, and as much again once a gradient passes
+through them. The transforms and most of the products are in `winograd.c`; without a C compiler nothing is made faster.
+One thread computes a convolution, while others may compute theirs.
 
 Letters: N images, H W pixels, C channels in, K channels out.
 """
@@ -28,13 +28,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from vqgpt.kernels.build import call, compiled_library
 
-SIDE = 4  # pixels of a square
-LANES = 16  # channels that the C code takes at once
+SIDE = 4  # pixels of a tile
+VECTOR_WIDTH = 16  # channels that the C code takes at once
 SMALLEST_SIDE = 4  # pixels of an image
-FEWEST_SQUARES = 64  # of a batch; with fewer, to transform the kernels costs more than it saves
-FEWEST_SQUARES_KEPT = 8  # where the kernels' numbers are kept; with fewer, to read them does
-SQUARES_AT_ONCE = 64  # in the gradient by the weight
-UNUSED = 1  # square after each 64 or so: without it the 36 numbers of a pixel fall to the same places of a cache
+FEWEST_TILES = 64  # of a batch; with fewer, to transform the kernels costs more than it saves
+FEWEST_TILES_CACHED = 8  # where transformed kernels are cached; with fewer, to read them does
+TILES_AT_ONCE = 64  # in the gradient by the weight
+UNUSED = 1  # tile after each 64 or so: without it the 36 values of a pixel fall to the same places of a cache
 
 
 def fast_convolutions(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -45,7 +45,7 @@ def fast_convolutions(device: torch.device, precision: str) -> AbstractContextMa
     return _FastConvolutions() if device.type == "cpu" and precision == "fp32" and _library() else nullcontext()
 
 
-_kept_numbers = WeakTensorKeyDictionary()  # kernel -> {transposed: (version of the kernel, its numbers)}
+_transformed_kernels = WeakTensorKeyDictionary()  # kernel -> {transposed: (its version, the kernel transformed)}
 
 
 class _FastConvolutions(TorchFunctionMode):
@@ -71,13 +71,13 @@ def _suits(
         and (x.shape[1], *bias.shape) == (weight.shape[1], weight.shape[0])
         and weight.shape[2:] == (3, 3)
         and (stride, padding, dilation, groups) == ((1, 1), (1, 1), (1, 1), 1)
-        and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
+        and weight.shape[0] % VECTOR_WIDTH == weight.shape[1] % VECTOR_WIDTH == 0
         and min(x.shape[2:]) >= SMALLEST_SIDE
-        and len(x) * _squares(*x.shape[2:]) >= (FEWEST_SQUARES if weight.requires_grad else FEWEST_SQUARES_KEPT)
+        and len(x) * _tiles(*x.shape[2:]) >= (FEWEST_TILES if weight.requires_grad else FEWEST_TILES_CACHED)
     )
 
 
-def _squares(height: int, width: int) -> int:
+def _tiles(height: int, width: int) -> int:
     """How many there are in an image."""
     return math.ceil(height / SIDE) * math.ceil(width / SIDE)
 
@@ -89,27 +89,26 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """All in one call of `winograd.c`."""
         ctx.save_for_backward(x, weight)
-        pixels, kernels = _pixels(x), _numbers_of_kernel(weight, transposed=False)
+        pixels, kernels = _pixels(x), _transformed_kernel(weight, transposed=False)
         result = pixels.new_empty(*pixels.shape[:3], len(weight))
-
         _call("convolve", pixels, kernels, bias, result, _scratch(weight.shape[1]), *pixels.shape, len(weight))
         return result.permute(0, 3, 1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The transposed transforms; by the weight, a product of the numbers of both sides."""
+        """The transposed transforms; by the weight, a product in the Winograd domain."""
         x, weight = ctx.saved_tensors
         pixels, of_result = _pixels(x), _pixels(gradient)
         of_pixels = of_weight = None
         if ctx.needs_input_grad[0]:
-            kernels, of_pixels = _numbers_of_kernel(weight, transposed=True), torch.zeros_like(pixels)
+            kernels, of_pixels = _transformed_kernel(weight, transposed=True), torch.zeros_like(pixels)
             scratch = _scratch(len(weight))
             _call("convolve_transposed", of_result, kernels, of_pixels, scratch, *pixels.shape, len(weight))
         if ctx.needs_input_grad[1]:
             of_weight = torch.empty_like(weight, memory_format=torch.channels_last)
             in_c_order = of_weight.permute(0, 2, 3, 1)
-            _call("numbers_to_kernel", _weight_gradient(pixels, of_result), in_c_order, *weight.shape[:2])
+            _call("transform_kernel_back", _weight_gradient(pixels, of_result), in_c_order, *weight.shape[:2])
         return (
             None if of_pixels is None else of_pixels.permute(0, 3, 1, 2),
             of_weight,
@@ -122,36 +121,36 @@ def _pixels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _numbers_of_kernel(weight: Tensor, transposed: bool) -> Tensor:
-    """(K, C, 3, 3) -> (K/16, 36, C, 16), or with K and C exchanged; kept if the kernel is not trained."""
-    kept = {} if weight.requires_grad else _kept_numbers.setdefault(weight, {})
-    version, numbers = kept.get(transposed, (None, None))
-    if version != weight._version or numbers is None:
-        version, numbers = weight._version, _kernel_to_numbers(weight.transpose(0, 1) if transposed else weight)
-        kept[transposed] = version, numbers
-    return numbers
+def _transformed_kernel(weight: Tensor, transposed: bool) -> Tensor:
+    """(K, C, 3, 3) -> (K/16, 36, C, 16), or with K and C exchanged; cached if the kernel is not trained."""
+    cached = {} if weight.requires_grad else _transformed_kernels.setdefault(weight, {})
+    version, transformed = cached.get(transposed, (None, None))
+    if version != weight._version or transformed is None:
+        transformed = _transform_kernel(weight.transpose(0, 1) if transposed else weight)
+        cached[transposed] = weight._version, transformed
+    return transformed
 
 
-def _kernel_to_numbers(weight: Tensor) -> Tensor:
+def _transform_kernel(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) -> (K/16, 36, C, 16)."""
     k, c = weight.shape[:2]
-    numbers = weight.new_empty(k // LANES, 36, c, LANES)
-    _call("kernel_to_numbers", weight.permute(1, 2, 3, 0).contiguous(), numbers, c, k)
-    return numbers
+    transformed = weight.new_empty(k // VECTOR_WIDTH, 36, c, VECTOR_WIDTH)
+    _call("transform_kernel", weight.permute(1, 2, 3, 0).contiguous(), transformed, c, k)
+    return transformed
 
 
 def _weight_gradient(pixels: Tensor, of_result: Tensor) -> Tensor:
-    """Input (n, H, W, C) and gradient of the result (n, H, W, K) -> gradient by the kernels' numbers (36, K, C)."""
+    """Input (n, H, W, C) and gradient of the result (n, H, W, K) -> gradient by the transformed kernels (36, K, C)."""
     _, h, w, c = pixels.shape
     k = of_result.shape[3]
     of_kernels = pixels.new_zeros(36, k, c)
-    images = math.ceil(SQUARES_AT_ONCE / _squares(h, w))
+    images = math.ceil(TILES_AT_ONCE / _tiles(h, w))
     for some, of_some in zip(pixels.split(images), of_result.split(images), strict=True):
-        squares = len(some) * _squares(h, w)
-        inputs, outputs = (some.new_empty(36, squares + UNUSED, channels) for channels in (c, k))
-        _call("input_to_numbers", some, inputs, *some.shape, squares + UNUSED)
-        _call("output_to_numbers", of_some, outputs, *of_some.shape, squares + UNUSED)
-        of_kernels.baddbmm_(outputs[:, :squares].transpose(1, 2), inputs[:, :squares])
+        tiles = len(some) * _tiles(h, w)
+        inputs, outputs = (some.new_empty(36, tiles + UNUSED, channels) for channels in (c, k))
+        _call("transform_input", some, inputs, *some.shape, tiles + UNUSED)
+        _call("transform_output_gradient", of_some, outputs, *of_some.shape, tiles + UNUSED)
+        of_kernels.baddbmm_(outputs[:, :tiles].transpose(1, 2), inputs[:, :tiles])
     return of_kernels
 
 

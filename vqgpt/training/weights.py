@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
-from vqgpt.runtime.device import rank
+from vqgpt.runtime.device import one_thread, rank
 from vqgpt.storage.checkpoint import shape_text
 
 if TYPE_CHECKING:
@@ -88,6 +88,14 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, A
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
+def add_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
+    """Add gradients to those that the parameters have. The first is kept as it is, without a copy."""
+    with one_thread():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+
 class StateMisfitError(Exception):
     """A state does not belong to this training; the text says where they differ."""
 
@@ -110,7 +118,7 @@ def check_alike(found: Any, own: Any, place: str) -> None:
         raise StateMisfitError(f"{place} is of another kind")
 
 
-def check_optimizer(found: Any, optimizer: torch.optim.Optimizer, names: tuple[str, ...], place: str) -> None:
+def check_optimizer(found: Any, optimizer: torch.optim.Optimizer, place: str, names: tuple[str, ...] = OF_ADAM) -> None:
     """Raise StateMisfitError unless the state of an optimiser holds, for each parameter, what these names say.
 
     All are of the parameter's shape but `step`, which is a single number. A parameter that never had a gradient has

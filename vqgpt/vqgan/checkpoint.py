@@ -4,6 +4,7 @@ The weights say what the network is. A YAML of taming-transformers or latent-dif
 do not have, and must agree in the rest. Knows nothing of GPT and token caches.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +31,7 @@ from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.tokens.third_party import read_npy
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, attention_levels
-from vqgpt.vqgan.third_party import ForeignVQGAN, WhichWeights, check_fits, open_foreign
+from vqgpt.vqgan.third_party import ThirdPartyVQGAN, WhichWeights, check_fits, open_third_party
 
 KIND = "vqgan"
 PARTS = {"architecture": dict, "dataset": str}
@@ -41,13 +42,13 @@ LARGEST_YAML = 2**20  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFile:
-    """What a file says it is, before its weights are read. `content` is of ours, `foreign` of someone else's."""
+    """What a file says it is, before its weights are read. `content` is of ours, `third_party` of someone else's."""
 
     path: Path
     family: str
     config: VQGANConfig
     content: Mapping[str, Any]
-    foreign: ForeignVQGAN | None
+    third_party: ThirdPartyVQGAN | None
 
     __repr__ = one_line
 
@@ -80,10 +81,10 @@ def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml
             )
         config = from_json(VQGANConfig, content["architecture"], str(path))
         check_fits({name: stored.shape for name, stored in content["model"].items()}, config, str(path))
-        return CheckpointFile(path=path, family=OUR_FAMILY, config=config, content=content, foreign=None)
-    foreign = open_foreign(path, content, which)
-    config = with_yaml(foreign.config, yaml) if yaml else foreign.config
-    return CheckpointFile(path=path, family=foreign.family, config=config, content={}, foreign=foreign)
+        return CheckpointFile(path=path, family=OUR_FAMILY, config=config, content=content, third_party=None)
+    third_party = open_third_party(path, content, which)
+    config = with_yaml(third_party.config, yaml) if yaml else third_party.config
+    return CheckpointFile(path=path, family=third_party.family, config=config, content={}, third_party=third_party)
 
 
 def how_to_make(path: Path, dataset: str) -> str:
@@ -96,8 +97,10 @@ def build_vqgan(file: CheckpointFile, device: torch.device, remap: Path | None =
 
     Raises InputError if the weights are damaged or do not fit, or if the list does not fit the codebook.
     """
-    foreign = file.foreign
-    weights = foreign.read(file.path) if foreign else read_tensors(dict(file.content), file.path)["model"]
+    if file.third_party:
+        weights = file.third_party.read(file.path)
+    else:
+        weights = read_tensors(dict(file.content), file.path)["model"]
     model = VQGAN(file.config)
     load_weights(model, weights, file.path)
     used = model.quantize.used
@@ -118,15 +121,11 @@ def load_vqgan(path: Path, dataset: str, device: torch.device, remap: Path | Non
 def check_channels(config: VQGANConfig, channels: int, images: str, path: Path) -> None:
     """Raise InputError if the VQ-GAN at `path` takes other images than `images`, which have `channels`."""
     if config.image_channels != channels:
-        convert = (
-            f", or convert them with --image-channels {config.image_channels}"
-            if config.image_channels in (1, 3)
-            else ""
-        )
-        raise InputError(
-            f"{path} takes images of {config.image_channels} channels, {images} has {channels}",
-            f"give a VQ-GAN that was trained on such images{convert}",
-        )
+        remedy = "give a VQ-GAN that was trained on such images"
+        if config.image_channels in (1, 3):
+            remedy += f", or convert them with --image-channels {config.image_channels}"
+        taken = f"{path} takes images of {config.image_channels} channels"
+        raise InputError(f"{taken}, {images} has {channels}", remedy)
 
 
 def read_remap(path: Path, n_embed: int) -> Tensor:
@@ -147,18 +146,17 @@ def tokenizer_sha256(model: VQGAN) -> str:
     return weights_sha256(model, model.config.what_codes_depend_on)
 
 
-def describe_config(config: VQGANConfig) -> dict[str, Any]:
-    """The architecture as a user reads it."""
-    fields = {name: value for name, value in asdict(config).items() if value is not None}
-    return {**fields, "downsampling": config.downsampling, "codebook_size": config.codebook_size}
-
-
 def describe_file(file: CheckpointFile) -> dict[str, Any]:
     """Family, architecture and size of a VQ-GAN, as a user reads them."""
-    tensors = file.foreign.tensors if file.foreign else file.content["model"]
-    parameters = sum(torch.Size(stored.shape).numel() for stored in tensors.values())
-    others = {"other_tensors_in_the_file": file.foreign.extra} if file.foreign else {}
-    return {"family": file.family, **describe_config(file.config), "parameters": parameters, **others}
+    tensors = file.third_party.tensors if file.third_party else file.content["model"]
+    return {
+        "family": file.family,
+        **{name: value for name, value in asdict(file.config).items() if value is not None},
+        "downsampling": file.config.downsampling,
+        "codebook_size": file.config.codebook_size,
+        "parameters": sum(math.prod(stored.shape) for stored in tensors.values()),
+        **({"other_tensors_in_the_file": file.third_party.extra} if file.third_party else {}),
+    }
 
 
 class _WithoutMerges(yaml.SafeLoader):
@@ -176,7 +174,12 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
     """
     target, params = _vqgan_section(path)
     network = params["ddconfig"]
-    _check_end(network, path)
+    for name in ("tanh_out", "give_pre_end"):
+        if network.get(name):  # its weights are the same
+            raise InputError(
+                f"{path}: the decoder ends in another way ({name}), which vqgpt does not compute",
+                f"give a VQ-GAN without {name}",
+            )
     size, resolutions = network.get("resolution"), network.get("attn_resolutions")
     attention = _attention(network)
     if attention == "none" and isinstance(resolutions, list):  # then none of them has any
@@ -216,28 +219,14 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
                 f"attn_resolutions: {resolutions} at resolution {size} (level {_numbers(levels)}) in the YAML, "
                 f"level {_numbers(config.attn_levels)} in the weights"
             )
+    remedy = "give the YAML of this checkpoint, or leave --config out"
     if contradictions:
-        raise InputError(
-            f"{path} contradicts the weights ({'; '.join(contradictions)})",
-            "give the YAML of this checkpoint, or leave --config out",
-        )
+        raise InputError(f"{path} contradicts the weights ({'; '.join(contradictions)})", remedy)
+    made_for: dict[str, Any] = {"size": size, "attn_resolutions": tuple(resolutions)} if numbers else {}
     try:
-        dropout = float(network.get("dropout") or 0.0)
-        if numbers:
-            return replace(config, size=size, attn_resolutions=tuple(resolutions), dropout=dropout)
-        return replace(config, dropout=dropout)
+        return replace(config, dropout=float(network.get("dropout") or 0.0), **made_for)
     except (UsageError, InputError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}", "give the YAML of this checkpoint, or leave --config out") from None
-
-
-def _check_end(network: dict[str, Any], path: Path) -> None:
-    """Raise InputError for a decoder that does not end in a convolution: its weights are the same."""
-    for name in ("tanh_out", "give_pre_end"):
-        if network.get(name):
-            raise InputError(
-                f"{path}: the decoder ends in another way ({name}), which vqgpt does not compute",
-                f"give a VQ-GAN without {name}",
-            )
+        raise InputError(f"{path}: {error}", remedy) from None
 
 
 def _attention(network: dict[str, Any]) -> str | None:
@@ -259,20 +248,17 @@ def _vqgan_section(path: Path) -> tuple[str, dict[str, Any]]:
     except Exception as error:  # what YAML calls a number or a date can raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} is not YAML ({reason})", "give the YAML, or leave it out") from None
-    sections = sorted(_sections(content, ""), key=lambda found: "first_stage" not in found[0])
+    sections = list(_sections(content, "", set()))
     if not sections:
         raise InputError(
             f"{path} describes no VQ-GAN: it has no ddconfig", "give the YAML of the VQ-GAN, or leave it out"
         )
-    _, target, params = sections[0]
+    _, target, params = min(sections, key=lambda found: "first_stage" not in found[0])
     return target, params
 
 
-def _sections(
-    node: Any, place: str, depth: int = 8, seen: set[int] | None = None
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _sections(node: Any, place: str, seen: set[int], depth: int = 16) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """All parts that describe an autoencoder, with their places; what YAML refers to many times is looked at once."""
-    seen = set() if seen is None else seen
     if not isinstance(node, dict) or not depth or id(node) in seen:
         return
     seen.add(id(node))
@@ -280,11 +266,7 @@ def _sections(
     if isinstance(params, dict) and isinstance(params.get("ddconfig"), dict):
         yield place, str(node.get("target", "")), params
     for key, value in node.items():
-        if value is not params:
-            yield from _sections(value, f"{place}.{key}", depth - 1, seen)
-        elif isinstance(params, dict):
-            for inner, section in params.items():
-                yield from _sections(section, f"{place}.{inner}", depth - 1, seen)
+        yield from _sections(value, f"{place}.{key}", seen, depth - 1)
 
 
 def _listed(value: Any) -> Any:

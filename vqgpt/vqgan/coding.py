@@ -128,15 +128,18 @@ def likeness_captions(images: Tensor, reconstructions: Tensor) -> list[str]:
     return [f"{decibel:.1f} dB {likeness:.2f}" for decibel, likeness in pairs]
 
 
+TRAINING_METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
+
+
 def figures_of(
-    images: Tensor, reconstructions: Tensor, code_counts: Tensor, metrics: Mapping[str, Metric] | None = None
+    images: Tensor, reconstructions: Tensor, code_counts: Tensor, metrics: Mapping[str, Metric] = TRAINING_METRICS
 ) -> dict[str, float]:
-    """Means of metrics (PSNR in dB and SSIM), codes in use and perplexity; (N, C, H, W) uint8 images, code_counts (K,).
+    """The mean of each metric, codes in use and perplexity; (N, C, H, W) uint8 images, code_counts (K,).
 
     The float images of one pass at a time are in memory.
     """
     figures = {}
-    for name, metric in (metrics or {"psnr_db": psnr, "ssim": ssim}).items():
+    for name, metric in metrics.items():
         passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
         figures[name] = float(torch.cat([metric(*pair) for pair in passes]).mean())
     usage = statistics_of_counts(code_counts.cpu().numpy())

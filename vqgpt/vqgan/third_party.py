@@ -8,6 +8,7 @@ given. Tensors are loaded only when asked for. Must not import GPT and token cac
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,27 +43,23 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             "give a VQ-GAN of one of these, or train one with: vqgpt vqgan train",
         )
     _check_computable(shapes, num_levels, source)
-    num_res_blocks = _count(shapes, r"encoder\.down\.0\.block\.(\d+)\.")
-    channels, image_channels = _dimensions(shapes, "encoder.conv_in.weight", source)[:2]
-    widths = [
-        _dimensions(shapes, f"encoder.down.{level}.block.0.conv1.weight", source)[0] for level in range(num_levels)
-    ]
-    z_channels, embed_dim = _dimensions(shapes, "post_quant_conv.weight", source)[:2]
+    dimensions = partial(_dimensions, shapes, source)
+    channels, image_channels = dimensions("encoder.conv_in.weight")[:2]
+    widths = [dimensions(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
+    z_channels, embed_dim = dimensions("post_quant_conv.weight")[:2]
     try:
         config = VQGANConfig(
             image_channels=image_channels,
             channels=channels,
             ch_mult=tuple(max(1, width // channels) for width in widths),
-            num_res_blocks=num_res_blocks,
-            attn_levels=tuple(
-                level for level in range(num_levels) if f"encoder.down.{level}.attn.0.q.weight" in shapes
-            ),
+            num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+            attn_levels=tuple(n for n in range(num_levels) if f"encoder.down.{n}.attn.0.q.weight" in shapes),
             z_channels=z_channels,
-            double_z=_dimensions(shapes, "encoder.conv_out.weight", source)[0] == 2 * z_channels,
-            n_embed=_dimensions(shapes, "quantize.embedding.weight", source)[0],
+            double_z=dimensions("encoder.conv_out.weight")[0] == 2 * z_channels,
+            n_embed=dimensions("quantize.embedding.weight")[0],
             embed_dim=embed_dim,
             lookup=lookup,
-            used_codes=_dimensions(shapes, "quantize.used", source)[0] if "quantize.used" in shapes else None,
+            used_codes=dimensions("quantize.used")[0] if "quantize.used" in shapes else None,
             mid_attention=any(MIDDLE_ATTENTION.match(name) for name in shapes),
         )
     except UsageError as error:
@@ -98,7 +95,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
     return len(numbers) if numbers == set(range(len(numbers))) else 0
 
 
-def _dimensions(shapes: Shapes, name: str, source: str) -> tuple[int, ...]:
+def _dimensions(shapes: Shapes, source: str, name: str) -> tuple[int, ...]:
     if name not in shapes:
         raise InputError(f"{source}: {name} is missing", "get the file again, or give a checkpoint of a VQ-GAN")
     rank = 1 if name == "quantize.used" else 2 if name.startswith("quantize.") else 4
@@ -114,7 +111,7 @@ StateDict = dict[str, StoredTensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignVQGAN:
+class ThirdPartyVQGAN:
     """A VQ-GAN in a file: `tensors` have the names of our network. `extra` counts the tensors that are left out."""
 
     family: str
@@ -129,7 +126,7 @@ class ForeignVQGAN:
         return {name: read_tensor(stored, name, source) for name, stored in self.tensors.items()}
 
 
-def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> ForeignVQGAN:
+def open_third_party(path: Path, content: Any, which: WhichWeights | None) -> ThirdPartyVQGAN:
     """The VQ-GAN in what `read_checkpoint_file` gave. `which` weights, where there are two: the model's, if None.
 
     Raises InputError if there is no VQ-GAN, or one whose layout is not known, or not the weights asked for.
@@ -141,35 +138,33 @@ def open_foreign(path: Path, content: Any, which: WhichWeights | None) -> Foreig
     prefix = _choose_prefix(_prefixes(tensors), path)
     if which == "ema" and not _is_ema(place):
         tensors = _moving_average(tensors, prefix, path)
-    parts = {
-        name: tensor
-        for key, tensor in tensors.items()
-        if (name := key.removeprefix(prefix)) and key.startswith(prefix) and name.startswith(PARTS)
-    }
-    parts = {name: tensor for name, tensor in parts.items() if not TRAINING_BUFFERS.match(name)}
+    named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    parts = {name: named[name] for name in named if name.startswith(PARTS) and not TRAINING_BUFFERS.match(name)}
     if not any(name.startswith("quantize.") for name in parts):
         raise InputError(
             f"{path} has an autoencoder without a codebook, which is no VQ-GAN ({_guess(content)})",
             "give the checkpoint of a VQ-GAN",
         )
     check_stored(parts.items(), path)
-    family, lookup, parts = _in_our_names(parts, _family(place, prefix, tensors))
+    bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
+    family, lookup, parts = _in_our_names(parts, "GenerativeZoo" if bare else "taming-transformers")
     config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
     if family == "GenerativeZoo":
         config = replace(config, attn_resolutions=GENERATIVEZOO_ATTENTION)
-    return ForeignVQGAN(family=family, tensors=parts, config=config, extra=len(tensors) - len(parts))
+    return ThirdPartyVQGAN(family=family, tensors=parts, config=config, extra=len(tensors) - len(parts))
 
 
 def _state_dicts(content: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, StateDict]]:
     """All dicts of tensors in a file, with their places, `.module.` and `_orig_mod` taken out of the names."""
     if not isinstance(content, Mapping) or not depth:
         return
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, StoredTensor)}
+    tensors = {
+        ".".join(part for part in str(key).split(".") if part not in WRAPPERS): value
+        for key, value in content.items()
+        if isinstance(value, StoredTensor)
+    }
     if tensors:
-        yield (
-            place,
-            {".".join(part for part in key.split(".") if part not in WRAPPERS): tensors[key] for key in tensors},
-        )
+        yield place, tensors
     for key, value in content.items():
         if isinstance(key, str):
             yield from _state_dicts(value, f"{place}.{key}" if place else key, depth - 1)
@@ -189,20 +184,21 @@ def _choose(found: list[tuple[str, StateDict]], which: WhichWeights | None, path
     if which == "model" and not plain:
         raise InputError(f"{path} has only a moving average of the weights", "give --weights ema")
     wanted = (averaged or plain) if which == "ema" else (plain or averaged)
-    if len(wanted) > 1:
-        places = ", ".join(place for place, _ in wanted)
-        raise InputError(f"{path} has several VQ-GANs in it ({places})", "save the one you want as a file of its own")
+    _check_one([place for place, _ in wanted], path)
     return wanted[0]
 
 
 def _choose_prefix(prefixes: list[str], path: Path) -> str:
     first_stages = [prefix for prefix in prefixes if prefix.endswith("first_stage_model.")]
     candidates = first_stages or [prefix for prefix in prefixes if not prefix] or prefixes
-    if len(candidates) > 1:
-        raise InputError(
-            f"{path} has several VQ-GANs in it ({', '.join(candidates)})", "save the one you want as a file of its own"
-        )
+    _check_one(candidates, path)
     return candidates[0]
+
+
+def _check_one(places: list[str], path: Path) -> None:
+    if len(places) > 1:
+        several = ", ".join(places)
+        raise InputError(f"{path} has several VQ-GANs in it ({several})", "save the one you want as a file of its own")
 
 
 def _moving_average(tensors: StateDict, prefix: str, path: Path) -> StateDict:
@@ -216,25 +212,19 @@ def _moving_average(tensors: StateDict, prefix: str, path: Path) -> StateDict:
     return averaged
 
 
-def _family(place: str, prefix: str, tensors: StateDict) -> str:
-    bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
-    return "GenerativeZoo" if bare else "taming-transformers"
-
-
 def _in_our_names(parts: StateDict, family: str) -> tuple[str, Lookup, StateDict]:
     """The weights under the names of our network, which are those of taming-transformers."""
     if any(name.startswith("encoder.conv_blocks.") for name in parts):
         return "LlamaGen", "cosine", _from_llamagen(parts)
     if "quantize.embed.weight" in parts:
-        renamed = {name.replace("quantize.embed.", "quantize.embedding."): parts[name] for name in parts}
-        return f"{family} (GumbelVQ)", "logits", renamed
+        parts = {name.replace("quantize.embed.", "quantize.embedding."): parts[name] for name in parts}
+        return f"{family} (GumbelVQ)", "logits", parts
     return family, "nearest", parts
 
 
 def _from_llamagen(parts: StateDict) -> StateDict:
-    last = max(
-        (int(match[1]) for name in parts if (match := re.match(r"decoder\.conv_blocks\.(\d+)\.", name))), default=0
-    )
+    found = [re.match(r"decoder\.conv_blocks\.(\d+)\.", name) for name in parts]
+    last = max((int(match[1]) for match in found if match), default=0)
     middle = {"0": "block_1", "1": "attn_1", "2": "block_2"}
 
     def ours(name: str) -> str:

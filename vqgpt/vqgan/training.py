@@ -9,7 +9,7 @@ nothing of GPT and token caches.
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from vqgpt.runtime.device import (
 )
 from vqgpt.tokens.arrays import statistics_of_counts
 from vqgpt.training.schedule import Schedule, Step, check_finite
-from vqgpt.training.weights import OF_ADAM, check_alike, check_optimizer, load_whole_optimizer, move_average
+from vqgpt.training.weights import add_gradients, check_alike, check_optimizer, load_whole_optimizer, move_average
 from vqgpt.vqgan.codebook import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss, start_codebook
 from vqgpt.vqgan.coding import figures_of, images_per_pass, reconstruct, to_unit_range
 from vqgpt.vqgan.losses import PatchDiscriminator, PerceptualLoss, adaptive_weight, hinge_loss
@@ -74,14 +74,8 @@ class VQGANTraining:
         precision: str,
         show: Callable[[Tensor, Tensor, Tensor], None],
     ) -> None:
-        self.model = model
-        self.perceptual_loss = perceptual_loss
-        self.images = images
-        self.held_out = held_out
-        self.options = options
-        self.schedule = schedule
-        self.precision = precision
-        self.show = show
+        self.model, self.perceptual_loss, self.images, self.held_out = model, perceptual_loss, images, held_out
+        self.options, self.schedule, self.precision, self.show = options, schedule, precision, show
         device, size = images.device, images.shape[-1]
         self.perceptual_weight = options.perceptual_weight_at(size)
         vectors_per_image = math.prod(model.config.grid(size))
@@ -89,12 +83,10 @@ class VQGANTraining:
             torch.manual_seed(derived_seed(schedule.seed, "codebook"))
             rows = torch.randperm(len(images))[: math.ceil(START_VECTORS / vectors_per_image)]
             start_codebook(model.quantize, latents_of(model, images, rows), options.start_of_codebook)
-        vectors_per_step = options.batch_size * vectors_per_image
-        self.codebook = (
-            EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
-            if options.codebook == "ema"
-            else None
-        )
+        self.codebook: EMACodebook | None = None
+        if options.codebook == "ema":
+            vectors_per_step = options.batch_size * vectors_per_image
+            self.codebook = EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = _adam(self.parameters, options)
         self.adversary_start = first_adversarial_step(options, schedule)
@@ -137,10 +129,7 @@ class VQGANTraining:
 
         self.optimizer.zero_grad()
         for gradients in compute(partial(self._gradients, share=share), passes, image_gradients):  # in order
-            with one_thread():
-                for parameter, gradient in zip(self.parameters, gradients, strict=True):
-                    if gradient is not None:
-                        parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            add_gradients(self.parameters, gradients)
         figures["gradient_norm"] = self._finite_norm(self.parameters, step)
         if adversarial:
             self.discriminator_optimizer.zero_grad()
@@ -239,22 +228,20 @@ class VQGANTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks and optimisers, the codebook's statistics, the moving average, the epoch's counts."""
-        optimizers = {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()}
-        return {**self._besides_optimizers(), **optimizers}
+        return {**self._besides_optimizers(), **_states(self._optimizers())}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         adversary = {} if self.adversary_start is None else {"discriminator_optimizer": self.discriminator_optimizer}
         return {"optimizer": self.optimizer, **adversary}
 
+    def _parts(self) -> dict[str, nn.Module | EMACodebook]:
+        adversary = {} if self.adversary_start is None else {"discriminator": self.discriminator}
+        parts: dict[str, nn.Module | EMACodebook | None] = {"model": self.model, "codebook": self.codebook}
+        parts |= {"averaged": self.averaged, **adversary}
+        return {name: part for name, part in parts.items() if part}
+
     def _besides_optimizers(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"model": self.model.state_dict(), "epoch_counts": self.epoch_counts}
-        if self.codebook:
-            state["codebook"] = self.codebook.state_dict()
-        if self.averaged:
-            state["averaged"] = self.averaged.state_dict()
-        if self.adversary_start is not None:
-            state["discriminator"] = self.discriminator.state_dict()
-        return state
+        return {"epoch_counts": self.epoch_counts, **_states(self._parts())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave. Raises StateMisfitError if it does not belong to this training."""
@@ -262,17 +249,16 @@ class VQGANTraining:
         besides = {name: part for name, part in state.items() if name not in optimizers}
         check_alike(besides, self._besides_optimizers(), "its state")
         for name, optimizer in optimizers.items():
-            check_optimizer(state.get(name), optimizer, OF_ADAM, name)
+            check_optimizer(state.get(name), optimizer, name)
         for name, optimizer in optimizers.items():
             load_whole_optimizer(optimizer, state[name])
-        self.model.load_state_dict(state["model"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.epoch_counts.copy_(state["epoch_counts"])
-        if self.codebook:
-            self.codebook.load_state_dict(state["codebook"])
-        if self.averaged:
-            self.averaged.load_state_dict(state["averaged"])
-        if self.adversary_start is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
+
+
+def _states(parts: Mapping[str, nn.Module | EMACodebook | torch.optim.Optimizer]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items()}
 
 
 @torch.no_grad()
