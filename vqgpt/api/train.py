@@ -227,7 +227,7 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
 
 
 def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
-    """The classes or bits that some training image has; a notice tells of those that none has."""
+    """The classes or bits that some training image has; a notice names those that none has."""
     if not architecture.num_classes:
         return frozenset()
     seen = occurring(cache.labels("train"))
@@ -256,8 +256,9 @@ def training_rows(
     config: TrainConfig, cache: TokenCache, architecture: GPTConfig, device: torch.device
 ) -> tuple[TrainingRows, StreamOrder | None]:
     """The training split, in memory or as a stream in the order given. Raises InputError if it is empty or damaged."""
+    load = functools.partial(load_sequences, cache, "train", architecture, device)
     if not config.training.stream:
-        return load_sequences(cache, "train", architecture, device), None
+        return load(), None
     if not cache.rows("train"):
         raise _empty(cache, "train")
     order = StreamOrder(
@@ -266,10 +267,6 @@ def training_rows(
         shard_rows=cache.description.shard_rows,
         buffer_rows=config.training.shuffle_buffer,
     )
-
-    def load(shards: Sequence[int]) -> Sequences:
-        return load_sequences(cache, "train", architecture, device, shards)
-
     views = len(cache.description.views)
     return StreamedSequences(order, config.training.n_epochs, load, views, device), order
 
