@@ -110,7 +110,7 @@ def _gather(value: Any, stop: StopRequest, saved: str) -> list[Any]:
 
 
 def _warn_of_unused_codes(manifest: Manifest, report: Report) -> None:
-    """Tell of a tokenizer that uses few of its codes; a tenth of 16,384 codes cannot be told from a hundred tokens."""
+    """Warn of a tokenizer that uses few of its codes, where there are as many tokens as codes to judge it by."""
     size = manifest.description.codebook_size
     histogram = np.sum([statistics.histogram for statistics in manifest.statistics.values()], axis=0)
     used = int((histogram > 0).sum())

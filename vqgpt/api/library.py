@@ -78,7 +78,7 @@ class Generator:
     ) -> NDArray[np.int64]:
         """Codes (N, h, w): those that `vqgpt sample` draws with the same options (`temperature`, `cfg_scale`, ...).
 
-        `classes`, as of --class, are generated in turn; a number is one, whatever classes are called. Raises UsageError
+        Images cycle through `classes`, as of --class; a number is one, whatever classes are called. Raises UsageError
         for an unknown class or an impossible value.
         """
         words = _words(classes)
@@ -98,9 +98,9 @@ class Generator:
     def score(
         self, codes: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None = None, precision: str = "auto"
     ) -> NDArray[np.float64]:
-        """Bits per token (N,) of codes (N, h, w), as `vqgpt score` tells them.
+        """Bits per token (N,) of codes (N, h, w), as `vqgpt score` gives them.
 
-        `labels` are class numbers (N,), -1 for none, or bits (N, L): 1 for yes, -1 for no, 0 for not told. Raises
+        `labels` are class numbers (N,), -1 for none, or bits (N, L): 1 for yes, -1 for no, 0 for unspecified. Raises
         UsageError for other arrays.
         """
         config = self.gpt.model.config
@@ -121,7 +121,7 @@ class Generator:
 
 
 def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) -> Generator:
-    """A GPT in a file, ours (.pt, .safetensors) or GenerativeZoo's, whose number of heads `n_head` tells.
+    """A GPT in a file, ours (.pt, .safetensors) or GenerativeZoo's, which has `n_head` heads.
 
     Raises MissingDataError if there is none, InputError if it is not one.
     """

@@ -242,7 +242,7 @@ def captions(labels: NDArray[np.integer[Any]], description: Description) -> list
 
 
 def columns(description: Description) -> int:
-    """Columns of a contact sheet: one per class where they fit, so that samples of all classes in turn line up."""
+    """Columns of a contact sheet: one per class where they fit, so that samples that cycle through them line up."""
     classes = len(description.class_names) if description.label_kind == "class" else 0
     return classes if 2 < classes <= MOST_COLUMNS else 10
 

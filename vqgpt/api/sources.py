@@ -28,7 +28,7 @@ PathT = TypeVar("PathT", bound=CachePath)
 def find_cache(cache: CachePath | None, dataset: str | None) -> CachePath:
     """The cache to train on: the one given, the dataset's, or the only one. Raises MissingDataError or UsageError."""
     if isinstance(cache, CacheURL):
-        return cache  # opening it tells
+        return cache  # opening it shows whether it is there
     if cache is not None:
         return _existing(cache, f"make one with: vqgpt tokenize --cache {cache}")
     if dataset is not None:
@@ -163,7 +163,7 @@ def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[s
 
 
 def recorded_prompts(description: Description) -> Prompts | None:
-    """The prompts that a sampled cache completes, with the label of each image in turn."""
+    """The prompts that a sampled cache completes, and the labels that its images cycle through."""
     known = description.sampling.get("prompts")
     return Prompts(known=np.array(known), labels=description.sampling["classes"]) if known else None
 

@@ -87,7 +87,7 @@ def _run(
 
 
 def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report: Report) -> int:
-    """The image side to work at: the one asked for, else the VQ-GAN's, else the dataset's, which a notice tells."""
+    """The image side to work at: the one asked for, else the VQ-GAN's, else, with a notice, the dataset's."""
     size = asked or config.size
     if size is not None:
         return size

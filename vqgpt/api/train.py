@@ -255,18 +255,15 @@ def training_rows(
     config: TrainConfig, cache: TokenCache, architecture: GPTConfig, device: torch.device
 ) -> tuple[TrainingRows, StreamOrder | None]:
     """The training split, in memory or as a stream in the order given. Raises InputError if it is damaged."""
+    load = functools.partial(load_sequences, cache, "train", architecture, device)
     if not config.training.stream:
-        return load_sequences(cache, "train", architecture, device), None
+        return load(), None
     order = StreamOrder(
         seed=config.run.seed,
         num_rows=cache.rows("train"),
         shard_rows=cache.description.shard_rows,
         buffer_rows=config.training.shuffle_buffer,
     )
-
-    def load(shards: Sequence[int]) -> Sequences:
-        return load_sequences(cache, "train", architecture, device, shards)
-
     views = len(cache.description.views)
     return StreamedSequences(order, config.training.n_epochs, load, views, device), order
 

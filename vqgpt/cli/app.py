@@ -9,14 +9,21 @@ from vqgpt.cli.console import Screen, secure_streams
 from vqgpt.cli.running import check_not_refused, expand_lists, explain, typer_function
 from vqgpt.commands import all_commands
 from vqgpt.errors import ExitCode, UsageError, VQGPTError
-from vqgpt.options.definition import Command
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambda name: name.replace("_", "-")}
 GROUPS = {
     "vqgan": "The tokenizer: train or import one, look at its reconstructions.",
     "cache": "Look after token caches.",
 }
-IN_ORDER = ["run", "tokenize", "train", "sample", "render", "score", "export"]  # come first in help
+IN_ORDER = [
+    "run",
+    "tokenize",
+    "train",
+    "sample",
+    "render",
+    "score",
+    "export",
+]  # come first in help, the others follow by name
 COMMANDS = all_commands()
 
 
@@ -52,14 +59,10 @@ def make_app() -> typer.Typer:
     groups = {"": app, **{name: typer.Typer(help=text) for name, text in GROUPS.items()}}
     for name in GROUPS:
         app.add_typer(groups[name], name=name)
-    for command in sorted(COMMANDS.values(), key=_place_in_help):
+    for command in sorted(COMMANDS.values(), key=lambda each: ([*IN_ORDER, each.words].index(each.words), each.words)):
         group, _, name = command.words.rpartition(" ")
         groups[group].command(name)(typer_function(command, COMMANDS))
     return app
-
-
-def _place_in_help(command: Command) -> tuple[int, str]:
-    return IN_ORDER.index(command.words) if command.words in IN_ORDER else len(IN_ORDER), command.words
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -89,7 +89,7 @@ class Screen:
         if event.task not in self.task_ids:
             self.task_ids[event.task] = self.bar.add_task(event.task, total=event.total, unit=event.unit, values="")
             self.bar.start()
-        self.bar.update(self.task_ids[event.task], completed=event.done, values=_figures(event.values))
+        self.bar.update(self.task_ids[event.task], completed=event.done, values=_plain_text(event.values))
 
     def _print_line(self, event: Progress) -> None:
         now = time.monotonic()
@@ -103,7 +103,7 @@ class Screen:
         if event.done > done_before and now - start > SECONDS_FOR_A_RATE:
             rate = (event.done - done_before) / (now - start)
             parts += [f"{rate:,.1f} {event.unit}/s", f"eta {(event.total - event.done) / rate:.0f} s"]
-        parts += [_figures(event.values)] if event.values else []
+        parts += [_plain_text(event.values)] if event.values else []
         self._print("  ".join(parts))
 
     def _show_picture(self, path: Path) -> None:
@@ -182,10 +182,6 @@ def _table(result: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for line in texts:
         cells = zip(line, widths, right, strict=True)
         yield "  ".join(text.rjust(width) if ends else text.ljust(width) for text, width, ends in cells).rstrip()
-
-
-def _figures(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {_plain_text(value)}" for name, value in values.items())
 
 
 def _plain_text(value: Any) -> str:

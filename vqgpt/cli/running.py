@@ -68,30 +68,31 @@ AFTER = {
 
 def typer_parameter(option: Option, words: str) -> inspect.Parameter:
     """The typer parameter of one option of the command `words`."""
-    kind = _typer_type(option.type)
-    if option.is_argument:
-        return _parameter(option.name, Annotated[kind, typer.Argument(help=option.help)], inspect.Parameter.empty)
-    flag = f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool and not option.short else option.flag
-    declared = typer.Option(
-        *([flag, option.short] if option.short else [flag]),
-        help=_with_default(option),
-        envvar=environment_variable(option, words),
-        show_envvar=False,
-        rich_help_panel=option.group,
-        metavar=_metavar(option),
-    )
-    return _parameter(option.name, Annotated[kind | None, declared], None)
+    kind: Any = _typer_type(option.type)
+    default: Any = inspect.Parameter.empty
+    declared = typer.Argument(help=option.help)
+    if not option.is_argument:
+        flag = f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool and not option.short else option.flag
+        kind, default = kind | None, None
+        declared = typer.Option(
+            *([flag, option.short] if option.short else [flag]),
+            help=_with_default(option),
+            envvar=environment_variable(option, words),
+            show_envvar=False,
+            rich_help_panel=option.group,
+            metavar=_metavar(option),
+        )
+    annotation: Any = Annotated[kind, declared]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def default_text(option: Option) -> str:
-    """The default as the help and the reference page show it; "" where the help text itself tells."""
+    """The default as the help and the reference page show it; "" where the help text itself says it."""
     if option.is_argument or option.default is None or option.default == ():
         return ""
     if isinstance(option.default, bool):
         return "on" if option.default else "off"
-    if isinstance(option.default, tuple):
-        return " ".join(map(str, option.default))
-    return str(option.default)
+    return " ".join(map(str, option.default)) if isinstance(option.default, tuple) else str(option.default)
 
 
 def _with_default(option: Option) -> str:
@@ -116,10 +117,6 @@ def _metavar(option: Option) -> str | None:
         names = [kind.__name__.upper() for kind in typing.get_args(option.type) if kind is not Ellipsis]
         return " ".join(names) + (" ..." if option.is_list else "")
     return None if option.type is bool else option.type.__name__.upper()
-
-
-def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def typer_function(command: Command, commands: Mapping[str, Command]) -> Callable[..., None]:
@@ -218,7 +215,7 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
                 screen.show_result(result)
             if not flags.dry_run:
                 screen.show_next(next_line(command, given, result, commands))
-            if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else tells what was asked for
+            if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else has the result
                 check_written()
         except VQGPTError as error:
             failure = error

@@ -10,6 +10,7 @@ shard by shard, each checked as it is read.
 """
 
 import io
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -147,8 +148,6 @@ def _write_bin(cache: "TokenCache", split: str, file: BinaryIO) -> None:
 
 
 def _write_npz(cache: "TokenCache", splits: tuple[str, ...], about: Mapping[str, Any], file: BinaryIO) -> None:
-    import zipfile
-
     with zipfile.ZipFile(file, "w") as archive:
 
         def member(name: str) -> Any:

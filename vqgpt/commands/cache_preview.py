@@ -100,7 +100,7 @@ class Comparison:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What the command tells."""
+        """What the command shows."""
         return {
             "psnr_db": float(self.psnr.mean()),
             "psnr_db_of_codes_encoded_now": float(self.best_psnr.mean()),

@@ -65,8 +65,7 @@ def recipe_of(config: RunConfig, flags: Flags, report: Report) -> tuple[Path, di
         if not path.exists():
             text = choose_recipe(config.data_root, config.device, report)
             saved = "" if flags.dry_run else f" and saved as {path}"
-            report(Notice(text=f"{config.dataset} has no recipe; this one is chosen{saved}:"))
-            for line in text.splitlines():
+            for line in (f"{config.dataset} has no recipe; this one is chosen{saved}:", *text.splitlines()):
                 report(Notice(text=line))
             if not flags.dry_run:
                 write_atomically(path, text.encode())

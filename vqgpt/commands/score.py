@@ -1,5 +1,6 @@
 """`vqgpt score`: how likely a GPT finds every row of a token cache, in bits per token, and which rows are odd."""
 
+import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,8 +150,6 @@ def _npz(scores: "Columns") -> bytes:
 
 def _csv(scores: "Columns") -> bytes:
     """A line per row, under the names of the columns; bits as a word of 0 and 1."""
-    import csv
-
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(scores)
