@@ -21,8 +21,8 @@ from torch import Tensor
 from vqgpt.api import tokenize
 from vqgpt.api.options import TokenizeConfig
 from vqgpt.api.train import load_sequences
+from vqgpt.data.images import load_tensor
 from vqgpt.data.options import Preprocessing
-from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.gpt.model import GPT

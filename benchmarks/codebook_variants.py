@@ -19,9 +19,8 @@ from torch import Tensor
 
 from vqgpt.data.decoding import is_image_name
 from vqgpt.data.file_trees import open_tree
-from vqgpt.data.images import FileImages, ImageSplit
+from vqgpt.data.images import FileImages, ImageSplit, load_tensor
 from vqgpt.data.options import ImageOptions, Preprocessing, PreprocessingOptions
-from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.options.definition import resolve

@@ -18,8 +18,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
+from vqgpt.data.images import load_tensor
 from vqgpt.data.options import ImageOptions, Preprocessing
-from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.options.definition import resolve

@@ -21,8 +21,8 @@ from PIL import Image
 
 from vqgpt.api import tokenize
 from vqgpt.api.options import TokenizeConfig
+from vqgpt.data.images import prepared_batches, row_batches
 from vqgpt.data.options import Preprocessing
-from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.options.definition import resolve

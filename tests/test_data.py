@@ -26,8 +26,7 @@ from tests.dataset_files import (
 )
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import read_dataset
-from vqgpt.data.remote_files import FILES
-from vqgpt.data.table import find_dataset, held_out_split, nearest_stored_size
+from vqgpt.data.table import FILES, find_dataset, held_out_split, nearest_stored_size
 from vqgpt.errors import InputError, MissingDataError, MissingFilesError
 from vqgpt.options.definition import resolve
 from vqgpt.progress import Notice, silent

@@ -10,8 +10,7 @@ from tests.dataset_files import write_mnist
 from vqgpt.data.images import ArrayImages, ImageSplit, hold_out
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import medmnist_facts, read_dataset
-from vqgpt.data.remote_files import FILES
-from vqgpt.data.table import DATASETS, find_dataset, held_out_split, nearest_stored_size
+from vqgpt.data.table import DATASETS, FILES, find_dataset, held_out_split, nearest_stored_size
 from vqgpt.errors import UsageError
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent

@@ -13,8 +13,7 @@ import pytest
 from tests.conftest import TINY_VQGAN, assert_refused, run_here
 from tests.dataset_files import md5, tar_bytes, write_mnist
 from vqgpt.data.downloads import ensure_files, fetch, unpack
-from vqgpt.data.remote_files import FILES, RemoteFile
-from vqgpt.data.table import find_dataset
+from vqgpt.data.table import FILES, RemoteFile, find_dataset
 from vqgpt.errors import InputError, MissingFilesError
 from vqgpt.progress import silent
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.conftest import TINY_GPT, assert_refused, files_of, run_here
+from vqgpt.data.images import prepare
 from vqgpt.data.options import Preprocessing, PreprocessingOptions
-from vqgpt.data.preparing import prepare
 from vqgpt.runtime.process import import_torchvision
 from vqgpt.tokens import TokenCache
 from vqgpt.tokens.third_party import VIEWS

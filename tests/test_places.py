@@ -15,8 +15,7 @@ from tests.dataset_files import tar_bytes
 from tests.disk_operations import before_each_operation
 from tests.peer_checkpoints import taming_state
 from vqgpt.data.downloads import ensure_files, unpack
-from vqgpt.data.remote_files import RemoteFile
-from vqgpt.data.table import find_dataset
+from vqgpt.data.table import RemoteFile, find_dataset
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import silent
 from vqgpt.storage.files import check_writable, folder_atomically, remove, write_atomically

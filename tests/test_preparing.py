@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import TINY_VQGAN, assert_refused, run_here
-from vqgpt.data.images import ArrayImages, ImageSplit
+from vqgpt.data.images import (
+    ArrayImages,
+    ImageSplit,
+    check_fits_memory,
+    load_tensor,
+    prepare,
+    prepared_batches,
+    row_batches,
+    window_box,
+)
 from vqgpt.data.options import VIEW_SETS, VIEWS, Preprocessing, PreprocessingOptions, parse_views
-from vqgpt.data.preparing import check_fits_memory, load_tensor, prepare, prepared_batches, row_batches, window_box
 from vqgpt.errors import ResourceError, UsageError
 from vqgpt.progress import silent
 from vqgpt.tokens import TokenCache

@@ -51,7 +51,7 @@ class UsageError(VQGPTError):
 
 
 class InputError(VQGPTError):
-    """A file is bad, corrupt, foreign, or does not match another."""
+    """A file is bad, corrupt, of another kind, or does not match another."""
 
     exit_code = ExitCode.BAD_INPUT
 

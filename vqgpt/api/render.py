@@ -24,8 +24,8 @@ from vqgpt.api.options import ROWS_ON_A_SHEET, EncoderOptions, RenderConfig
 from vqgpt.data.decoding import BrokenImageError, decode
 from vqgpt.data.file_trees import LARGEST_FILE
 from vqgpt.data.folder import WITHOUT_CLASS, class_folders
+from vqgpt.data.images import prepare
 from vqgpt.data.options import Preprocessing, PreprocessingOptions
-from vqgpt.data.preparing import prepare
 from vqgpt.errors import InputError, MissingDataError, UsageError, nearest_hint
 from vqgpt.options.codec import to_json
 from vqgpt.pictures.sheet import PictureFolder, contact_sheet, png_bytes, reconstruction_panel, to_displayable, to_rgb

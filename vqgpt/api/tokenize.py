@@ -17,9 +17,8 @@ from PIL.Image import Image
 
 from vqgpt.api.filling import fill_cache
 from vqgpt.api.options import TokenizeConfig
-from vqgpt.data.images import ImageDataset
+from vqgpt.data.images import ImageDataset, prepared_batches, row_batches
 from vqgpt.data.options import VIEWS, ImageOptions, Preprocessing, parse_views
-from vqgpt.data.preparing import prepared_batches, row_batches
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset
 from vqgpt.errors import UsageError

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.api.render import reconstruction_png
-from vqgpt.data.images import ImageDataset
+from vqgpt.data.images import ImageDataset, load_tensor
 from vqgpt.data.options import Preprocessing
-from vqgpt.data.preparing import load_tensor
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.errors import InputError

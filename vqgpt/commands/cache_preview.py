@@ -190,7 +190,7 @@ def source_images(
     import numpy as np
 
     from vqgpt.api.sources import tokenize_config
-    from vqgpt.data.preparing import prepared_batches, row_batches
+    from vqgpt.data.images import prepared_batches, row_batches
     from vqgpt.data.reading import read_dataset
     from vqgpt.vqgan.coding import images_per_pass
 

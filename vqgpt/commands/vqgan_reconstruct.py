@@ -18,7 +18,7 @@ def run(config: ReconstructConfig, flags: Flags, report: Report) -> Mapping[str,
 
     from vqgpt.api.render import SEED_OF_COLORS, reconstruction_png
     from vqgpt.api.tokenize import image_size, preprocessing_for
-    from vqgpt.data.preparing import load_tensor
+    from vqgpt.data.images import load_tensor
     from vqgpt.data.reading import check_options, read_dataset
     from vqgpt.evaluation.reconstruction import reconstruction_figures
     from vqgpt.runtime.device import autocast, select_device

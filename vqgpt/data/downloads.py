@@ -15,8 +15,7 @@ import urllib.request
 import zlib
 from pathlib import Path
 
-from vqgpt.data.remote_files import FILES, RemoteFile
-from vqgpt.data.table import Dataset
+from vqgpt.data.table import FILES, Dataset, RemoteFile
 from vqgpt.errors import InputError, MissingFilesError
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.storage.files import (

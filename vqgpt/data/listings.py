@@ -17,8 +17,7 @@ from vqgpt.data.decoding import is_image_name
 from vqgpt.data.downloads import ensure_files, is_present, missing_files, remedy
 from vqgpt.data.file_trees import LARGEST_FILE, FileTree, open_tree, report_left_out
 from vqgpt.data.images import FileImages, ImageSplit
-from vqgpt.data.remote_files import FILES, RemoteFile
-from vqgpt.data.table import Dataset
+from vqgpt.data.table import FILES, Dataset, RemoteFile
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.progress import Report
 from vqgpt.storage.files import is_vacant, open_regular, read_regular

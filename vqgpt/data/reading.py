@@ -24,8 +24,7 @@ from vqgpt.data.folder import read_folder
 from vqgpt.data.images import ArrayImages, FileImages, ImageDataset, ImageSplit, check_images, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.remote_files import FILES, RemoteFile
-from vqgpt.data.table import Dataset, nearest_stored_size
+from vqgpt.data.table import FILES, Dataset, RemoteFile, nearest_stored_size
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError, composed
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.process import import_torchvision
