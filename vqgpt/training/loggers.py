@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases and to TensorBoard, whose packages are extras.
+"""Metrics to Weights & Biases and to TensorBoard, whose packages are extras. Knows neither images nor tokens.
 
 Weights & Biases is used where its package is set up: a thread of its own imports it, connects and sends, so that no
 training waits for a network or ends with it. Where it sends to, and whether it sends at all (WANDB_MODE), is its own to
