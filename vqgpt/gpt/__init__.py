@@ -1,1 +1,1 @@
-"""The GPT: network, training, sampling. Knows nothing of images, the VQ-GAN, torchvision and PIL."""
+"""The GPT: network, training, sampling. Must not import the VQ-GAN, image data, torchvision and PIL."""

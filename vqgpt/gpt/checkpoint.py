@@ -1,8 +1,6 @@
 """The GPT as a file, ours or GenerativeZoo's.
 
-    path -> the network, and what our file records of its training cache: the description, checked as a cache's own is
-
-Knows nothing of the VQ-GAN and of images.
+path -> the network, and what our file records of its training cache: the description, checked as a cache's own is
 """
 
 import math

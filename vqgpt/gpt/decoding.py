@@ -8,7 +8,6 @@ can be felt in a row's rounding; everything else works row by row. Attention to 
 heads: the query of each head stands in its own columns of a row that is as wide as the cache, zeros elsewhere.
 Nothing waits for the device, and `step_in_graph` has the position on it: for CUDA graphs (`gpt.generate`).
 Letters: R rows, T positions, K codes, D width, A heads.
-Knows nothing of images, the VQ-GAN and token caches.
 """
 
 import ctypes

@@ -10,7 +10,6 @@ A `SamplingPass` draws the images of a batch at once. What a token needs lies in
 waits for it: on a CUDA device all steps but the first, draws included, are replays of CUDA graphs. With guidance, the
 decoder has a second row for each image, without its label.
 Letters: N images, B images of a pass, R rows of the decoder, T positions, L bits.
-Knows nothing of images, the VQ-GAN and token caches.
 """
 
 import threading

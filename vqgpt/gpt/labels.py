@@ -1,8 +1,8 @@
 """What a user asks a GPT for: labels, as a command names them -> as `GPT.start` takes them; and prompts to complete.
 
 A class is its number, -1 for none. Bits (L,) are 1 for yes, -1 for no, 0 for unspecified. A prompt is a row of a token
-cache or an image, of which some codes (h, w) are known, -1 where one is to be drawn. Must not import torch, nor the
-VQ-GAN and image data: images are encoded, and masks read, by functions that are handed in.
+cache or an image, of which some codes (h, w) are known, -1 where one is to be drawn. Must not import torch; images
+are encoded, and masks read, by functions that are handed in.
 
     --class cat 3 name:3 number:3 number:all     of each word one meaning; a word that has several is refused
 """

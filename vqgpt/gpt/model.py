@@ -5,7 +5,6 @@
 A sequence is [start, t_0, ..., t_(T-2)] and predicts [t_0, ..., t_(T-1)]; start is BOS, the token of a class, or BOS
 plus the embeddings of bits. Logits exist for the K codes only, so that BOS and classes cannot be sampled.
 Letters: B batch, S tokens of a call, T tokens per image, K codebook size, D width, A heads, L bits.
-Knows nothing of images, the VQ-GAN and token caches, and must not import them.
 """
 
 import math

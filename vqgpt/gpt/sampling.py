@@ -3,7 +3,7 @@
     logits (B, K) float32, uniform numbers (B,) -> codes (B,) int64
 
 Each filter works on the distribution that the ones before it left, and keeps equally likely codes together. Nothing is
-sorted but the few likeliest codes, where top-k or top-p is asked for. Knows nothing of the network.
+sorted but the few likeliest codes, where top-k or top-p is asked for.
 """
 
 import math

@@ -3,7 +3,6 @@
     grids (N, V, h, w) uint8 or int16, labels -> batches: codes (B, T) int64, labels (B, ...)
 
 A stream reads shards ahead of the step that needs them, and gives the batches that `Sequences` would give.
-Knows nothing of images, the VQ-GAN and files of token caches.
 """
 
 from collections.abc import Callable, Sequence

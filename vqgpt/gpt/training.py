@@ -2,7 +2,7 @@
 
     codes (N, V, h, w) uint8 or int16, on the device -> a trained model in place, and its held-out loss
 
-A batch is one gather on the device. Knows nothing of images, the VQ-GAN and files of token caches.
+A batch is one gather on the device.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """C code of ours: compiled for this machine's cores at first use (a second), kept, and called without Python's lock.
 
 A C file that lies beside a module -> its functions, or None where it cannot be compiled or loaded: then torch computes.
-What is kept is loaded only if nobody else can have written it, and if it is whole: the name tells its digest.
+What is kept is loaded only if nobody else can have written it, and if it is whole: the name holds its digest.
 """
 
 import ctypes

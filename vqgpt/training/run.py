@@ -1,4 +1,4 @@
-"""What one training is (`Job`), and the files that it writes (`TrainingFiles`). Knows neither images nor tokens.
+"""What one training is (`Job`), and the files that it writes (`TrainingFiles`).
 
 While a training runs, `NAME.unfinished.pt` beside the result holds all that is needed to continue, and
 `NAME.unfinished.previous.pt`, `.previous.2.pt` and so on what it held before, in case the newest turns out damaged.

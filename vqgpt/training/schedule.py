@@ -1,4 +1,4 @@
-"""Which rows each step of a training sees: a pure function of the seed and the step. Knows neither images nor tokens.
+"""Which rows each step of a training sees: a pure function of the seed and the step.
 
 Rows that do not fit in memory are visited shard by shard: the shards are shuffled, and cut into windows of as many as
 the buffer holds; the rows of a window are shuffled together. A buffer that covers the set gives the order of

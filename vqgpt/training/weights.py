@@ -1,4 +1,4 @@
-"""Weights in training: cut among processes, restored from a saved state, averaged. Knows neither images nor tokens.
+"""Weights in training: cut among processes, restored from a saved state, averaged.
 
     whole tensors, as in the checkpoint of a single process <-> this process's parts of them (DTensor of FSDP2)
 

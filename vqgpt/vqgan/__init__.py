@@ -1,1 +1,1 @@
-"""The VQ-GAN: network, codebook, training. Knows nothing of GPT and token caches."""
+"""The VQ-GAN: network, codebook, training. Must not import the GPT, datasets and token caches' files."""

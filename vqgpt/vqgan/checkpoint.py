@@ -1,11 +1,10 @@
 """A VQ-GAN as a file, ours or someone else's, and its identity; and the YAML beside someone else's.
 
 The weights say what the network is. A YAML of taming-transformers or latent-diffusion adds the image size, which they
-do not have, and must agree in the rest. Knows nothing of GPT and token caches.
+do not have, and must agree in the rest.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -205,7 +204,7 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
     ]
     if "Gumbel" in target and config.lookup != "logits":
         contradictions.append(f"target: {target} in the YAML, a codebook without logits in the weights")
-    if target and not re.search("VQ", target.rpartition(".")[2]):
+    if target and "VQ" not in target.rpartition(".")[2]:
         contradictions.append(f"target: {target} in the YAML, a VQ-GAN in the weights")
     if target.endswith("VQModel") and config.lookup != "nearest":
         contradictions.append(f"target: {target} in the YAML, a codebook with lookup by {config.lookup} in the weights")

@@ -1,4 +1,4 @@
-"""Images -> codes -> images, with a trained VQ-GAN, and how near they come. Knows neither datasets nor token caches.
+"""Images -> codes -> images, with a trained VQ-GAN, and how near they come.
 
 encode_images    (n, V, C, H, W) uint8, V views of each image  ->  (n, V, h, w) int64
 decode_codes     (n, h, w)                                     ->  (n, C, H, W) uint8

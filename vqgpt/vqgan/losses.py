@@ -5,7 +5,6 @@
 
 LPIPS (Zhang et al. 2018, arXiv:1801.03924) takes the features of torchvision's VGG16, trained on ImageNet, and the
 weights of their differences that the `lpips` package holds. Both are only ever data here: the package is not imported.
-Knows nothing of GPT and token caches.
 """
 
 import contextlib

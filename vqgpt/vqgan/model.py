@@ -4,7 +4,6 @@
 
 Module names are those of taming-transformers' VQModel, so that its checkpoints need no renaming.
 Letters: B batch, C image channels, H W pixels, h w grid, D code dimension, K codebook size.
-Knows nothing of GPT and token caches, and must not import them.
 """
 
 from itertools import pairwise

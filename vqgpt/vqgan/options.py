@@ -52,20 +52,18 @@ class VQGANOptions:
     remap: Path | None = REMAP
 
     def __post_init__(self) -> None:
-        for name in ("z_channels", "embed_dim"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        check(self.channels > 0, "channels", self.channels, "positive")
-        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
-        check(
-            self.channels % GROUPS == 0,
-            "channels",
-            self.channels,
-            f"a multiple of {GROUPS} (GroupNorm has {GROUPS} groups)",
-        )
-        check(self.num_res_blocks > 0, "num_res_blocks", self.num_res_blocks, "positive")
+        _check_network(self)
         check(min(self.attn_resolutions, default=0) >= 0, "attn_resolutions", self.attn_resolutions, "0 or more")
-        check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
+
+
+def _check_network(network: "VQGANOptions | VQGANConfig") -> None:
+    for name in ("channels", "num_res_blocks", "z_channels", "embed_dim"):
+        check(getattr(network, name) > 0, name, getattr(network, name), "positive")
+    groups = f"a multiple of {GROUPS} (GroupNorm has {GROUPS} groups)"
+    check(network.channels % GROUPS == 0, "channels", network.channels, groups)
+    check(min(network.ch_mult, default=0) > 0, "ch_mult", network.ch_mult, "one or more positive numbers")
+    check(1 < network.n_embed <= 2**16, "n_embed", network.n_embed, "between 2 and 65536")
+    check(0 <= network.dropout < 1, "dropout", network.dropout, "in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +75,7 @@ class VQGANConfig:
     many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`). Some networks have no
     attention in the middle either, at the lowest resolution (`mid_attention`).
     `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
-    pixels; None where a checkpoint does not tell. With resolutions and no size, these are its family's defaults: then
+    pixels; None where a checkpoint does not say. With resolutions and no size, these are its family's defaults: then
     attention at a higher resolution is taken for a mistake.
     """
 
@@ -98,13 +96,9 @@ class VQGANConfig:
     mid_attention: bool = True
 
     def __post_init__(self) -> None:
-        check(self.channels > 0 and self.channels % GROUPS == 0, "channels", self.channels, f"a multiple of {GROUPS}")
-        check(len(self.ch_mult) > 0 and min(self.ch_mult) > 0, "ch_mult", self.ch_mult, "one or more positive numbers")
-        for name in ("image_channels", "num_res_blocks", "z_channels", "embed_dim"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(1 < self.n_embed <= 2**16, "n_embed", self.n_embed, "between 2 and 65536")
+        _check_network(self)
+        check(self.image_channels > 0, "image_channels", self.image_channels, "positive")
         check(0 < (self.used_codes or 1) <= 2**16, "used_codes", self.used_codes, "between 1 and 65536")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         check(0 < (1 if self.size is None else self.size) <= MOST_PIXELS, "size", self.size, f"1 to {MOST_PIXELS}")
         if self.size is not None:
             self.check_size(self.size)
@@ -260,9 +254,7 @@ class VQGANTrainingOptions:
 
     def perceptual_weight_at(self, size: int) -> float:
         """The weight of the perceptual loss for images of this side, in pixels."""
-        if self.perceptual_weight is None:
-            return float(size >= SMALLEST_PERCEPTUAL_SIZE)
-        return self.perceptual_weight
+        return float(size >= SMALLEST_PERCEPTUAL_SIZE) if self.perceptual_weight is None else self.perceptual_weight
 
     @property
     def start_of_codebook(self) -> str:

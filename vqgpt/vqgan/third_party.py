@@ -2,7 +2,7 @@
 
 Reads taming-transformers and latent-diffusion (Lightning files, bare or wrapped state dicts, safetensors), LlamaGen and
 GenerativeZoo. Levels, blocks and attention are counted by their names, widths come from the shapes: nothing has to be
-given. Tensors are loaded only when asked for. Must not import GPT and token caches.
+given. Tensors are loaded only when asked for.
 """
 
 import re

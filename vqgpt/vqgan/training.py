@@ -3,8 +3,7 @@
     images (N, C, H, W) uint8 -> a trained model in place, and its figures on the held-out images
 
 The generator's loss is L1 + L2 on the pixels, the perceptual loss, the adversarial term, and the codebook term. One
-forward of the generator serves both optimisers; on a CPU each thread takes its part of the batch through it. Knows
-nothing of GPT and token caches.
+forward of the generator serves both optimisers; on a CPU each thread takes its part of the batch through it.
 """
 
 import copy
