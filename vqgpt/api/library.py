@@ -37,6 +37,8 @@ from vqgpt.tokens import Description, TokenCache
 if TYPE_CHECKING:
     from vqgpt.api.tokenize import Tokenizer
 
+ConfigT = TypeVar("ConfigT")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
@@ -166,9 +168,6 @@ def _check_range(what: str, numbers: NDArray[np.integer[Any]], least: int, most:
         raise UsageError(
             f"{what} of {numbers.min()} to {numbers.max()} cannot be scored", f"give {what} of {least} to {most}"
         )
-
-
-ConfigT = TypeVar("ConfigT")
 
 
 def train_vqgan(*, overwrite: bool = False, progress: Report | None = None, **options: Any) -> "Tokenizer":

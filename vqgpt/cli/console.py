@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_FOR_A_RATE = 1.0  # a shorter time says nothing: the first part of the work is over when its clock starts
+GONE = {errno.EPIPE, errno.EIO}  # nobody reads any more: a pipe's other end was closed, a terminal hung up
+FRAMES = str.maketrans("─━│┃╭╮╰╯╸╺", "--||++++--")  # what help and progress bars are drawn with
+ESCAPING = "vqgpt.escape"
 
 
 def new_bar(console: Console) -> "Bar":
@@ -196,11 +199,6 @@ def _plain_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "  ".join(f"{name.replace('_', ' ')} {_plain_text(element)}" for name, element in value.items())
     return f"{value:,}" if isinstance(value, int) else printable(str(value))
-
-
-GONE = {errno.EPIPE, errno.EIO}  # nobody reads any more: a pipe's other end was closed, a terminal hung up
-FRAMES = str.maketrans("─━│┃╭╮╰╯╸╺", "--||++++--")  # what help and progress bars are drawn with
-ESCAPING = "vqgpt.escape"
 
 
 class LossyFile(io.FileIO):

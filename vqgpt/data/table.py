@@ -13,6 +13,8 @@ from vqgpt.errors import InputError, UsageError, nearest_hint
 DIGIT_NAMES = tuple("0123456789")
 MEDMNIST_SIZES = (28, 64, 128, 224)
 IMAGENET_TERMS = "research only, not commercial (ImageNet terms)"
+LabelKind = Literal["class", "bits"]
+Source = Literal["embedded", "download", "by hand", "yours"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +118,6 @@ FILES: dict[str, tuple[RemoteFile, ...]] = {
 Reader = Literal[
     "digits", "torchvision", "medmnist", "dtd", "places365", "tinyimagenet", "imagenet", "celeba", "folder"
 ]
-LabelKind = Literal["class", "bits"]
-Source = Literal["embedded", "download", "by hand", "yours"]
 
 
 @dataclass(frozen=True, kw_only=True)

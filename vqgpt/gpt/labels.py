@@ -29,6 +29,8 @@ NAME, NUMBER = "name:", "number:"  # say which of the two a word is
 DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 CACHE_PREFIX = "cache:"
 ROWS = re.compile(r"(\d+)([ -]?rows?)?")
+EncodeImage = Callable[[Path, Description], NDArray[np.int64]]  # -> codes (h, w)
+ReadMask = Callable[[Path], NDArray[np.bool_]]  # -> pixels (H, W), True where they are known
 
 
 def no_label(gpt: GPTConfig) -> Any:
@@ -161,10 +163,6 @@ def _sets_meant_by(word: str, names: Sequence[str]) -> set[tuple[int, ...]]:
         for first in _numbers_meant_by(word[:place], names):
             meanings |= {tuple(sorted({first, *rest})) for rest in _sets_meant_by(word[place + 1 :], names)}
     return meanings
-
-
-EncodeImage = Callable[[Path, Description], NDArray[np.int64]]  # -> codes (h, w)
-ReadMask = Callable[[Path], NDArray[np.bool_]]  # -> pixels (H, W), True where they are known
 
 
 @dataclass(frozen=True, kw_only=True)

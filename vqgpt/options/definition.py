@@ -20,6 +20,10 @@ from vqgpt.options.paths import CachePath, expand_home
 from vqgpt.progress import Report
 
 ConfigT = TypeVar("ConfigT")
+COMMON = "Common"
+DATA = "Data and files"
+RUN = "Run"
+TRAINING = "Training"
 
 
 def option(default: Any, help: str, *, group: str, flag: str = "", short: str = "") -> Any:
@@ -129,10 +133,6 @@ def flat_values(config: Any) -> dict[str, Any]:
     return values
 
 
-COMMON = "Common"
-DATA = "Data and files"
-RUN = "Run"
-TRAINING = "Training"
 CACHE = argument("A token cache.")
 NEW_CACHE = option(None, "The token cache to write (default: cache/DATASET.zarr).", group=DATA)
 ONLY_SPLIT = option(None, "Take this split alone (default: all).", group=DATA)

@@ -28,6 +28,7 @@ from vqgpt.runtime.process import (
 
 WAIT = timedelta(minutes=30)  # for the slowest rank, before the others give up
 CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe")  # in what gloo says of a process that has ended
+ValueT = TypeVar("ValueT")
 
 
 def select_device(name: str) -> torch.device:
@@ -123,9 +124,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-ValueT = TypeVar("ValueT")
 
 
 def rank() -> int:

@@ -47,6 +47,9 @@ from vqgpt.tokens.manifest import (
 if TYPE_CHECKING:
     from vqgpt.tokens.lease import Lease
 
+ATTRIBUTE = "vqgpt"
+ROOT = "zarr.json"
+
 
 class Store(Protocol):
     """The files of one token cache. Each appears as a whole, or not at all."""
@@ -187,10 +190,6 @@ class FolderStore:
         """See `Store`."""
         if self.path.exists():
             tidy_after_a_kill(self.path)
-
-
-ATTRIBUTE = "vqgpt"
-ROOT = "zarr.json"
 
 
 class DamagedManifestError(InputError):

@@ -36,6 +36,9 @@ from vqgpt.training.weights import StateMisfitError
 CHECKED = {"loss": "loss", "gradient_norm": "norm of the gradient"}
 
 Log = Callable[[dict[str, Any]], None]
+SECONDS_TO_UPLOAD = 15  # what is left when a training is done
+SECONDS_TO_LEAVE = 2  # when it is stopped
+Records = queue.SimpleQueue[dict[str, Any] | None]  # None comes last
 
 
 def train(job: Job) -> dict[str, float]:
@@ -189,12 +192,6 @@ def read_figures(unread: list[tuple[Step, Mapping[str, float | Tensor]]]) -> dic
         for name, meaning in CHECKED.items():
             check_finite(figures[name][-1], meaning, step)
     return figures
-
-
-SECONDS_TO_UPLOAD = 15  # what is left when a training is done
-SECONDS_TO_LEAVE = 2  # when it is stopped
-
-Records = queue.SimpleQueue[dict[str, Any] | None]  # None comes last
 
 
 @contextmanager

@@ -29,6 +29,8 @@ PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names
 TRAINING_BUFFERS = re.compile(r"quantize\.(codebook_used|.*cluster_size|.*embed_avg)$")
 GENERATIVEZOO_ATTENTION = (16,)  # its --attn_resolutions; its files do not say at which size they were trained
+WhichWeights = Literal["model", "ema"]
+StateDict = dict[str, StoredTensor]
 
 
 def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
@@ -104,10 +106,6 @@ def _dimensions(shapes: Shapes, source: str, name: str) -> tuple[int, ...]:
             f"{source}: {name} is {shape_text(shapes[name])}, not of {rank} dimensions", "get the file again"
         )
     return shapes[name]
-
-
-WhichWeights = Literal["model", "ema"]
-StateDict = dict[str, StoredTensor]
 
 
 @dataclass(frozen=True, kw_only=True)
