@@ -13,13 +13,11 @@ import platform
 import re
 import resource
 import signal
-import socket
 import sys
 import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -40,9 +38,11 @@ NO_THREAD = "can't start new thread"
 
 def installed_version(distribution: str) -> str | None:
     """The installed version of a distribution, or None."""
+    from importlib import metadata
+
     try:
-        return version(distribution)
-    except PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -52,7 +52,11 @@ def library_versions() -> dict[str, str]:
 
 
 def import_torchvision(name: str) -> ModuleType:
-    """The module `torchvision.<name>`."""
+    """The module `torchvision.<name>`, also where its compiled operators do not load.
+
+    A torchvision built for CUDA beside a torch built for the CPU stops at import with "operator torchvision::nms does
+    not exist". We use none of its operators, so the module that registers them is left out then.
+    """
     try:
         return importlib.import_module(f"torchvision.{name}")
     except RuntimeError as error:
@@ -114,6 +118,8 @@ def wait_for_address() -> None:
 
     Raises UsageError if it cannot be in a minute.
     """
+    import socket
+
     address, end = os.environ["MASTER_ADDR"], time.monotonic() + SECONDS_TO_RESOLVE
     while True:
         try:
