@@ -258,6 +258,8 @@ LINES = {
     '{"class_id": 1, "tokens": [1.0]}': "line 1 of",
     '{"class_id": 1, "tokens": ["1"]}': "line 1 of",
     '{"class_id": 1, "tokens": []}': "line 1 of",
+    '{"class_id": 1, "tokens": [true, 5]}': "line 1 of",
+    '{"class_id": 1, "tokens": "12"}': "line 1 of",
     '{"class_id": 1, "tokens": [1' + "0" * 5000 + "]}": "line 1 of",
     '{"class_id": 1, "tokens": [1024]}': "line 1 of pretokenized.jsonl holds codes 1024 to 1024",
     '{"class_id": 1, "tokens": [1]}\n{"class_id": 1, "tokens": [1, 2]}': "line 2 of pretokenized.jsonl has 2 tokens",
@@ -285,3 +287,10 @@ def test_mistakes_are_named(here):
     assert_refused(run_here("cache", "import", str(FOLDER), "--views-per-image", "10"), 2, "--views-per-image")
     for words in (["--dataset", "../x"], ["--views-per-image", "3"], ["--codebook-size", "0"], ["--cache", "x"]):
         assert_refused(run_here("cache", "import", str(FILE), *words), 2, words[0][2:].replace("-", "_"))
+
+
+def test_no_memory_is_taken_for_files_that_are_smaller_than_the_first(here):
+    codes, labels = made_up(rows=400, tokens=4)
+    write_llamagen(codes, labels)
+    np.save(FOLDER / "0.npy", np.zeros((1, 2, 60_000), np.int64))
+    assert_refused(run_here("cache", "import", str(FOLDER)), 3, str(FOLDER), "too few for 400 files like 0.npy")

@@ -91,6 +91,9 @@ def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ThirdPart
         raise InputError(
             f"{folder}/0.npy has shape {first.shape}", "give codes of shape (1, V, tokens), of 1, 2 or 10 views"
         )
+    stored = sum(entry.stat().st_size for entry in os.scandir(folder))
+    if count * first.size > stored:  # a byte per code at least, before memory is taken for all of them
+        raise InputError(f"{folder} has {stored:,} bytes, too few for {count:,} files like 0.npy", AGAIN)
     codes = np.empty((count, *first.shape[1:]), np.uint16)
     labels = np.empty(count, np.int64)
     for row in range(count):
@@ -178,10 +181,13 @@ def _read_line(line: bytes, where: str) -> tuple[int, NDArray[np.integer[Any]]]:
     )
     try:
         content = json.loads(line)
-        label, tokens = content["class_id"], np.array(content["tokens"])
+        label, listed = content["class_id"], content["tokens"]
+        tokens = np.array(listed)
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         raise fault from None
-    if type(label) is not int or not 0 <= label < MOST_CLASSES or tokens.dtype.kind not in "iu" or tokens.ndim != 1:
+    if type(label) is not int or not 0 <= label < MOST_CLASSES or not isinstance(listed, list):
+        raise fault
+    if set(map(type, listed)) != {int} or tokens.dtype.kind not in "iu":
         raise fault
     return label, tokens
 
