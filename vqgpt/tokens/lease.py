@@ -215,7 +215,7 @@ class Lease:
             self.descriptor = os.open(local_file(self.claim), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
         try:
-            before = take(self.store, self.claim, LEASE_SECONDS, died_here, self._tell_of_the_wait)
+            before = take(self.store, self.claim, LEASE_SECONDS, died_here, self._report_the_wait)
         except HeldError as error:
             raise InputError(
                 f"{self.path} is being written by {name_of(error.claim)}",
@@ -271,7 +271,7 @@ class Lease:
     ) -> None:
         self.release()
 
-    def _tell_of_the_wait(self, claim: Claim | None) -> None:
+    def _report_the_wait(self, claim: Claim | None) -> None:
         words = (
             f"{name_of(claim)} has the lease of {self.path}; if it has died, its lease ends in {LEASE_SECONDS:.0f} s"
         )

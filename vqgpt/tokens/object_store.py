@@ -119,7 +119,7 @@ class ObjectStore:
         return self._run(request)
 
     def check_can_write(self) -> None:
-        """See `Store`: the put of a lease has told."""
+        """See `Store`: taking the lease has shown it."""
 
     def check_no_links(self) -> None:
         """See `Store`: there are none."""
@@ -215,9 +215,9 @@ class ObjectStore:
         raise AssertionError("the last attempt returns or raises")
 
 
-def version_of(told: Mapping[str, Any]) -> Version:
+def version_of(meta: Mapping[str, Any]) -> Version:
     """What names this version of an object, out of what the store tells of it; empty if nothing does."""
-    return {name: told[name] for name in ("e_tag", "version") if told.get(name)}
+    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
 
 
 def explained(url: CacheURL, error: Exception) -> VQGPTError:
