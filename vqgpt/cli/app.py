@@ -15,15 +15,8 @@ GROUPS = {
     "vqgan": "The tokenizer: train or import one, look at its reconstructions.",
     "cache": "Look after token caches.",
 }
-IN_ORDER = [
-    "run",
-    "tokenize",
-    "train",
-    "sample",
-    "render",
-    "score",
-    "export",
-]  # come first in help, the others follow by name
+# These come first in help, the others follow by name.
+IN_ORDER = ["run", "tokenize", "train", "sample", "render", "score", "export"]
 COMMANDS = all_commands()
 
 
