@@ -188,11 +188,8 @@ class Manifest:
     @property
     def has_all_shards(self) -> bool:
         """True if no shard of any split is missing."""
-        description = self.description
-        return all(
-            len(self.shards[split.name]) == description.layouts(split.name)["codes"].num_shards
-            for split in description.splits
-        )
+        layouts = {split.name: self.description.layouts(split.name)["codes"] for split in self.description.splits}
+        return all(len(self.shards[name]) == layout.num_shards for name, layout in layouts.items())
 
     @property
     def complete(self) -> bool:
@@ -281,9 +278,11 @@ def description_fault(description: Description) -> str:
 def _preprocessing_fault(description: Description) -> str:
     """What of how images were prepared cannot be; each setting may be absent."""
     recorded = description.preprocessing
-    texts = (recorded.get(name, "") for name in ("rule", "fit", "background"))
-    unverified = recorded.get("unverified", [])
-    if not all(isinstance(text, str) for text in texts) or not _is_list_of(str, unverified):
+    texts, unverified = (
+        [recorded.get(name, "") for name in ("rule", "fit", "background")],
+        recorded.get("unverified", []),
+    )
+    if not isinstance(unverified, list) or not all(isinstance(text, str) for text in (*texts, *unverified)):
         return "a preprocessing that cannot be"
     return ""
 
@@ -308,10 +307,6 @@ def _sampling_fault(description: Description) -> str:
     ):
         return "impossible prompts"
     return ""
-
-
-def _is_list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(type(element) is kind for element in value)
 
 
 def _is_array(shape: tuple[int, ...], value: Any, lowest: int, highest: int) -> bool:
