@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vqgpt.tokens import Description
-    from vqgpt.tokens.third_party import ForeignCodes
+    from vqgpt.tokens.third_party import ThirdPartyCodes
 
 IDENTITY = "What the codes do not tell"
 DEFAULT_DATASET = "imagenet"
@@ -155,7 +155,7 @@ def given_tokenizer(config: CacheImportConfig, usual_size: int) -> Tokenizer:
 
 
 def describe(
-    config: CacheImportConfig, found: "ForeignCodes", tokenizer: Tokenizer
+    config: CacheImportConfig, found: "ThirdPartyCodes", tokenizer: Tokenizer
 ) -> "tuple[Description, dict[str, NDArray[np.intp]]]":
     """What the cache will hold, and the rows found that are in each split. Raises InputError if flags do not fit."""
     import numpy as np
@@ -219,7 +219,7 @@ def grid_of(tokens: int, asked: tuple[int, int] | None) -> tuple[int, int]:
     return grid
 
 
-def class_names(dataset: str, asked: int | None, found: "ForeignCodes") -> tuple[str, ...]:
+def class_names(dataset: str, asked: int | None, found: "ThirdPartyCodes") -> tuple[str, ...]:
     """The names of the classes, or their numbers where no names are known. Raises InputError if a label is beyond."""
     known = DATASETS.get(dataset)
     highest = int(found.labels.max())
@@ -235,7 +235,7 @@ def write(
     path: CachePath,
     description: "Description",
     codebook: "NDArray[np.float32]",
-    found: "ForeignCodes",
+    found: "ThirdPartyCodes",
     rows: "dict[str, NDArray[np.intp]]",
     overwrite: bool,
     report: Report,

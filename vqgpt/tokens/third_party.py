@@ -45,7 +45,7 @@ VIEWS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignCodes:
+class ThirdPartyCodes:
     """Codes (N, V, T) uint16, labels (N,) int64, source_index (N,) int64, -1 where it is not known; names of V views.
 
     `dataset` and `image_size` are what a name tells, "" and None if it does not.
@@ -62,7 +62,7 @@ class ForeignCodes:
     __repr__ = one_line
 
 
-def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ForeignCodes:
+def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ThirdPartyCodes:
     """A code folder of LlamaGen. Raises MissingDataError or InputError, naming the file, for what is not as it must be.
 
     All codes are held in memory, two bytes each.
@@ -96,7 +96,7 @@ def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ForeignCo
         labels[row] = int(label[0])
         if (row + 1) % ROWS_BETWEEN_REPORTS == 0 or row + 1 == count:
             report(Progress(task="read", done=row + 1, total=count, unit="images"))
-    return ForeignCodes(
+    return ThirdPartyCodes(
         home="a code folder of LlamaGen",
         codes=codes,
         labels=labels,
@@ -107,7 +107,7 @@ def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ForeignCo
     )
 
 
-def read_rar(file: Path, codebook_size: int, views_per_image: int, report: Report) -> ForeignCodes:
+def read_rar(file: Path, codebook_size: int, views_per_image: int, report: Report) -> ThirdPartyCodes:
     """A .jsonl file of RAR; with `views_per_image` 10, ten lines in a row are one image.
 
     Raises InputError that names the first line that is not as it must be. All codes are held in memory.
@@ -140,7 +140,7 @@ def read_rar(file: Path, codebook_size: int, views_per_image: int, report: Repor
             f"lines {first} to {first + views_per_image - 1} of {file} are of several classes, so not of one image",
             "leave --views-per-image out",
         )
-    return ForeignCodes(
+    return ThirdPartyCodes(
         home="a .jsonl file of RAR",
         codes=np.frombuffer(tokens_of_all, np.uint16).reshape(-1, views_per_image, length),
         labels=of_images[:, 0].astype(np.int64),
