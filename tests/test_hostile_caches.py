@@ -192,6 +192,8 @@ def message_of(read) -> str:
             "numcodecs.lzma",
         ),
         (lambda document: document.update(codecs=[{"name": "bytes"}]), "no array's metadata"),
+        (lambda document: document["codecs"][0].update(name=[]), "no array's metadata"),
+        (lambda document: document["chunk_key_encoding"].update(configuration=None), "no array's metadata"),
         (lambda document: document.update(shape=[10**12, 1, 4, 3]), "contradicts"),
         (lambda document: document.update(data_type="int64"), "contradicts"),
         (lambda document: document["chunk_grid"]["configuration"].update(chunk_shape=[10**9, 1, 4, 3]), "contradicts"),

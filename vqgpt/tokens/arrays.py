@@ -12,7 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,7 @@ class ArrayLayout:
 
     def rows_in(self, index: int) -> int:
         """How many rows a shard holds."""
-        rows = self.shard_slice(index)
-        return rows.stop - rows.start
+        return self.shard_slice(index).stop - index * self.shard_rows
 
 
 def code_dtype(codebook_size: int) -> str:
@@ -105,14 +104,7 @@ def encode_shard(layout: ArrayLayout, rows: NDArray[np.generic]) -> bytes:
     assert rows.dtype == layout.dtype
     assert len(rows) <= layout.shard_rows
     store: MutableMapping[str, Any] = {}
-    one_shard = ArrayLayout(
-        shape=rows.shape,
-        dtype=layout.dtype,
-        chunk_rows=layout.chunk_rows,
-        shard_rows=layout.shard_rows,
-        dimension_names=layout.dimension_names,
-    )
-    _create(store, one_shard)[...] = rows
+    _create(store, replace(layout, shape=rows.shape))[...] = rows
     return bytes(store[layout.shard_key(0)].to_bytes())
 
 
@@ -138,14 +130,13 @@ def metadata_fault(layout: ArrayLayout, data: bytes) -> str:
         (sharding,) = document["codecs"]
         inside = sharding["configuration"]
         names = [sharding["name"], *(codec["name"] for codec in [*inside["codecs"], *inside["index_codecs"]])]
+        unknown = [str(name) for name in names if name not in KNOWN_CODECS]
         claims = _claims(document, inside)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "is no array's metadata of this format"
-    unknown = [str(name) for name in names if name not in KNOWN_CODECS]
     if unknown:
         return f"asks for codecs that are not of this format: {', '.join(unknown)}"
-    shards = [layout.shard_rows, *layout.shape[1:]]
-    chunks = [layout.chunk_rows, *layout.shape[1:]]
+    shards, chunks = ([rows, *layout.shape[1:]] for rows in (layout.shard_rows, layout.chunk_rows))
     expected = ["array", list(layout.shape), layout.dtype, shards, chunks, "end", "default", "/", 0, []]
     return "" if claims == expected else "contradicts the manifest"
 
@@ -209,27 +200,23 @@ class CodeStatistics:
 
 def code_statistics(codes: NDArray[Any], codebook_size: int) -> CodeStatistics:
     """Used codes, perplexity and unigram entropy of an array of codes of any shape."""
-    return statistics_of_counts(np.bincount(codes.reshape(-1), minlength=codebook_size))
+    return statistics_of_counts(count_codes(codes, codebook_size))
 
 
 def statistics_of_counts(counts: NDArray[np.integer[Any]]) -> CodeStatistics:
     """The same, from how often each code occurs, (K,)."""
     shares = counts[counts > 0] / max(1, counts.sum())
-    entropy_nats = float(-(shares * np.log(shares)).sum())
+    nats = float(-(shares * np.log(shares)).sum())
     return CodeStatistics(
-        used_codes=int((counts > 0).sum()),
-        perplexity=float(np.exp(entropy_nats)),
-        entropy_bits_per_token=entropy_nats / float(np.log(2)),
+        used_codes=len(shares), perplexity=float(np.exp(nats)), entropy_bits_per_token=nats / math.log(2)
     )
 
 
-def count_codes(codes: NDArray[np.unsignedinteger], codebook_size: int) -> NDArray[np.int64]:
+def count_codes(codes: NDArray[np.integer], codebook_size: int) -> NDArray[np.int64]:
     """How often each code occurs in an array of any shape, (K,)."""
-    flat = codes.reshape(-1)
-    parts = (flat[start : start + CODES_AT_ONCE] for start in range(0, len(flat), CODES_AT_ONCE))
-    counts = np.zeros(codebook_size, np.int64)
-    for part in parts:
-        counts += np.bincount(part, minlength=codebook_size)
+    flat, counts = codes.reshape(-1), np.zeros(codebook_size, np.int64)
+    for start in range(0, len(flat), CODES_AT_ONCE):
+        counts += np.bincount(flat[start : start + CODES_AT_ONCE], minlength=codebook_size)
     return counts
 
 

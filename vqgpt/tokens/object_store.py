@@ -9,6 +9,7 @@ middle of a put, does not undo what that one did.
 """
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -111,29 +112,26 @@ class ObjectStore:
 
     def folders(self) -> list[str]:
         """The names before the first slash of keys."""
-
-        async def request() -> list[str]:
-            found = await self.obstore.list_with_delimiter_async(self.store)
-            return sorted(found["common_prefixes"])
-
-        return self._run(request)
+        return sorted(self._run(lambda: self.obstore.list_with_delimiter_async(self.store))["common_prefixes"])
 
     def check_can_write(self) -> None:
-        """See `Store`: taking the lease has shown it."""
+        """See `Store`: the put of a lease has shown it."""
 
     def check_no_links(self) -> None:
         """See `Store`: there are none."""
+
+    def tidy(self) -> None:
+        """See `Store`: a put is all or nothing, and durable."""
 
     def write(self, key: str, data: bytes) -> None:
         """See `Store`. Raises what `check_may_write` raises if another run wrote the object since we did."""
         version = self.versions.get(key)
         while (written := self._put(key, data, version)) is None:
             version, there = self._get(key, len(data))
-            if there == data:  # the answer to a first try was lost
+            if version is not None and there == data:  # the answer to a first try was lost
                 written = version
                 break
             self.check_may_write()  # after the version was read: if we are overtaken from here on, it is no more
-        assert written is not None
         self.versions[key] = written
 
     def create(self, key: str, data: bytes) -> bool:
@@ -176,30 +174,21 @@ class ObjectStore:
         """The version of an object, None if there is none, and what it holds, nothing if that is not of this size."""
 
         async def request() -> tuple[Version | None, bytes]:
-            try:
-                answer = await self.obstore.get_async(self.store, key)
-            except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
-                    raise
-                return None, b""
+            answer = await self.obstore.get_async(self.store, key)
             return version_of(answer.meta), bytes(await answer.bytes_async()) if answer.meta["size"] == size else b""
 
-        return self._run(request)
+        try:
+            return self._run(request)
+        except FileNotFoundError:
+            return None, b""
 
     def _delete(self, keys: list[str]) -> None:
-        async def request() -> None:
-            try:
-                await self.obstore.delete_async(self.store, keys)
-            except FileNotFoundError as error:
-                if "NoSuchBucket" in str(error):
-                    raise
-
-        self._run(request)
-
-    def tidy(self) -> None:
-        """See `Store`: a put is all or nothing, and durable."""
+        with contextlib.suppress(FileNotFoundError):
+            self._run(lambda: self.obstore.delete_async(self.store, keys))
 
     def _run(self, request: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """What a request gives. Raises FileNotFoundError or, also where there is no such bucket, one of our errors."""
+
         async def awaited() -> ResultT:
             return await request()
 
@@ -215,35 +204,31 @@ class ObjectStore:
         raise AssertionError("the last attempt returns or raises")
 
 
-def version_of(meta: Mapping[str, Any]) -> Version:
-    """What names this version of an object, out of what the store tells of it; empty if nothing does."""
-    return {name: meta[name] for name in ("e_tag", "version") if meta.get(name)}
+def version_of(metadata: Mapping[str, Any]) -> Version:
+    """What names this version of an object, out of its metadata; empty if nothing does."""
+    return {name: metadata[name] for name in ("e_tag", "version") if metadata.get(name)}
 
 
 def explained(url: CacheURL, error: Exception) -> VQGPTError:
     """The error that a failed request means to the user."""
     text = str(error)
-    status = re.search(r"status code: (\d+)", text)
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    said = {match[1] for match in (status, code) if match}
-    if "NoSuchBucket" in said:
+    matches = (re.search(pattern, text) for pattern in (r"status code: (\d+)", r"<Code>(\w+)</Code>"))
+    codes = {match[1] for match in matches if match}
+    answer = " ".join(sorted(codes)) or first_line(error)
+    if "NoSuchBucket" in codes:
         bucket = url.split("/")[2]
         return MissingDataError(f"{url}: there is no bucket {bucket}", "make it, or check the name and the endpoint")
-    if said & FULL:
-        return ResourceError(f"{url}: the store is full ({_short(said, text)})", "make room, then run the same command")
-    if said & {"401", "403"}:
+    if codes & FULL:
+        return ResourceError(f"{url}: the store is full ({answer})", "make room, then run the same command")
+    if codes & {"401", "403"}:
         return MissingDataError(
-            f"{url}: the store refuses access ({_short(said, text)})",
+            f"{url}: the store refuses access ({answer})",
             "check the credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, ...) and their rights",
         )
     return MissingDataError(
-        f"{url}: the object store fails or cannot be reached ({_short(said, text)})",
+        f"{url}: the object store fails or cannot be reached ({answer})",
         "check the network and the endpoint (AWS_ENDPOINT_URL), then run the same command again",
     )
-
-
-def _short(said: set[str], text: str) -> str:
-    return " ".join(sorted(said)) or first_line(text)
 
 
 def first_line(error: object) -> str:
