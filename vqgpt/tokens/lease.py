@@ -24,7 +24,6 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from vqgpt.errors import InputError, VQGPTError
@@ -106,7 +105,7 @@ def take(
     """Make `ours` the holder; returns the claim before. Raises HeldError as soon as another run shows that it lives.
 
     A lease whose holder `is_dead` is taken at once, any other when it has stood still for `lease_seconds`; `on_wait` is
-    told before that wait.
+    called before that wait.
     """
     watched, since = -1, 0.0
     while True:
@@ -144,28 +143,24 @@ def release(store: LeaseStore, ours: Claim) -> None:
 
 
 def heeds_conditions(store: LeaseStore, ours: Claim) -> bool:
-    """False if the store overwrites our object where it was told to create one."""
+    """False if the store overwrites our object where it was asked to create one."""
     number, claim = current(store)
     return claim != ours or not store.create(key_of(number), ours.encoded) or current(store)[0] != number
 
 
 def _advance(store: LeaseStore, number: int, claim: Claim) -> bool:
     """Make `claim` what counts in place of object `number`; False if that is not the highest any more."""
-    key = key_of(number + 1)
-    if not store.create(key, claim.encoded) and not _says(store, number + 1, claim):
-        return False  # where the answer to a first try was lost, it says so
+    created = store.create(key_of(number + 1), claim.encoded)
+    if not created:
+        with contextlib.suppress(FileNotFoundError):
+            created = _read(store, number + 1) == claim  # the answer to a first try was lost
+    if not created:
+        return False
     numbers = _numbers(store)
     if max(numbers, default=0) != number + 1:  # we slept, and come late
         return False
     store.delete([key_of(below) for below in sorted(numbers) if below <= number])
     return True
-
-
-def _says(store: LeaseStore, number: int, claim: Claim) -> bool:
-    try:
-        return _read(store, number) == claim
-    except FileNotFoundError:
-        return False
 
 
 def _read(store: LeaseStore, number: int) -> Claim | None:
@@ -194,14 +189,14 @@ class Lease:
     """The right to write the cache at `path`; used as `WriteLock` is."""
 
     def __init__(self, path: CacheURL, run: str = "", report: Report = silent) -> None:
-        """`report` is told if it must be watched whether another run still lives."""
+        """`report` gets a notice if it must be watched whether another run still lives."""
         self.path = path
         self.report = report
         self.store = ObjectStore(path.with_name(f".{path.name}.lock"), patient=False)
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         self.claim = Claim(holder=holder, run=run, nonce=uuid.uuid4().hex)  # ours, or that of our main process
         self.is_main = False
-        self.descriptor: int | None = None  # of the file that tells this machine that we live
+        self.descriptor: int | None = None  # of the file that shows this machine that we live
         self.ended = threading.Event()
         self.renewer = threading.Thread(target=self._keep_renewing, daemon=True)
 
@@ -211,11 +206,11 @@ class Lease:
         That takes until the other renews it: up to `RENEW_SECONDS`; if it does not, its lease is over.
         """
         self.is_main = True
-        with contextlib.suppress(OSError):  # no room for it, or no locks: the lease alone tells that we are dead
+        with contextlib.suppress(OSError):  # no room for it, or no locks: the lease alone shows that we are dead
             self.descriptor = os.open(local_file(self.claim), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
         try:
-            before = take(self.store, self.claim, LEASE_SECONDS, died_here, self._tell_of_the_wait)
+            before = take(self.store, self.claim, LEASE_SECONDS, died_here, self._report_wait)
         except HeldError as error:
             raise InputError(
                 f"{self.path} is being written by {name_of(error.claim)}",
@@ -266,16 +261,12 @@ class Lease:
     def __enter__(self) -> "Lease":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
-    def _tell_of_the_wait(self, claim: Claim | None) -> None:
-        words = (
-            f"{name_of(claim)} has the lease of {self.path}; if it has died, its lease ends in {LEASE_SECONDS:.0f} s"
-        )
-        self.report(Notice(text=f"{words}: waiting"))
+    def _report_wait(self, claim: Claim | None) -> None:
+        end = f"if it has died, its lease ends in {LEASE_SECONDS:.0f} s"
+        self.report(Notice(text=f"{name_of(claim)} has the lease of {self.path}; {end}: waiting"))
 
     def _keep_renewing(self) -> None:
         """Renew the lease until it is released, or another run has it. Runs in a thread of its own."""
