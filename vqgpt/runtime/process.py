@@ -66,7 +66,7 @@ def import_torchvision(name: str) -> ModuleType:
 
 
 def keep_memory_pages() -> bool:
-    """Tell glibc's allocator to keep what is freed; True if it will.
+    """Make glibc's allocator keep what is freed; True if it will.
 
     By default it returns each large block to the kernel at once, and every step of a network on a CPU then waits for
     the same pages to be mapped and zeroed again. All threads share one heap: what one frees, another can use, and the
@@ -121,14 +121,13 @@ def wait_for_address() -> None:
             return
         except (OSError, UnicodeError) as error:
             if time.monotonic() >= end:
-                raise UsageError(
-                    f"MASTER_ADDR={address} cannot be resolved ({error})", "check the name, or use torchrun"
-                ) from None
+                words = f"MASTER_ADDR={address} cannot be resolved ({error})"
+                raise UsageError(words, "check the name, or use torchrun") from None
         time.sleep(min(1.0, SECONDS_TO_RESOLVE))
 
 
 def device_number(devices: int) -> int:
-    """Which of the devices of this machine is for this process. Raises UsageError if LOCAL_RANK tells none of them."""
+    """Which of the devices of this machine is for this process. Raises UsageError if LOCAL_RANK names none of them."""
     number = _number("LOCAL_RANK", alone=None)
     if number >= devices:
         raise UsageError(f"LOCAL_RANK={number}, and this machine has {devices} devices", "start fewer processes here")
@@ -156,25 +155,20 @@ def out_of_memory(error: BaseException) -> bool:
 
 def shortage(error: BaseException) -> ResourceError | None:
     """What ran out, for users; None if `error` is something else."""
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and number in DISK_FULL:
+    number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    again = "then run the same command again"
+    if number in DISK_FULL:
+        return ResourceError(f"no space left to write {file or 'the file'}", f"make room, {again}")
+    if number in (errno.EMFILE, errno.ENFILE):
         return ResourceError(
-            f"no space left to write {error.filename or 'the file'}", "make room, then run the same command again"
-        )
-    if isinstance(error, OSError) and number in (errno.EMFILE, errno.ENFILE):
-        return ResourceError(
-            f"too many open files, at {error.filename or 'the next one'}",
-            "allow more (`ulimit -n 1024`), then run the same command again",
+            f"too many open files, at {file or 'the next one'}", f"allow more (`ulimit -n 1024`), {again}"
         )
     if number == errno.EAGAIN or NO_THREAD in str(error):
-        return ResourceError(
-            "no more threads or processes can be started", "allow more (`ulimit -u`, `ulimit -v`), or stop others"
-        )
+        hint = "allow more (`ulimit -u`, `ulimit -v`), or stop others"
+        return ResourceError("no more threads or processes can be started", hint)
     if out_of_memory(error):
-        return ResourceError(
-            "out of memory",
-            "use smaller settings (--batch-size, --size), a larger machine, or a higher limit (`ulimit -v`)",
-        )
+        hint = "use smaller settings (--batch-size, --size), a larger machine, or a higher limit (`ulimit -v`)"
+        return ResourceError("out of memory", hint)
     return None
 
 

@@ -21,10 +21,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from vqgpt.errors import InputError, VQGPTError
 from vqgpt.options.paths import CacheURL
@@ -36,22 +35,6 @@ LOOK_SECONDS = 1.0
 MOST_BYTES = 2**12  # of a claim
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
-
-
-class LeaseStore(Protocol):
-    """What a lease needs of a store."""
-
-    def files(self) -> dict[str, int]:
-        """All keys, with bytes."""
-
-    def read(self, key: str, most_bytes: int) -> bytes:
-        """An object. Raises FileNotFoundError or TooLargeError."""
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Put an object if there is none of this key; False if there is."""
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, be they there or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +68,7 @@ class HeldError(Exception):
         self.claim = claim
 
 
-def current(store: LeaseStore) -> tuple[int, Claim | None]:
+def current(store: ObjectStore) -> tuple[int, Claim | None]:
     """The highest number, 0 for none, and what its object says: None if that cannot be read."""
     while number := _highest(store):
         with contextlib.suppress(FileNotFoundError):  # it was renewed just now
@@ -96,7 +79,7 @@ def current(store: LeaseStore) -> tuple[int, Claim | None]:
 
 
 def take(
-    store: LeaseStore,
+    store: ObjectStore,
     ours: Claim,
     lease_seconds: float,
     is_dead: Callable[[Claim], bool],
@@ -124,31 +107,31 @@ def take(
             time.sleep(min(LOOK_SECONDS, seconds_left))
 
 
-def renew(store: LeaseStore, ours: Claim) -> bool:
+def renew(store: ObjectStore, ours: Claim) -> bool:
     """Show that we live; False if another run holds it, or did."""
     number, claim = current(store)
     return claim == ours and _advance(store, number, ours)
 
 
-def is_held_by(store: LeaseStore, ours: Claim) -> bool:
+def is_held_by(store: ObjectStore, ours: Claim) -> bool:
     """True if nobody has taken the lease since we did."""
     return current(store)[1] == ours
 
 
-def release(store: LeaseStore, ours: Claim) -> None:
+def release(store: ObjectStore, ours: Claim) -> None:
     """Give the lease back, if it is still ours."""
     number, claim = current(store)
     while claim == ours and not _advance(store, number, replace(ours, holder="")):
         number, claim = current(store)  # a renewal of ours was under way
 
 
-def heeds_conditions(store: LeaseStore, ours: Claim) -> bool:
+def heeds_conditions(store: ObjectStore, ours: Claim) -> bool:
     """False if the store overwrites our object where it was asked to create one."""
     number, claim = current(store)
     return claim != ours or not store.create(key_of(number), ours.encoded) or current(store)[0] != number
 
 
-def _advance(store: LeaseStore, number: int, claim: Claim) -> bool:
+def _advance(store: ObjectStore, number: int, claim: Claim) -> bool:
     """Make `claim` what counts in place of object `number`; False if that is not the highest any more."""
     created = store.create(key_of(number + 1), claim.encoded)
     if not created:
@@ -163,7 +146,7 @@ def _advance(store: LeaseStore, number: int, claim: Claim) -> bool:
     return True
 
 
-def _read(store: LeaseStore, number: int) -> Claim | None:
+def _read(store: ObjectStore, number: int) -> Claim | None:
     """What an object says, None if it is no claim. Raises FileNotFoundError."""
     try:
         return Claim(**json.loads(store.read(key_of(number), MOST_BYTES)))
@@ -171,11 +154,11 @@ def _read(store: LeaseStore, number: int) -> Claim | None:
         return None
 
 
-def _highest(store: LeaseStore) -> int:
+def _highest(store: ObjectStore) -> int:
     return max(_numbers(store), default=0)
 
 
-def _numbers(store: LeaseStore) -> set[int]:
+def _numbers(store: ObjectStore) -> set[int]:
     keys = [key for key in store.files() if re.fullmatch("[0-9]{12,100}", key)]
     return {int(key) for key in keys if key == key_of(int(key))}
 
