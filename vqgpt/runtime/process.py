@@ -1,4 +1,4 @@
-"""The process itself: how it was started, what stops it, what it may run out of, and which libraries it has.
+"""The process itself: which libraries it has, how it was started, what it may run out of, and what stops it.
 
 Started alone, or by torchrun as one of several, which says so by variables. Ctrl-C, SIGTERM and SIGHUP ask the work to
 save and leave; a second Ctrl-C or SIGTERM ends it at once. Must not import torch: it acts before torch allocates, and
@@ -65,30 +65,6 @@ def import_torchvision(name: str) -> ModuleType:
     return importlib.import_module(f"torchvision.{name}")
 
 
-def keep_memory_pages() -> bool:
-    """Make glibc's allocator keep what is freed; True if it will.
-
-    By default it returns each large block to the kernel at once, and every step of a network on a CPU then waits for
-    the same pages to be mapped and zeroed again. All threads share one heap: what one frees, another can use, and the
-    heaps that glibc gives to further threads would shrink again. Elsewhere (macOS, musl) this does nothing.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
-
-
-def low_limit() -> str:
-    """What to say of a limit of this process's memory that is too low for torch, "" if there is none.
-
-    Its libraries end the process by themselves then, with words of their own.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY or limit >= TORCH_NEEDS:
-        return ""
-    return f"memory is limited to {limit // 2**20:,} MiB (`ulimit -v`), and torch needs about {TORCH_NEEDS // 2**20:,}"
-
-
 def processes() -> int:
     """How many processes do the work together. Raises UsageError if WORLD_SIZE is no such number."""
     return _number("WORLD_SIZE", alone=1, lowest=1)
@@ -144,6 +120,30 @@ def _number(name: str, alone: int | None, lowest: int = 0) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < lowest:
         raise UsageError(f"{name}={text} is not a whole number of {lowest} or more", REMEDY)
     return int(text)
+
+
+def keep_memory_pages() -> bool:
+    """Make glibc's allocator keep what is freed; True if it will.
+
+    By default it returns each large block to the kernel at once, and every step of a network on a CPU then waits for
+    the same pages to be mapped and zeroed again. All threads share one heap: what one frees, another can use, and the
+    heaps that glibc gives to further threads would shrink again. Elsewhere (macOS, musl) this does nothing.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
+
+
+def low_limit() -> str:
+    """What to say of a limit of this process's memory that is too low for torch, "" if there is none.
+
+    Its libraries end the process by themselves then, with words of their own.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= TORCH_NEEDS:
+        return ""
+    return f"memory is limited to {limit // 2**20:,} MiB (`ulimit -v`), and torch needs about {TORCH_NEEDS // 2**20:,}"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -23,6 +23,8 @@ from vqgpt.tokens.arrays import ArrayLayout, code_dtype, default_chunk_rows, sta
 FORMAT_VERSION = 1
 UNKNOWN_TOKENIZER = "unknown"  # in place of the digest, where codes were imported without their VQ-GAN
 
+CODEBOOK_FILE = "codebook/c/0/0"  # its only shard
+
 Origin = Literal["encoded", "sampled"]
 LabelKind = Literal["none", "class", "bits"]
 LARGEST_ARRAY = 2**40  # elements
@@ -219,14 +221,6 @@ class Manifest:
             shards[split][index] = shard
         return replace(self, shards=shards)
 
-    def without_shards(self, lost: set[tuple[str, int]]) -> "Manifest":
-        """The manifest without the shards (split, index) in `lost`."""
-        rest = {
-            split: {index: shard for index, shard in shards.items() if (split, index) not in lost}
-            for split, shards in self.shards.items()
-        }
-        return replace(self, shards=rest, statistics={} if lost else self.statistics)
-
 
 def description_fault(description: Description) -> str:
     """What in a description cannot be, or ""."""
@@ -312,11 +306,10 @@ def manifest_fault(manifest: Manifest) -> str:
     if set(manifest.shards) != set(names) or not set(manifest.statistics) <= set(names):
         return "other splits than it describes"
     layouts = description.all_layouts()
-    codebook = f"codebook/{layouts['codebook'].shard_key(0)}"
     metadata = {f"{folder}/zarr.json" for folder in (*names, *layouts)}
-    if set(manifest.files) != {codebook, *metadata}:
+    if set(manifest.files) != {CODEBOOK_FILE, *metadata}:
         return "paths of files that are not of this format"
-    limits = {**dict.fromkeys(metadata, LARGEST_METADATA), codebook: _largest_file(layouts["codebook"])}
+    limits = {**dict.fromkeys(metadata, LARGEST_METADATA), CODEBOOK_FILE: _largest_file(layouts["codebook"])}
     if not all(_can_be(file, limits[key]) for key, file in manifest.files.items()):
         return "impossible files"
     for split, shards in manifest.shards.items():

@@ -19,7 +19,7 @@ from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import CachePath, parse_cache_path
 from vqgpt.tokens.arrays import ArrayLayout, count_codes, decode_shard
-from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
+from vqgpt.tokens.manifest import CODEBOOK_FILE, Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.store import (
     ROOT,
     Store,
@@ -103,9 +103,8 @@ class TokenCache:
     def codebook(self) -> NDArray[np.float32]:
         """(K, D) float32."""
         layout = self.description.codebook_layout()
-        key = f"codebook/{layout.shard_key(0)}"
         codebook = _empty(layout, layout.shape[0])
-        self._read_into(codebook, layout, key, self.manifest.files[key])
+        self._read_into(codebook, layout, CODEBOOK_FILE, self.manifest.files[CODEBOOK_FILE])
         return codebook
 
     def read_split(self, split: str, shards: Sequence[int] | None = None) -> SplitTokens:
@@ -238,9 +237,9 @@ def find_faults(path: CachePath) -> list[str]:
     Raises InputError if it is not a cache at all, or its manifest is damaged.
     """
     manifest = read_manifest(path)
-    faults = [] if manifest.complete else [UNFINISHED]
     store, expected = store_at(path), all_files(manifest)
     bad = metadata_faults(store, manifest) | find_bad(store, expected)
+    faults = [] if manifest.complete else [UNFINISHED]
     faults += [f"{key} {fault}" for key, fault in bad.items()]
     faults += [f"{key} {STRANGER}" for key in sorted(set(store.files()) - set(expected) - {ROOT})]
     if manifest.complete and not bad:

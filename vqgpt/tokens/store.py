@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from vqgpt.tokens.lease import Lease
 
 
+ATTRIBUTE = "vqgpt"
+ROOT = "zarr.json"
+
+
 class Store(Protocol):
     """The files of one token cache. Each appears as a whole, or not at all."""
 
@@ -197,10 +201,6 @@ class FolderStore:
         """See `Store`."""
         if self.path.exists():
             tidy_after_a_kill(self.path)
-
-
-ATTRIBUTE = "vqgpt"
-ROOT = "zarr.json"
 
 
 class DamagedManifestError(InputError):

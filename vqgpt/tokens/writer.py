@@ -20,7 +20,7 @@ from vqgpt.options.codec import differences, to_json
 from vqgpt.options.paths import CachePath
 from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
 from vqgpt.tokens.arrays import array_metadata, count_codes, decode_shard, encode_shard
-from vqgpt.tokens.manifest import Description, Manifest, Shard, Split, SplitStatistics, StoredFile
+from vqgpt.tokens.manifest import CODEBOOK_FILE, Description, Manifest, Shard, Split, SplitStatistics, StoredFile
 from vqgpt.tokens.reader import read_manifest, read_root
 from vqgpt.tokens.store import (
     ROOT,
@@ -89,19 +89,11 @@ class CacheWriter:
             _check_same_work(path, description, manifest.description)
         else:
             _remove_uncommitted_files(store, path, description)
-            none: dict[str, dict[int, Shard]] = {split.name: {} for split in description.splits}
-            manifest = Manifest(description=description, versions=versions, files={}, shards=none, statistics={})
+            shards: dict[str, dict[int, Shard]] = {split.name: {} for split in description.splits}
+            manifest = Manifest(description=description, versions=versions, files={}, shards=shards, statistics={})
         store.tidy()
-        bad = find_bad(store, all_files(manifest))
-        lost = {
-            (split, index)
-            for split, shards in manifest.shards.items()
-            for index, shard in shards.items()
-            if not bad.keys().isdisjoint(shard_files(description, split, index, shard))
-        }
-        intact = {key: file for key, file in manifest.files.items() if key not in bad}
-        writer = cls(path, manifest.without_shards(lost), check_may_write)
-        writer._write_fixed_files(codebook, intact)
+        writer = cls(path, _without(find_bad(store, all_files(manifest)), manifest), check_may_write)
+        writer._write_fixed_files(codebook)
         if not writer.manifest.has_all_shards:
             store.check_can_write()
         return writer
@@ -115,14 +107,14 @@ class CacheWriter:
         _check_same_work(path, description, manifest.description)
         return cls(path, manifest, check_may_write)
 
-    def _write_fixed_files(self, codebook: NDArray[np.float32], intact: Mapping[str, StoredFile]) -> None:
+    def _write_fixed_files(self, codebook: NDArray[np.float32]) -> None:
         """All that does not depend on the images, but for what is there: metadata of groups and arrays, codebook."""
         description = self.manifest.description
         layouts = description.all_layouts()
         contents = {f"{split.name}/zarr.json": GROUP_DOCUMENT for split in description.splits}
         contents |= {f"{folder}/zarr.json": array_metadata(layout) for folder, layout in layouts.items()}
-        contents[f"codebook/{layouts['codebook'].shard_key(0)}"] = encode_shard(layouts["codebook"], codebook)
-        files = {key: intact.get(key) or self._store(key, data) for key, data in contents.items()}
+        contents[CODEBOOK_FILE] = encode_shard(layouts["codebook"], codebook)
+        files = {key: self.manifest.files.get(key) or self._store(key, data) for key, data in contents.items()}
         self._commit(replace(self.manifest, files=files))
 
     def missing(self) -> Iterator[ShardRows]:
@@ -237,6 +229,18 @@ def files_to_remove(path: CachePath) -> dict[str, int]:
         raise InputError(f"{path} holds {stranger}, which does not belong to a token cache", "move it elsewhere")
     store.check_no_links()
     return files
+
+
+def _without(bad: Mapping[str, str], manifest: Manifest) -> Manifest:
+    """The manifest without the bad files, and without shards that have any."""
+    shards: dict[str, dict[int, Shard]] = {split: {} for split in manifest.shards}
+    for split, of_split in manifest.shards.items():
+        for index, shard in of_split.items():
+            if bad.keys().isdisjoint(shard_files(manifest.description, split, index, shard)):
+                shards[split][index] = shard
+    files = {key: file for key, file in manifest.files.items() if key not in bad}
+    statistics = manifest.statistics if shards == manifest.shards else {}
+    return replace(manifest, files=files, shards=shards, statistics=statistics)
 
 
 def _is_unfinished(root: bytes, description: Description) -> bool:
