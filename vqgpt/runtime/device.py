@@ -36,7 +36,8 @@ def select_device(name: str) -> torch.device:
 
     From here on float32 means float32 on it: TF32 would move codes that lie between two neighbours.
     """
-    forbid_tf32()
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch adds it at import
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
@@ -44,11 +45,7 @@ def select_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"there is no device {name!r}", "use auto, cpu, cuda, cuda:N or mps") from None
-    present = {
-        "cpu": True,
-        "mps": mps,
-        "cuda": cuda and (device.index or 0) < torch.cuda.device_count(),
-    }
+    present = {"cpu": True, "mps": mps, "cuda": cuda and (device.index or 0) < torch.cuda.device_count()}
     if not present.get(device.type, False):
         raise UsageError(
             f"device {name!r} is not available on this machine",
@@ -74,7 +71,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 def deterministic(wanted: bool) -> Iterator[None]:
     """Whether the block runs on deterministic operations alone: torch raises RuntimeError where there is none."""
     before = torch.are_deterministic_algorithms_enabled()
-    if wanted == before:  # to ask torch imports its compiler, which takes seconds
+    if wanted == before:  # to set it, torch imports its compiler, which takes seconds
         yield
         return
     if wanted:
@@ -84,12 +81,6 @@ def deterministic(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def forbid_tf32() -> None:
-    """Compute float32 products in float32 on a GPU too."""
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch adds it at import
 
 
 def derived_seed(seed: int, *stream: int | str) -> int:
@@ -263,7 +254,6 @@ def largest_over_ranks(value: int) -> int:
     """The largest of the ranks' values, on every rank."""
     if world_size() == 1:
         return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    largest = torch.tensor(value, device=device)
+    largest = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)

@@ -1,4 +1,4 @@
-"""The process itself: how it was started, what stops it, what it may run out of, and which libraries it has.
+"""The process itself: which libraries it has, how it was started, what it may run out of, and what stops it.
 
 Started alone, or by torchrun as one of several, which says so by variables. Ctrl-C, SIGTERM and SIGHUP ask the work to
 save and leave; a second Ctrl-C or SIGTERM ends it at once. Must not import torch: it acts before torch allocates, and
@@ -69,30 +69,6 @@ def import_torchvision(name: str) -> ModuleType:
     return importlib.import_module(f"torchvision.{name}")
 
 
-def keep_memory_pages() -> bool:
-    """Tell glibc's allocator to keep what is freed; True if it will.
-
-    By default it returns each large block to the kernel at once, and every step of a network on a CPU then waits for
-    the same pages to be mapped and zeroed again. All threads share one heap: what one frees, another can use, and the
-    heaps that glibc gives to further threads would shrink again. Elsewhere (macOS, musl) this does nothing.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
-
-
-def low_limit() -> str:
-    """What to say of a limit of this process's memory that is too low for torch, "" if there is none.
-
-    Its libraries end the process by themselves then, with words of their own.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY or limit >= TORCH_NEEDS:
-        return ""
-    return f"memory is limited to {limit // 2**20:,} MiB (`ulimit -v`), and torch needs about {TORCH_NEEDS // 2**20:,}"
-
-
 def processes() -> int:
     """How many processes do the work together. Raises UsageError if WORLD_SIZE is no such number."""
     return _number("WORLD_SIZE", alone=1, lowest=1)
@@ -127,14 +103,13 @@ def wait_for_address() -> None:
             return
         except (OSError, UnicodeError) as error:
             if time.monotonic() >= end:
-                raise UsageError(
-                    f"MASTER_ADDR={address} cannot be resolved ({error})", "check the name, or use torchrun"
-                ) from None
+                words = f"MASTER_ADDR={address} cannot be resolved ({error})"
+                raise UsageError(words, "check the name, or use torchrun") from None
         time.sleep(min(1.0, SECONDS_TO_RESOLVE))
 
 
 def device_number(devices: int) -> int:
-    """Which of the devices of this machine is for this process. Raises UsageError if LOCAL_RANK tells none of them."""
+    """Which of the devices of this machine is for this process. Raises UsageError if LOCAL_RANK names none of them."""
     number = _number("LOCAL_RANK", alone=None)
     if number >= devices:
         raise UsageError(f"LOCAL_RANK={number}, and this machine has {devices} devices", "start fewer processes here")
@@ -153,6 +128,30 @@ def _number(name: str, alone: int | None, lowest: int = 0) -> int:
     return int(text)
 
 
+def keep_memory_pages() -> bool:
+    """Make glibc's allocator keep what is freed; True if it will.
+
+    By default it returns each large block to the kernel at once, and every step of a network on a CPU then waits for
+    the same pages to be mapped and zeroed again. All threads share one heap: what one frees, another can use, and the
+    heaps that glibc gives to further threads would shrink again. Elsewhere (macOS, musl) this does nothing.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
+
+
+def low_limit() -> str:
+    """What to say of a limit of this process's memory that is too low for torch, "" if there is none.
+
+    Its libraries end the process by themselves then, with words of their own.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit >= TORCH_NEEDS:
+        return ""
+    return f"memory is limited to {limit // 2**20:,} MiB (`ulimit -v`), and torch needs about {TORCH_NEEDS // 2**20:,}"
+
+
 def out_of_memory(error: BaseException) -> bool:
     """True if an allocation failed, on a CPU or a GPU, or a library found no room to be loaded."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -162,25 +161,20 @@ def out_of_memory(error: BaseException) -> bool:
 
 def shortage(error: BaseException) -> ResourceError | None:
     """What ran out, for users; None if `error` is something else."""
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, OSError) and number in DISK_FULL:
+    number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    again = "then run the same command again"
+    if number in DISK_FULL:
+        return ResourceError(f"no space left to write {file or 'the file'}", f"make room, {again}")
+    if number in (errno.EMFILE, errno.ENFILE):
         return ResourceError(
-            f"no space left to write {error.filename or 'the file'}", "make room, then run the same command again"
-        )
-    if isinstance(error, OSError) and number in (errno.EMFILE, errno.ENFILE):
-        return ResourceError(
-            f"too many open files, at {error.filename or 'the next one'}",
-            "allow more (`ulimit -n 1024`), then run the same command again",
+            f"too many open files, at {file or 'the next one'}", f"allow more (`ulimit -n 1024`), {again}"
         )
     if number == errno.EAGAIN or NO_THREAD in str(error):
-        return ResourceError(
-            "no more threads or processes can be started", "allow more (`ulimit -u`, `ulimit -v`), or stop others"
-        )
+        hint = "allow more (`ulimit -u`, `ulimit -v`), or stop others"
+        return ResourceError("no more threads or processes can be started", hint)
     if out_of_memory(error):
-        return ResourceError(
-            "out of memory",
-            "use smaller settings (--batch-size, --size), a larger machine, or a higher limit (`ulimit -v`)",
-        )
+        hint = "use smaller settings (--batch-size, --size), a larger machine, or a higher limit (`ulimit -v`)"
+        return ResourceError("out of memory", hint)
     return None
 
 

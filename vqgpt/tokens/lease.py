@@ -21,11 +21,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
 
 from vqgpt.errors import InputError, VQGPTError
 from vqgpt.options.paths import CacheURL
@@ -37,22 +35,6 @@ LOOK_SECONDS = 1.0
 MOST_BYTES = 2**12  # of a claim
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
-
-
-class LeaseStore(Protocol):
-    """What a lease needs of a store."""
-
-    def files(self) -> dict[str, int]:
-        """All keys, with bytes."""
-
-    def read(self, key: str, most_bytes: int) -> bytes:
-        """An object. Raises FileNotFoundError or TooLargeError."""
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Put an object if there is none of this key; False if there is."""
-
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects, be they there or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +68,7 @@ class HeldError(Exception):
         self.claim = claim
 
 
-def current(store: LeaseStore) -> tuple[int, Claim | None]:
+def current(store: ObjectStore) -> tuple[int, Claim | None]:
     """The highest number, 0 for none, and what its object says: None if that cannot be read."""
     while number := _highest(store):
         with contextlib.suppress(FileNotFoundError):  # it was renewed just now
@@ -97,7 +79,7 @@ def current(store: LeaseStore) -> tuple[int, Claim | None]:
 
 
 def take(
-    store: LeaseStore,
+    store: ObjectStore,
     ours: Claim,
     lease_seconds: float,
     is_dead: Callable[[Claim], bool],
@@ -106,7 +88,7 @@ def take(
     """Make `ours` the holder; returns the claim before. Raises HeldError as soon as another run shows that it lives.
 
     A lease whose holder `is_dead` is taken at once, any other when it has stood still for `lease_seconds`; `on_wait` is
-    told before that wait.
+    called before that wait.
     """
     watched, since = -1, 0.0
     while True:
@@ -125,35 +107,38 @@ def take(
             time.sleep(min(LOOK_SECONDS, seconds_left))
 
 
-def renew(store: LeaseStore, ours: Claim) -> bool:
+def renew(store: ObjectStore, ours: Claim) -> bool:
     """Show that we live; False if another run holds it, or did."""
     number, claim = current(store)
     return claim == ours and _advance(store, number, ours)
 
 
-def is_held_by(store: LeaseStore, ours: Claim) -> bool:
+def is_held_by(store: ObjectStore, ours: Claim) -> bool:
     """True if nobody has taken the lease since we did."""
     return current(store)[1] == ours
 
 
-def release(store: LeaseStore, ours: Claim) -> None:
+def release(store: ObjectStore, ours: Claim) -> None:
     """Give the lease back, if it is still ours."""
     number, claim = current(store)
     while claim == ours and not _advance(store, number, replace(ours, holder="")):
         number, claim = current(store)  # a renewal of ours was under way
 
 
-def heeds_conditions(store: LeaseStore, ours: Claim) -> bool:
-    """False if the store overwrites our object where it was told to create one."""
+def heeds_conditions(store: ObjectStore, ours: Claim) -> bool:
+    """False if the store overwrites our object where it was asked to create one."""
     number, claim = current(store)
     return claim != ours or not store.create(key_of(number), ours.encoded) or current(store)[0] != number
 
 
-def _advance(store: LeaseStore, number: int, claim: Claim) -> bool:
+def _advance(store: ObjectStore, number: int, claim: Claim) -> bool:
     """Make `claim` what counts in place of object `number`; False if that is not the highest any more."""
-    key = key_of(number + 1)
-    if not store.create(key, claim.encoded) and not _says(store, number + 1, claim):
-        return False  # where the answer to a first try was lost, it says so
+    created = store.create(key_of(number + 1), claim.encoded)
+    if not created:
+        with contextlib.suppress(FileNotFoundError):
+            created = _read(store, number + 1) == claim  # the answer to a first try was lost
+    if not created:
+        return False
     numbers = _numbers(store)
     if max(numbers, default=0) != number + 1:  # we slept, and come late
         return False
@@ -161,14 +146,7 @@ def _advance(store: LeaseStore, number: int, claim: Claim) -> bool:
     return True
 
 
-def _says(store: LeaseStore, number: int, claim: Claim) -> bool:
-    try:
-        return _read(store, number) == claim
-    except FileNotFoundError:
-        return False
-
-
-def _read(store: LeaseStore, number: int) -> Claim | None:
+def _read(store: ObjectStore, number: int) -> Claim | None:
     """What an object says, None if it is no claim. Raises FileNotFoundError."""
     try:
         return Claim(**json.loads(store.read(key_of(number), MOST_BYTES)))
@@ -176,11 +154,11 @@ def _read(store: LeaseStore, number: int) -> Claim | None:
         return None
 
 
-def _highest(store: LeaseStore) -> int:
+def _highest(store: ObjectStore) -> int:
     return max(_numbers(store), default=0)
 
 
-def _numbers(store: LeaseStore) -> set[int]:
+def _numbers(store: ObjectStore) -> set[int]:
     keys = [key for key in store.files() if re.fullmatch("[0-9]{12,100}", key)]
     return {int(key) for key in keys if key == key_of(int(key))}
 
@@ -194,14 +172,14 @@ class Lease:
     """The right to write the cache at `path`; used as `WriteLock` is."""
 
     def __init__(self, path: CacheURL, run: str = "", report: Report = silent) -> None:
-        """`report` is told if it must be watched whether another run still lives."""
+        """`report` gets a notice if it must be watched whether another run still lives."""
         self.path = path
         self.report = report
         self.store = ObjectStore(path.with_name(f".{path.name}.lock"), patient=False)
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         self.claim = Claim(holder=holder, run=run, nonce=uuid.uuid4().hex)  # ours, or that of our main process
         self.is_main = False
-        self.descriptor: int | None = None  # of the file that tells this machine that we live
+        self.descriptor: int | None = None  # of the file that shows this machine that we live
         self.ended = threading.Event()
         self.renewer = threading.Thread(target=self._keep_renewing, daemon=True)
 
@@ -211,11 +189,11 @@ class Lease:
         That takes until the other renews it: up to `RENEW_SECONDS`; if it does not, its lease is over.
         """
         self.is_main = True
-        with contextlib.suppress(OSError):  # no room for it, or no locks: the lease alone tells that we are dead
+        with contextlib.suppress(OSError):  # no room for it, or no locks: the lease alone shows that we are dead
             self.descriptor = os.open(local_file(self.claim), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
         try:
-            before = take(self.store, self.claim, LEASE_SECONDS, died_here, self._report_the_wait)
+            before = take(self.store, self.claim, LEASE_SECONDS, died_here, self._report_wait)
         except HeldError as error:
             raise InputError(
                 f"{self.path} is being written by {name_of(error.claim)}",
@@ -266,16 +244,12 @@ class Lease:
     def __enter__(self) -> "Lease":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
-    def _report_the_wait(self, claim: Claim | None) -> None:
-        words = (
-            f"{name_of(claim)} has the lease of {self.path}; if it has died, its lease ends in {LEASE_SECONDS:.0f} s"
-        )
-        self.report(Notice(text=f"{words}: waiting"))
+    def _report_wait(self, claim: Claim | None) -> None:
+        end = f"if it has died, its lease ends in {LEASE_SECONDS:.0f} s"
+        self.report(Notice(text=f"{name_of(claim)} has the lease of {self.path}; {end}: waiting"))
 
     def _keep_renewing(self) -> None:
         """Renew the lease until it is released, or another run has it. Runs in a thread of its own."""

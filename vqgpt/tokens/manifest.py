@@ -23,6 +23,8 @@ from vqgpt.tokens.arrays import ArrayLayout, code_dtype, default_chunk_rows, sta
 FORMAT_VERSION = 1
 UNKNOWN_TOKENIZER = "unknown"  # in place of the digest, where codes were imported without their VQ-GAN
 
+CODEBOOK_FILE = "codebook/c/0/0"  # its only shard
+
 Origin = Literal["encoded", "sampled"]
 LabelKind = Literal["none", "class", "bits"]
 LARGEST_ARRAY = 2**40  # elements
@@ -113,10 +115,10 @@ class Description:
 
     def all_layouts(self) -> dict[str, ArrayLayout]:
         """Every array of the cache, by its folder."""
-        arrays = {
-            f"{split.name}/{name}": layout for split in self.splits for name, layout in self.layouts(split.name).items()
-        }
-        return {"codebook": self.codebook_layout(), **arrays}
+        layouts = {"codebook": self.codebook_layout()}
+        for split in self.splits:
+            layouts |= {f"{split.name}/{name}": layout for name, layout in self.layouts(split.name).items()}
+        return layouts
 
     def codebook_layout(self) -> ArrayLayout:
         """The codebook, (K, D) float32, in one shard."""
@@ -188,8 +190,8 @@ class Manifest:
     @property
     def has_all_shards(self) -> bool:
         """True if no shard of any split is missing."""
-        layouts = {split.name: self.description.layouts(split.name)["codes"] for split in self.description.splits}
-        return all(len(self.shards[name]) == layout.num_shards for name, layout in layouts.items())
+        splits = {split.name: self.description.layouts(split.name)["codes"] for split in self.description.splits}
+        return all(len(self.shards[name]) == codes.num_shards for name, codes in splits.items())
 
     @property
     def complete(self) -> bool:
@@ -219,20 +221,12 @@ class Manifest:
             shards[split][index] = shard
         return replace(self, shards=shards)
 
-    def without_shards(self, lost: set[tuple[str, int]]) -> "Manifest":
-        """The manifest without the shards (split, index) in `lost`."""
-        kept = {
-            split: {index: shard for index, shard in shards.items() if (split, index) not in lost}
-            for split, shards in self.shards.items()
-        }
-        return replace(self, shards=kept, statistics={} if lost else self.statistics)
-
 
 def description_fault(description: Description) -> str:
     """What in a description cannot be, or ""."""
+    image_sizes = (*description.image_size, description.image_channels)
     sizes = (
-        *description.image_size,
-        description.image_channels,
+        *image_sizes,
         *description.grid,
         description.codebook_size,
         description.code_dimension,
@@ -245,13 +239,9 @@ def description_fault(description: Description) -> str:
         return "a name of a dataset that cannot be"
     if description.label_kind == "bits" and not description.class_names:
         return "bits without names"
-    if (
-        min(sizes) <= 0
-        or max(sizes) > LARGEST_ARRAY
-        or max(*description.image_size, description.image_channels) > LARGEST_SIDE
-        or description.codebook_size > 2**16
-        or any(split.rows < 0 for split in description.splits)
-    ):
+    if min(sizes) <= 0 or max(sizes) > LARGEST_ARRAY or any(split.rows < 0 for split in description.splits):
+        return "impossible sizes"
+    if max(image_sizes) > LARGEST_SIDE or description.codebook_size > 2**16:
         return "impossible sizes"
     if not description.views or len(set(names)) < len(names) or len(names) > MOST_SPLITS:
         return "no views, too many splits, or two of one name"
@@ -259,12 +249,10 @@ def description_fault(description: Description) -> str:
         return "names that are too long, or too many"
     if description.val_split is not None and not 0 < description.val_split < 1:
         return "an impossible share of held-out images"
-    fault = _preprocessing_fault(description) or _sampling_fault(description)
-    if fault:
+    if fault := _preprocessing_fault(description) or _sampling_fault(description):
         return fault
-    if not all(
-        can_be_a_dataset(name) and name.isascii() and name.isidentifier() and name != "codebook" for name in names
-    ):
+    sound = (can_be_a_dataset(name) and name.isascii() and name.isidentifier() for name in names)
+    if "codebook" in names or not all(sound):
         return "names of splits that cannot be"
     for layout in description.all_layouts().values():
         rows = max(layout.shape[0], layout.shard_rows)
@@ -278,43 +266,37 @@ def description_fault(description: Description) -> str:
 def _preprocessing_fault(description: Description) -> str:
     """What of how images were prepared cannot be; each setting may be absent."""
     recorded = description.preprocessing
-    texts, unverified = (
-        [recorded.get(name, "") for name in ("rule", "fit", "background")],
-        recorded.get("unverified", []),
-    )
-    if not isinstance(unverified, list) or not all(isinstance(text, str) for text in (*texts, *unverified)):
-        return "a preprocessing that cannot be"
-    return ""
+    unverified = recorded.get("unverified", [])
+    texts = [recorded.get(name, "") for name in ("rule", "fit", "background")]
+    sound = isinstance(unverified, list) and all(isinstance(text, str) for text in texts + unverified)
+    return "" if sound else "a preprocessing that cannot be"
 
 
 def _sampling_fault(description: Description) -> str:
-    """What in the labels and prompts that images were drawn for, in turn, cannot be; both may be absent."""
+    """What in the labels and prompts that sampling cycled through cannot be; both may be absent."""
     if description.origin == "encoded":
         return "settings of sampling, and images that were encoded" if description.sampling else ""
     labels, prompts = description.sampling.get("classes"), description.sampling.get("prompts", [])
-    number = len(description.class_names)
-    if labels is None and description.label_kind == "bits":
+    number, bits = len(description.class_names), description.label_kind == "bits"
+    if labels is None and bits:
         return "sampled images without the bits they were drawn for"
-    if labels is not None:
-        if not isinstance(labels, list) or not labels:
-            return "sampled images of impossible labels"
-        bits = description.label_kind == "bits"
-        highest = number - 1 if description.label_kind == "class" else -1
-        if not all(_is_array((number,) if bits else (), label, -1, 1 if bits else highest) for label in labels):
-            return "sampled images of impossible labels"
-    if not isinstance(prompts, list) or not all(
-        _is_array(description.grid, prompt, -1, description.codebook_size - 1) for prompt in prompts
-    ):
+    highest = {"none": -1, "class": number - 1, "bits": 1}[description.label_kind]
+    if labels is not None and not (labels and _are_arrays((number,) if bits else (), labels, highest)):
+        return "sampled images of impossible labels"
+    if not _are_arrays(description.grid, prompts, description.codebook_size - 1):
         return "impossible prompts"
     return ""
 
 
-def _is_array(shape: tuple[int, ...], value: Any, lowest: int, highest: int) -> bool:
-    """Whether a value out of JSON is nested lists of this shape, of whole numbers in this range."""
+def _are_arrays(shape: tuple[int, ...], value: Any, highest: int) -> bool:
+    """Whether a value out of JSON is a list, of nested lists of this shape, of whole numbers in -1..highest."""
+    return isinstance(value, list) and all(_is_array(shape, element, highest) for element in value)
+
+
+def _is_array(shape: tuple[int, ...], value: Any, highest: int) -> bool:
     if not shape:
-        return type(value) is int and lowest <= value <= highest
-    is_list = isinstance(value, list) and len(value) == shape[0]
-    return is_list and all(_is_array(shape[1:], element, lowest, highest) for element in value)
+        return type(value) is int and -1 <= value <= highest
+    return isinstance(value, list) and len(value) == shape[0] and _are_arrays(shape[1:], value, highest)
 
 
 def manifest_fault(manifest: Manifest) -> str:
@@ -324,11 +306,10 @@ def manifest_fault(manifest: Manifest) -> str:
     if set(manifest.shards) != set(names) or not set(manifest.statistics) <= set(names):
         return "other splits than it describes"
     layouts = description.all_layouts()
-    codebook = f"codebook/{layouts['codebook'].shard_key(0)}"
     metadata = {f"{folder}/zarr.json" for folder in (*names, *layouts)}
-    if set(manifest.files) != {codebook, *metadata}:
+    if set(manifest.files) != {CODEBOOK_FILE, *metadata}:
         return "paths of files that are not of this format"
-    limits = {**dict.fromkeys(metadata, LARGEST_METADATA), codebook: _largest_file(layouts["codebook"])}
+    limits = {**dict.fromkeys(metadata, LARGEST_METADATA), CODEBOOK_FILE: _largest_file(layouts["codebook"])}
     if not all(_can_be(file, limits[key]) for key, file in manifest.files.items()):
         return "impossible files"
     for split, shards in manifest.shards.items():

@@ -20,7 +20,7 @@ from vqgpt.options.codec import one_line
 from vqgpt.options.paths import CachePath, parse_cache_path
 from vqgpt.storage.files import TooLargeError
 from vqgpt.tokens.arrays import ArrayLayout, count_codes, decode_shard
-from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
+from vqgpt.tokens.manifest import CODEBOOK_FILE, Description, Manifest, Shard, SplitStatistics, StoredFile
 from vqgpt.tokens.store import (
     ROOT,
     Store,
@@ -98,14 +98,13 @@ class TokenCache:
     def rows(self, split: str) -> int:
         """Rows of a split. Raises InputError if there is no such split."""
         self._check_split(split)
-        return next(item.rows for item in self.description.splits if item.name == split)
+        return self.description.layouts(split)["labels"].shape[0]
 
     def codebook(self) -> NDArray[np.float32]:
         """(K, D) float32."""
         layout = self.description.codebook_layout()
-        key = f"codebook/{layout.shard_key(0)}"
         codebook = _empty(layout, layout.shape[0])
-        self._read_into(codebook, layout, key, self.manifest.files[key])
+        self._read_into(codebook, layout, CODEBOOK_FILE, self.manifest.files[CODEBOOK_FILE])
         return codebook
 
     def read_split(self, split: str, shards: Sequence[int] | None = None) -> SplitTokens:
@@ -136,12 +135,8 @@ class TokenCache:
             for name, layout in layouts.items():
                 key = f"{split}/{name}/{layout.shard_key(index)}"
                 self._read_into(arrays[name][rows], layout, key, getattr(shard, name))
-                if name == "codes":
-                    self._check_values(key, arrays[name][rows], shard)
-                elif name == "labels":
-                    self._check_labels(key, arrays[name][rows])
-                elif name == "log_prob":
-                    self._check_log_prob(key, arrays[name][rows])
+                if fault := _value_fault(name, arrays[name][rows], shard, self.description):
+                    raise self._damaged(key, fault)
 
         with ThreadPoolExecutor(self.store.threads) as pool:
             list(pool.map(read, range(len(wanted))))
@@ -173,26 +168,21 @@ class TokenCache:
         except ValueError as error:
             raise self._damaged(key, f"does not decode: {error}") from None
 
-    def _check_values(self, key: str, codes: NDArray[Any], shard: Shard) -> None:
-        largest = int(codes.max())
-        if largest != shard.max_code:
-            raise self._damaged(key, f"holds codes up to {largest}, the manifest says {shard.max_code}")
-
-    def _check_labels(self, key: str, labels: NDArray[Any]) -> None:
-        if self.description.label_kind == "none" or not labels.size:
-            return
-        lowest, highest = (
-            (-1, len(self.description.class_names) - 1) if self.description.label_kind == "class" else (0, 1)
-        )
-        if not lowest <= int(labels.min()) <= int(labels.max()) <= highest:
-            raise self._damaged(key, f"holds labels outside {lowest}..{highest}")
-
-    def _check_log_prob(self, key: str, log_prob: NDArray[Any]) -> None:
-        if not (np.isfinite(log_prob) & (log_prob <= 0)).all():
-            raise self._damaged(key, "holds numbers that are no logarithms of probabilities")
-
     def _damaged(self, key: str, fault: str) -> InputError:
         return InputError(f"{self.path}: {key} {fault}", repair_hint(self.path, self.description))
+
+
+def _value_fault(array: str, values: NDArray[Any], shard: Shard, description: Description) -> str:
+    """What in the rows of a shard, decoded, cannot be, or ""."""
+    if array == "codes" and values.max() != shard.max_code:
+        return f"holds codes up to {values.max()}, the manifest says {shard.max_code}"
+    if array == "labels" and description.label_kind != "none":
+        lowest, highest = (0, 1) if description.label_kind == "bits" else (-1, len(description.class_names) - 1)
+        if not lowest <= values.min() <= values.max() <= highest:
+            return f"holds labels outside {lowest}..{highest}"
+    if array == "log_prob" and not (np.isfinite(values) & (values <= 0)).all():
+        return "holds numbers that are no logarithms of probabilities"
+    return ""
 
 
 def _empty(layout: ArrayLayout, rows: int) -> NDArray[Any]:
@@ -203,13 +193,12 @@ def read_manifest(path: CachePath) -> Manifest:
     """The manifest of a cache that may be unfinished."""
     store = store_at(path)
     root = read_root(store, path)
-    if root is None and store.exists():
-        raise InputError(
-            f"{path} is not a token cache (it has no {ROOT})", "make one with `vqgpt tokenize`, or give another path"
-        )
-    if root is None:
-        raise MissingDataError(f"there is no token cache {path}", "make one with `vqgpt tokenize` or `vqgpt sample`")
-    return from_document(root, str(path))
+    if root is not None:
+        return from_document(root, str(path))
+    if store.exists():
+        hint = "make one with `vqgpt tokenize`, or give another path"
+        raise InputError(f"{path} is not a token cache (it has no {ROOT})", hint)
+    raise MissingDataError(f"there is no token cache {path}", "make one with `vqgpt tokenize` or `vqgpt sample`")
 
 
 def read_root(store: Store, path: CachePath) -> bytes | None:
@@ -248,9 +237,9 @@ def find_faults(path: CachePath) -> list[str]:
     Raises InputError if it is not a cache at all, or its manifest is damaged.
     """
     manifest = read_manifest(path)
-    faults = [] if manifest.complete else [UNFINISHED]
     store, expected = store_at(path), all_files(manifest)
     bad = metadata_faults(store, manifest) | find_bad(store, expected)
+    faults = [] if manifest.complete else [UNFINISHED]
     faults += [f"{key} {fault}" for key, fault in bad.items()]
     faults += [f"{key} {STRANGER}" for key in sorted(set(store.files()) - set(expected) - {ROOT})]
     if manifest.complete and not bad:

@@ -6,10 +6,11 @@ A key is the path of a file below the cache. In a folder, a file is written unde
 the folder may be a link, files and folders in it may be links for readers alone. Imports numpy and zarr only.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,6 +47,10 @@ from vqgpt.tokens.manifest import (
 
 if TYPE_CHECKING:
     from vqgpt.tokens.lease import Lease
+
+ATTRIBUTE = "vqgpt"
+ROOT = "zarr.json"
+
 
 ATTRIBUTE = "vqgpt"
 ROOT = "zarr.json"
@@ -110,7 +115,7 @@ def check_can_lie_at(path: CachePath) -> None:
 def lock_of(path: CachePath, run: str = "", report: Report = silent) -> "WriteLock | Lease":
     """The right to write the cache at `path`: `WriteLock` in a folder, `Lease` on an object store.
 
-    `run` is a name that the processes of one run have in common, and no other run has. `report` is told of a wait.
+    `run` is a name that the processes of one run have in common, and no other run has. `report` is notified of a wait.
     """
     if isinstance(path, Path):
         return WriteLock(path, run)
@@ -148,10 +153,8 @@ class FolderStore:
         """See `Store`."""
         sizes = {}
         for key in keys:
-            try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 sizes[key] = (self.path / key).stat().st_size
-            except (FileNotFoundError, NotADirectoryError):
-                continue
         return sizes
 
     def files(self) -> dict[str, int]:
@@ -203,7 +206,7 @@ def to_document(manifest: Manifest) -> bytes:
 
 
 def read_description(data: Mapping[str, Any], source: str) -> Description:
-    """The description in JSON form of a cache that is not at hand; `source` names the file that tells it.
+    """The description in JSON form of a cache that is not at hand; `source` names the file that contains it.
 
     Raises InputError if it is none, or claims what cannot be.
     """
@@ -211,8 +214,7 @@ def read_description(data: Mapping[str, Any], source: str) -> Description:
         description = from_json(Description, data, source)
     except (UsageError, ValueError, TypeError, OverflowError):
         raise InputError(f"{source}: its cache_description is damaged", "get the file again") from None
-    fault = description_fault(description)
-    if fault:
+    if fault := description_fault(description):
         raise InputError(f"{source}: it describes a token cache with {fault}", "do not use it; get the file again")
     return description
 
@@ -223,9 +225,8 @@ def from_document(data: bytes, source: str) -> Manifest:
     Raises InputError if it is not a token cache, of a newer format, differs in any byte from what was written, or
     claims what cannot be.
     """
-    damaged = DamagedManifestError(
-        f"{source}: zarr.json is damaged", "delete this cache and make it again, or restore the file"
-    )
+    hint = "delete this cache and make it again, or restore the file"
+    damaged = DamagedManifestError(f"{source}: zarr.json is damaged", hint)
     try:
         body = dict(json.loads(data)["attributes"][ATTRIBUTE])
         check_plain(body)
@@ -250,8 +251,7 @@ def from_document(data: bytes, source: str) -> Manifest:
         manifest = from_json(Manifest, content, source)
     except (UsageError, ValueError, TypeError, OverflowError):
         raise damaged from None
-    fault = description_fault(manifest.description) or manifest_fault(manifest)
-    if fault:
+    if fault := description_fault(manifest.description) or manifest_fault(manifest):
         raise InputError(f"{source}: the manifest holds {fault}", "do not use it; make the cache again")
     if to_document(manifest) != data:
         raise damaged
@@ -294,13 +294,7 @@ def read_checked(store: Store, key: str, file: StoredFile) -> tuple[str, bytes]:
 
 def find_bad(store: Store, files: Mapping[str, StoredFile]) -> dict[str, str]:
     """What is wrong with those of the files that are not as they were written, by key."""
-
-    def fault(key: str) -> str:
-        return read_checked(store, key, files[key])[0]
-
-    with ThreadPoolExecutor(store.threads) as pool:
-        faults = zip(files, pool.map(fault, files), strict=True)
-        return {key: fault for key, fault in faults if fault}
+    return _faults(store, files, lambda key: read_checked(store, key, files[key])[0])
 
 
 def metadata_faults(store: Store, manifest: Manifest) -> dict[str, str]:
@@ -312,10 +306,12 @@ def metadata_faults(store: Store, manifest: Manifest) -> dict[str, str]:
         wrong, data = read_checked(store, key, manifest.files[key])
         return wrong or (metadata_fault(layouts[folder], data) if folder in layouts else _group_fault(data))
 
-    keys = [key for key in manifest.files if key.endswith("/zarr.json")]
+    return _faults(store, [key for key in manifest.files if key.endswith("/zarr.json")], fault)
+
+
+def _faults(store: Store, keys: Collection[str], fault_of: Callable[[str], str]) -> dict[str, str]:
     with ThreadPoolExecutor(store.threads) as pool:
-        faults = zip(keys, pool.map(fault, keys), strict=True)
-        return {key: fault for key, fault in faults if fault}
+        return {key: fault for key, fault in zip(keys, pool.map(fault_of, keys), strict=True) if fault}
 
 
 def _group_fault(data: bytes) -> str:

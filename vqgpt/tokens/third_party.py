@@ -57,7 +57,7 @@ BETWEEN = re.compile(r"\s*\{[\s,]*\}\s*")  # what is left of a header without th
 class ThirdPartyCodes:
     """Codes (N, V, T) uint16, labels (N,) int64, source_index (N,) int64, -1 where it is not known; names of V views.
 
-    `dataset` and `image_size` are what a name tells, "" and None if it does not.
+    `dataset` and `image_size` are what the name of a folder says, "" and None if it does not.
     """
 
     home: str
@@ -76,10 +76,11 @@ def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ThirdPart
 
     All codes are held in memory, two bytes each.
     """
-    name = re.fullmatch(r"(?P<dataset>\w*?)(?P<size>\d{0,5})_codes", folder.resolve().name)
+    place = folder.resolve()
+    name = re.fullmatch(r"(?P<dataset>\w*?)(?P<size>\d{0,5})_codes", place.name)
     if name is None:
         raise InputError(f"{folder} is not a folder NAME_codes", "give the folder of codes that LlamaGen wrote")
-    labels_folder = folder.resolve().with_name(folder.resolve().name.removesuffix("_codes") + "_labels")
+    labels_folder = place.with_name(place.name.removesuffix("_codes") + "_labels")
     count = _count_numbered(folder)
     if not labels_folder.is_dir() or _count_numbered(labels_folder) != count:
         raise InputError(
@@ -88,9 +89,8 @@ def read_llamagen(folder: Path, codebook_size: int, report: Report) -> ThirdPart
         )
     first = read_npy(folder / "0.npy", LARGEST_FILE, AGAIN)
     if first.ndim != 3 or first.shape[0] != 1 or first.shape[1] not in VIEWS or not first.size:
-        raise InputError(
-            f"{folder}/0.npy has shape {first.shape}", "give codes of shape (1, V, tokens), of 1, 2 or 10 views"
-        )
+        hint = "give codes of shape (1, V, tokens), of 1, 2 or 10 views"
+        raise InputError(f"{folder}/0.npy has shape {first.shape}", hint)
     stored = sum(entry.stat().st_size for entry in os.scandir(folder))
     if count * first.size > stored:  # a byte per code at least, before memory is taken for all of them
         raise InputError(f"{folder} has {stored:,} bytes, too few for {count:,} files like 0.npy", AGAIN)
@@ -141,9 +141,8 @@ def read_rar(file: Path, codebook_size: int, views_per_image: int, report: Repor
             if len(labels) % ROWS_BETWEEN_REPORTS == 0:
                 report(Progress(task="read", done=lines.tell(), total=total, unit="bytes"))
     if not labels or len(labels) % views_per_image:
-        raise InputError(
-            f"{file} has {len(labels):,} lines, {views_per_image} of them per image", "give another --views-per-image"
-        )
+        words = f"{file} has {len(labels):,} lines, {views_per_image} of them per image"
+        raise InputError(words, "give another --views-per-image")
     of_images = np.array(labels).reshape(-1, views_per_image)
     different = np.flatnonzero((of_images != of_images[:, :1]).any(axis=1))
     if len(different):
@@ -170,15 +169,14 @@ def _count_numbered(folder: Path) -> int:
     if not names:
         raise InputError(f"{folder} is empty", "give the folder of codes that LlamaGen wrote")
     if names != expected:
-        missing, other = min(expected - names), min(names - expected)
-        raise InputError(f"{folder} has no {missing}, but {other}", "extract the codes again, to the end")
+        words = f"{folder} has no {min(expected - names)}, but {min(names - expected)}"
+        raise InputError(words, "extract the codes again, to the end")
     return len(names)
 
 
 def _read_line(line: bytes, where: str) -> tuple[int, NDArray[np.integer[Any]]]:
-    fault = InputError(
-        f'{where} is not {{"class_id": a class, "tokens": a list of codes}}', "give a .jsonl file of RAR"
-    )
+    words = f'{where} is not {{"class_id": a class, "tokens": a list of codes}}'
+    fault = InputError(words, "give a .jsonl file of RAR")
     try:
         content = json.loads(line)
         label, listed = content["class_id"], content["tokens"]

@@ -1,10 +1,9 @@
 """Writing a token cache, shard by shard, so that it can be interrupted at any instant and continued.
 
 For each shard: its files, whole and durable; then the manifest the same way. The manifest is the commit.
-Opening a cache that exists continues it: listed shards whose files hold their digests are kept, all others are
-missing. Several processes may store shards of one cache; one of them commits. The caller holds the cache's lock; where
-that is a lease, which can be lost, `check_may_write` is its `check`.
-Imports numpy and zarr only.
+Opening a cache that exists continues it: listed shards whose files hold their digests stay, all others are missing.
+Several processes may store shards of one cache; one of them commits. The caller holds the cache's lock; where that is
+a lease, which can be lost, `check_may_write` is its `check`. Imports numpy and zarr only.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from vqgpt.options.paths import CachePath
 from vqgpt.storage.files import PARTIAL_SUFFIX, canonical_json, sha256
 from vqgpt.storage.write_lock import may_always_write
 from vqgpt.tokens.arrays import array_metadata, count_codes, decode_shard, encode_shard
-from vqgpt.tokens.manifest import Description, Manifest, Shard, SplitStatistics, StoredFile
+from vqgpt.tokens.manifest import CODEBOOK_FILE, Description, Manifest, Shard, Split, SplitStatistics, StoredFile
 from vqgpt.tokens.reader import read_manifest, read_root
 from vqgpt.tokens.store import (
     ROOT,
@@ -93,16 +92,8 @@ class CacheWriter:
             shards: dict[str, dict[int, Shard]] = {split.name: {} for split in description.splits}
             manifest = Manifest(description=description, versions=versions, files={}, shards=shards, statistics={})
         store.tidy()
-        bad = find_bad(store, all_files(manifest))
-        lost = {
-            (split, index)
-            for split, shards in manifest.shards.items()
-            for index, shard in shards.items()
-            if not bad.keys().isdisjoint(shard_files(description, split, index, shard))
-        }
-        intact = {key: file for key, file in manifest.files.items() if key not in bad}
-        writer = cls(path, manifest.without_shards(lost), check_may_write)
-        writer._write_fixed_files(codebook, intact)
+        writer = cls(path, _without(find_bad(store, all_files(manifest)), manifest), check_may_write)
+        writer._write_fixed_files(codebook)
         if not writer.manifest.has_all_shards:
             store.check_can_write()
         return writer
@@ -116,14 +107,14 @@ class CacheWriter:
         _check_same_work(path, description, manifest.description)
         return cls(path, manifest, check_may_write)
 
-    def _write_fixed_files(self, codebook: NDArray[np.float32], intact: Mapping[str, StoredFile]) -> None:
+    def _write_fixed_files(self, codebook: NDArray[np.float32]) -> None:
         """All that does not depend on the images, but for what is there: metadata of groups and arrays, codebook."""
         description = self.manifest.description
         layouts = description.all_layouts()
         contents = {f"{split.name}/zarr.json": GROUP_DOCUMENT for split in description.splits}
         contents |= {f"{folder}/zarr.json": array_metadata(layout) for folder, layout in layouts.items()}
-        contents[f"codebook/{layouts['codebook'].shard_key(0)}"] = encode_shard(layouts["codebook"], codebook)
-        files = {key: intact.get(key) or self._store(key, data) for key, data in contents.items()}
+        contents[CODEBOOK_FILE] = encode_shard(layouts["codebook"], codebook)
+        files = {key: self.manifest.files.get(key) or self._store(key, data) for key, data in contents.items()}
         self._commit(replace(self.manifest, files=files))
 
     def missing(self) -> Iterator[ShardRows]:
@@ -226,27 +217,30 @@ def files_to_remove(path: CachePath) -> dict[str, int]:
     Raises MissingDataError if there is nothing, InputError if it is no token cache of ours, or holds anything else.
     """
     store = store_at(path)
-    split_names: tuple[str, ...] = ()
-    half_deleted = store.exists() and path.suffix == ".zarr" and not _holds_others(store)
+    splits: tuple[Split, ...] = ()
+    half_deleted = False
+    with contextlib.suppress(InputError):  # the place is a file
+        half_deleted = store.exists() and path.suffix == ".zarr" and not stranger_among(store.files(), ())
     if read_root(store, path) is not None or not half_deleted:
         with contextlib.suppress(DamagedManifestError):
-            split_names = tuple(split.name for split in read_manifest(path).description.splits)
-    try:
-        files = own_files(store, split_names)
-    except StrangerError as error:
-        raise InputError(
-            f"{path} holds {error.name}, which does not belong to a token cache", "move it elsewhere"
-        ) from None
+            splits = read_manifest(path).description.splits
+    files = store.files()
+    if stranger := stranger_among(files, splits):
+        raise InputError(f"{path} holds {stranger}, which does not belong to a token cache", "move it elsewhere")
     store.check_no_links()
     return files
 
 
-def _holds_others(store: Store) -> bool:
-    try:
-        own_files(store, ())
-    except (StrangerError, InputError):
-        return True
-    return False
+def _without(bad: Mapping[str, str], manifest: Manifest) -> Manifest:
+    """The manifest without the bad files, and without shards that have any."""
+    shards: dict[str, dict[int, Shard]] = {split: {} for split in manifest.shards}
+    for split, of_split in manifest.shards.items():
+        for index, shard in of_split.items():
+            if bad.keys().isdisjoint(shard_files(manifest.description, split, index, shard)):
+                shards[split][index] = shard
+    files = {key: file for key, file in manifest.files.items() if key not in bad}
+    statistics = manifest.statistics if shards == manifest.shards else {}
+    return replace(manifest, files=files, shards=shards, statistics=statistics)
 
 
 def _is_unfinished(root: bytes, description: Description) -> bool:
@@ -259,38 +253,21 @@ def _is_unfinished(root: bytes, description: Description) -> bool:
 
 
 def _check_same_work(path: CachePath, ours: Description, theirs: Description) -> None:
-    different = differences(to_json(ours), to_json(theirs))
-    if different:
+    if different := differences(to_json(ours), to_json(theirs)):
         raise InputError(f"{path} holds other tokens ({different})", "give another path, or --overwrite to replace it")
 
 
 def _remove_uncommitted_files(store: Store, path: CachePath, description: Description) -> None:
     """Clear what a run left that was killed before its first commit. Raises InputError if any other file is there."""
-    try:
-        files = own_files(store, (split.name for split in description.splits))
-    except StrangerError as error:
-        raise InputError(f"{path} is not a token cache (it holds {error.name})", "give another path") from None
+    files = store.files()
+    if stranger := stranger_among(files, description.splits):
+        raise InputError(f"{path} is not a token cache (it holds {stranger})", "give another path")
     store.delete(files)
 
 
-class StrangerError(Exception):
-    """A folder holds the file `name`, which no writer of caches made."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-def own_files(store: Store, split_names: Iterable[str]) -> dict[str, int]:
-    """Every file that is there, committed or not, with its bytes; all are such as a writer of caches makes.
-
-    `split_names` are those that are known, beside the usual ones. Raises StrangerError if any other file is there.
-    """
-    names = "|".join(map(re.escape, {"codebook", *USUAL_SPLITS, *split_names}))
+def stranger_among(keys: Iterable[str], splits: Iterable[Split]) -> str:
+    """The first of the files that no writer of a cache of these splits, or of the usual ones, makes; "" if none is."""
+    names = "|".join(map(re.escape, {"codebook", *USUAL_SPLITS, *(split.name for split in splits)}))
     partial = rf"(.*/)?\.[^/]*{re.escape(PARTIAL_SUFFIX)}"
     own_file = re.compile(rf"{re.escape(ROOT)}|({names})/(\w+/)?(zarr\.json|c(/\d+)+)|{partial}")
-    files = store.files()
-    for key in files:
-        if not own_file.fullmatch(key):
-            raise StrangerError(key)
-    return files
+    return next((key for key in keys if not own_file.fullmatch(key)), "")
