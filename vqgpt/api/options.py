@@ -33,6 +33,7 @@ from vqgpt.options.definition import (
 from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, cache_path, vqgan_path
 from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 
+StageName = Literal["vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample"]  # in the order they run
 ROWS_ON_A_SHEET = 100
 NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
 
@@ -111,7 +112,7 @@ class TokenizeConfig:
         group=IMAGES,
     )
     limit: int | None = option(
-        None, "Take so many images of each split, evenly spaced, to try things out (default: all).", group=DATA
+        None, "Take this many images of each split, evenly spaced, to try things out (default: all).", group=DATA
     )
     vqgan: EncoderOptions
     batch_size: int = IMAGES_PER_PASS
@@ -276,6 +277,4 @@ class RunConfig:
     )
     data_root: Path | None = DATA_ROOT
     device: str = DEVICE
-    until: Literal["vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample"] = option(
-        "sample", "The last stage to run.", group=RUN
-    )
+    until: StageName = option("sample", "The last stage to run.", group=RUN)

@@ -11,9 +11,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from vqgpt.api.options import ReconstructConfig, RunConfig, SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
+from vqgpt.api.options import (
+    ReconstructConfig,
+    RunConfig,
+    SampleConfig,
+    StageName,
+    TokenizeConfig,
+    TrainConfig,
+    VQGANTrainConfig,
+)
 from vqgpt.data.file_trees import open_tree
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import check_options
@@ -34,7 +42,7 @@ LEAVE_THE_RESULT_ALIKE = {  # where files lie is not what is in them, which is a
     *("device", "num_workers", "wandb", "tensorboard", "keep_last", "shard", "show"),
 }
 
-STAGES = ("vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample")
+STAGES = get_args(StageName)
 NETWORKS = ("vqgan-train", "train")
 TAKES_LONG = (*NETWORKS, "tokenize")  # a result of these is replaced only when that is asked for
 

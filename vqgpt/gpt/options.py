@@ -91,10 +91,10 @@ class GPTTrainingOptions:
     batch_size: int = BATCH_SIZE
     n_epochs: int = N_EPOCHS
     max_steps: int | None = option(
-        None, "Stop after so many optimiser steps, if the epochs are longer.", group=TRAINING
+        None, "Stop after this many optimiser steps, if the epochs are longer.", group=TRAINING
     )
     patience: int = option(
-        0, "Stop after so many validations without a lower held-out loss; 0 for never.", group=TRAINING
+        0, "Stop after this many validations without a lower held-out loss; 0 for never.", group=TRAINING
     )
     optimizer: Literal["adamw", "muon"] = option(
         "adamw",
