@@ -224,6 +224,12 @@ def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
             "give the VQ-GAN that made them, with --checkpoint-vae (and --remap, if tokenize had it), or tokenize and "
             "train again with this one",
         )
+    if description.codebook_size != model.config.codebook_size:
+        raise InputError(
+            f"the tokens claim to be of {description.codebook_size:,} codes, and {path} has "
+            f"{model.config.codebook_size:,}",
+            "do not use the file that claims this; make it again",
+        )
     made = decoded_size(model, description)
     if made != description.image_size:  # images would be prepared at a size that the codes do not bound
         raise InputError(
