@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import assert_refused, description, files_of, rows_of, run_here, write_cache
-from vqgpt.evaluation.likelihood import nearest
+from vqgpt.evaluation.neighbours import nearest_codes
 from vqgpt.gpt.checkpoint import KIND, gpt_content
 from vqgpt.gpt.model import GPT, nats_of_images
 from vqgpt.gpt.options import GPTConfig, GPTOptions
@@ -161,15 +161,15 @@ def test_the_nearest_training_row_is_found(here):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 8), st.integers(1, 50))
 def test_nearest_is_a_plain_search(rows, others, width, numbers_per_pass):
-    from vqgpt.evaluation import likelihood
+    from vqgpt.evaluation import neighbours
 
-    before, likelihood.NUMBERS_PER_SEARCH = likelihood.NUMBERS_PER_SEARCH, numbers_per_pass
+    before, neighbours.NUMBERS_PER_SEARCH = neighbours.NUMBERS_PER_SEARCH, numbers_per_pass
     try:
         generator = torch.Generator().manual_seed(rows * others)
         a, b = (torch.randint(3, (count, width), generator=generator).float() for count in (rows, others))
-        distance, row = nearest(a, b)
+        distance, row = nearest_codes(a, b)
     finally:
-        likelihood.NUMBERS_PER_SEARCH = before
+        neighbours.NUMBERS_PER_SEARCH = before
     unlike = (a[:, None] != b[None]).sum(dim=2)
     assert torch.equal(distance, unlike.min(dim=1).values)
     assert torch.equal(unlike.gather(1, row[:, None])[:, 0], distance)
@@ -209,7 +209,7 @@ def test_mistakes_are_named_and_nothing_is_replaced(here):
     assert_refused(run_here(*words, "--out", "x.txt"), 2, "out", ".csv")
     assert_refused(run_here("score", "c.zarr", "-q"), 4, "runs/digits/gpt.pt")
     other = write_cache(Path("o.zarr"), description(tokenizer_sha256="u" * 64))
-    assert_refused(run_here(*words, "--against", str(other)), 3, "tokenizer_sha256", "--against")
+    assert_refused(run_here(*words, "--against", str(other)), 3, "tokenizer_sha256", "same VQ-GAN")
     write_cache(Path("e.zarr"), description(rows=(0, 0)))
     assert_refused(run_here("score", "e.zarr", *words[2:]), 3, "e.zarr", "no rows")
     assert run_here(*words, "--dry-run").code == 0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqgpt.errors import InputError
+from vqgpt.evaluation.neighbours import nearest_codes
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.labels import labels_of_rows, no_label
 from vqgpt.gpt.model import nats_of_images
@@ -24,7 +25,6 @@ from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
 ROWS_PER_SEARCH = 1024
-NUMBERS_PER_SEARCH = 2**25  # distances in memory at once
 
 
 Columns = dict[str, NDArray[Any]]
@@ -86,25 +86,9 @@ def _columns(split: str, first: int, tokens: SplitTokens, nats: NDArray[np.float
     }
 
 
-def nearest(codes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """The Hamming distance, in tokens, of each of codes (n, T) to the nearest of others (M, T), and its row: (n,) each.
-
-    Of equally near ones, the first. Both float32 on the same device.
-    """
-    at_once = max(1, NUMBERS_PER_SEARCH // max(1, len(codes)))
-    distance = torch.full((len(codes),), torch.inf, device=codes.device)
-    row = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
-    for first, part in enumerate(others.split(at_once)):
-        found, where = torch.cdist(codes, part, p=0).min(dim=1)
-        nearer = found < distance
-        distance = torch.where(nearer, found, distance)
-        row = torch.where(nearer, where + first * at_once, row)
-    return distance.long(), row
-
-
 def _nearest_columns(tokens: SplitTokens, others: Tensor, num_views: int) -> Columns:
     codes = torch.from_numpy(tokens.codes[:, 0].reshape(len(tokens.codes), -1).astype(np.float32)).to(others.device)
-    found = [nearest(part, others) for part in codes.split(ROWS_PER_SEARCH)]
+    found = [nearest_codes(part, others) for part in codes.split(ROWS_PER_SEARCH)]
     distance, view = (torch.cat(numbers).cpu().numpy() for numbers in zip(*found, strict=True))
     return {"nearest_distance": distance, "nearest_row": view // num_views}
 

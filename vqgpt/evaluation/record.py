@@ -1,0 +1,91 @@
+"""What was measured of a run, kept beside it: runs/NAME/evaluation.json, which later commands read.
+
+    {"samples": [entry, ...], "tokenizer": [...], "gpt": [...]}    the latest entry of each kind last
+
+`of` in an entry says what was measured and how: digests, options, the number of images. An entry with the same `of` as
+an earlier one takes its place; all others stay. Must not import torch.
+"""
+
+import json
+import shlex
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from vqgpt.errors import InputError, UsageError
+from vqgpt.options.definition import flat_values, options_of
+from vqgpt.options.paths import RUNS_FOLDER
+from vqgpt.storage.files import canonical_json, check_plain, read_regular, write_atomically
+from vqgpt.storage.write_lock import WriteLock
+
+Kind = Literal["samples", "tokenizer", "gpt"]
+LARGEST = 2**26  # bytes
+
+
+def evaluation_path(dataset: str) -> Path:
+    """Where the evaluations of a dataset's run are kept."""
+    return RUNS_FOLDER / dataset / "evaluation.json"
+
+
+def read_evaluations(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """All entries by kind; {} if there is no file. Raises InputError if it is not such a file."""
+    try:
+        content = json.loads(read_regular(path, LARGEST))
+        check_plain(content)
+        sound = isinstance(content, dict) and all(
+            isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+            for entries in content.values()
+        )
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        sound, content = False, {}
+    if not sound:
+        raise InputError(f"{path} is not a record of evaluations", "move it elsewhere, or delete it")
+    return dict(content)
+
+
+def latest_evaluation(path: Path, kind: Kind) -> dict[str, Any] | None:
+    """The entry that was kept last, None if there is none. Raises what `read_evaluations` raises."""
+    return next(reversed(read_evaluations(path).get(kind, [])), None)
+
+
+def keep_evaluation(path: Path, kind: Kind, entry: Mapping[str, Any]) -> None:
+    """Add an entry, which has its `of`, in one step. Raises what `read_evaluations` raises, and OSError."""
+    with WriteLock(path) as lock:
+        lock.wait()
+        kept = read_evaluations(path)
+        others = [earlier for earlier in kept.get(kind, []) if earlier.get("of") != entry["of"]]
+        write_atomically(path, canonical_json({**kept, kind: [*others, dict(entry)]}))
+
+
+def check_replaceable(path: Path, pictures: Collection[Path], overwrite: bool) -> None:
+    """Raise UsageError if one of the pictures of an evaluation would replace a file that no evaluation made."""
+    made = {picture for entries in read_evaluations(path).values() for entry in entries for picture in _pictures(entry)}
+    for picture in pictures:
+        if picture.exists() and not overwrite and str(picture) not in made:
+            raise UsageError(f"{picture} exists, and no evaluation made it", "give --overwrite to replace it")
+
+
+def command_text(words: str, config: Any) -> str:
+    """The command that has this configuration, for a shell: its arguments, and what differs from the defaults."""
+    values, parts = flat_values(config), ["vqgpt", *words.split()]
+    for item in options_of(type(config)):
+        value = values[item.name]
+        if item.is_argument:
+            parts.append(str(value))
+        elif isinstance(value, bool) and value != item.default:
+            parts.append(item.flag if value else f"--no-{item.flag[2:]}")
+        elif value != item.default:
+            parts += [item.flag, *map(_written, value if isinstance(value, tuple) else [value])]
+    return shlex.join(parts)
+
+
+def _written(value: Any) -> str:
+    text = str(value)
+    return f"./{text}" if isinstance(value, Path) and text.startswith("~") else text  # it is no home
+
+
+def _pictures(entry: Mapping[str, Any]) -> list[str]:
+    pictures = entry.get("pictures", {})
+    return list(map(str, pictures.values())) if isinstance(pictures, dict) else []
