@@ -25,7 +25,7 @@ from vqgpt.cli.running import next_line
         ("tokenize", {}, {"cache": "cache/mnist.zarr"}, "vqgpt train --cache cache/mnist.zarr"),
         ("train", {"dataset": "digits"}, {"checkpoint": "runs/digits/gpt.pt"}, "vqgpt sample --dataset digits"),
         ("train", {}, {"checkpoint": "runs/a/gpt.pt"}, "vqgpt sample --checkpoint-gpt runs/a/gpt.pt"),
-        ("sample", {"recipe": "digits"}, {"cache": "runs/digits/s.zarr"}, "vqgpt score runs/digits/s.zarr"),
+        ("sample", {"recipe": "digits"}, {"cache": "runs/digits/s.zarr"}, "vqgpt evaluate samples runs/digits/s.zarr"),
         ("run", {"recipe": "digits", "until": "tokenize"}, {}, "vqgpt run --recipe digits"),
         ("run", {"recipe": "digits"}, {}, ""),
         ("doctor", {}, {}, ""),
@@ -39,7 +39,7 @@ def test_it_is_said_last_and_on_a_terminal_only(pipeline, monkeypatch):
     sample = ["sample", "--num-samples", "2", "--out", "a.zarr", "--overwrite"]
     assert "next:" not in run_here(*sample).err
     monkeypatch.setattr(Console, "is_terminal", property(lambda console: True))
-    assert run_here(*sample).err.endswith("next: vqgpt score a.zarr\n")
+    assert run_here(*sample).err.endswith("next: vqgpt evaluate samples a.zarr\n")
     for flag in ("--json", "--quiet", "--dry-run"):
         assert "next:" not in run_here(*sample, flag).err
 

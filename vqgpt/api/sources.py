@@ -1,4 +1,4 @@
-"""Which cache or GPT a command means where the user does not say, and which command made a cache.
+"""Which cache or GPT a command means where the user does not say, which ones go together, and what made a cache.
 
 A cache knows what made it, not where that lies: the VQ-GAN, images or GPT are those of the dataset, or given
 (`SourceOptions`). Must not import torch.
@@ -13,16 +13,18 @@ import numpy as np
 
 from vqgpt.api.options import SampleConfig, SourceOptions, TokenizeConfig
 from vqgpt.data.options import parse_views
-from vqgpt.errors import InputError, MissingDataError, UsageError
+from vqgpt.errors import InputError, MissingDataError, UsageError, composed
 from vqgpt.gpt.labels import Prompts, number_word
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.options.definition import resolve
 from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, CachePath, CacheURL, cache_path, gpt_path
 from vqgpt.progress import Notice, Report
-from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER, Description
+from vqgpt.tokens import Description, TokenCache
+from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 
 ConfigT = TypeVar("ConfigT")
 PathT = TypeVar("PathT", bound=CachePath)
+SHOWN_NAMES = 5
 
 
 def find_cache(cache: CachePath | None, dataset: str | None) -> CachePath:
@@ -68,6 +70,50 @@ def warn_if_unknown(tokenizer_sha256: str, report: Report) -> None:
                 "cannot tell whether it was the same one"
             )
         )
+
+
+def check_goes_with(
+    config: GPTConfig, trained_on: Description | None, path: Path, cache: TokenCache, report: Report
+) -> None:
+    """Raise InputError, with both sides, if the GPT was trained on tokens of another kind than the cache has."""
+    description = cache.description
+    pairs: list[tuple[str, Any, Any]] = [
+        ("codes", config.codebook_size, description.codebook_size),
+        ("a grid of", config.grid, description.grid),
+    ]
+    if trained_on is None:
+        report(Notice(text=f"{path} does not record which VQ-GAN it was trained with; the scores assume the cache's"))
+    else:
+        pairs.append(("the VQ-GAN", trained_on.tokenizer_sha256[:12], description.tokenizer_sha256[:12]))
+        if description.label_kind == config.options.condition != "none":
+            ours, theirs = trained_on.class_names, description.class_names
+            pairs.append(("the classes", [*map(composed, ours)], [*map(composed, theirs)]))
+    for what, ours, theirs in pairs:
+        if ours != theirs:
+            raise InputError(
+                f"{path} was trained with {what} {_text(ours)}, and {cache.path} has {_text(theirs)}",
+                "give a GPT that was trained on such tokens, with --checkpoint-gpt, or another cache",
+            )
+    if config.num_classes and description.label_kind != config.options.condition:
+        report(Notice(text="the cache has no labels of the kind that the GPT knows: it is scored unconditionally"))
+
+
+def check_same_codes(training: TokenCache, cache: TokenCache) -> None:
+    """Raise InputError, with both sides, if the codes of another cache mean other things."""
+    ours, theirs = cache.description, training.description
+    for what in ("tokenizer_sha256", "grid"):
+        mine, other = _text(getattr(ours, what)), _text(getattr(theirs, what))
+        if mine != other:
+            raise InputError(
+                f"{what}: {cache.path} has {mine}, {training.path} has {other}",
+                "give a cache of the same VQ-GAN and image size",
+            )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join([*value[:SHOWN_NAMES], "..."] if len(value) > SHOWN_NAMES else value)
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def list_caches(folder: CachePath) -> list[CachePath]:

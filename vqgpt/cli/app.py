@@ -14,6 +14,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "token_normalize_func": lambd
 GROUPS = {
     "vqgan": "The tokenizer: train or import one, look at its reconstructions.",
     "cache": "Look after token caches.",
+    "evaluate": "Measure how good samples, a tokenizer or a GPT are.",
 }
 # These come first in help, the others follow by name.
 IN_ORDER = ["run", "tokenize", "train", "sample", "render", "score", "export"]

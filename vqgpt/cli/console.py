@@ -159,12 +159,21 @@ class Screen:
 
 
 def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
-    width = max((len(name) for name, value in result.items() if not _is_table(value)), default=0)
+    width = max((len(name) for name, value in result.items() if not _has_own_lines(value)), default=0)
     for name, value in result.items():
         if _is_table(value):
             yield from ("", name.replace("_", " "), *_table(value))
+        elif _has_own_lines(value):
+            yield from ("", name.replace("_", " "), *value)
         else:
             yield f"{name.replace('_', ' '):<{width}}  {_plain_text(value)}"
+
+
+def _has_own_lines(value: Any) -> bool:
+    """True for a table, and for a list of sentences."""
+    return _is_table(value) or (
+        isinstance(value, list) and any(isinstance(line, str) and " " in line for line in value)
+    )
 
 
 def _is_table(value: Any) -> bool:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vqgpt.api.options import StageName
 from vqgpt.cli.console import Screen, check_written
 from vqgpt.data.options import ImageOptions
 from vqgpt.errors import (
@@ -58,6 +59,7 @@ REFUSED = {
 }
 
 # After a stage: the next one, which of its options takes the result, which option chose that, which figure names it.
+LAST_STAGE = typing.get_args(StageName)[-1]
 AFTER = {
     "vqgan-train": ("tokenize", "checkpoint_vae", "out", "checkpoint"),
     "vqgan-reconstruct": ("tokenize", "checkpoint_vae", "checkpoint_vae", ""),
@@ -212,7 +214,7 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
             keep_memory_pages()
             with terminated_as_interrupted() if alone else nullcontext(), _warnings_reported(screen.report):
                 result = command.run(config, flags, screen.report)
-                screen.show_result(result)
+                screen.show_result(result if output.json else command.shown(result))
             if not flags.dry_run:
                 screen.show_next(next_line(command, given, result, commands))
             if output.json or flags.dry_run or not command.takes_recipe:  # then nothing else has the result
@@ -304,9 +306,9 @@ def next_line(
 ) -> str:
     """The command to give after this one, "" if none follows: of the same recipe or images, for what it made."""
     if command.table == "sample":
-        same = {name: given[name] for name in ("checkpoint_gpt", "n_head", "device") if name in given}
-        return command_line(commands["score"], {**same, "cache": result["cache"]})
-    if command.table == "run" and given.get("until", "sample") != "sample":
+        same = {name: given[name] for name in ("checkpoint_vae", "device") if name in given}
+        return command_line(commands["evaluate-samples"], {**same, "samples": result["cache"]})
+    if command.table == "run" and given.get("until", LAST_STAGE) != LAST_STAGE:
         return command_line(command, {name: given[name] for name in given if name not in ("until", "overwrite")})
     if command.table not in AFTER:
         return ""

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vqgpt.errors import InputError, composed
-from vqgpt.gpt.options import GPTConfig
 from vqgpt.options.definition import (
     CACHE,
     CHECKPOINT_GPT,
@@ -25,15 +23,12 @@ from vqgpt.options.definition import (
     out_option,
 )
 from vqgpt.options.paths import CachePath, beside
-from vqgpt.progress import Notice, Report
+from vqgpt.progress import Report
 from vqgpt.storage.files import write_atomically
 from vqgpt.storage.write_lock import check_place, sole_writer
 
 if TYPE_CHECKING:
     from vqgpt.evaluation.likelihood import Columns
-    from vqgpt.tokens import Description, TokenCache
-
-SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ class ScoreConfig:
 
 def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Tell how likely a GPT finds every row of a token cache."""
-    from vqgpt.api.sources import check_heads, find_gpt, warn_if_unknown
+    from vqgpt.api.sources import check_goes_with, check_heads, check_same_codes, find_gpt, warn_if_unknown
     from vqgpt.evaluation.likelihood import score, summary
     from vqgpt.gpt.checkpoint import load_gpt
     from vqgpt.runtime.device import resolve_precision, select_device
@@ -94,50 +89,6 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
         scores = score(cache, splits, gpt, training, resolve_precision(config.precision, device), report)
         write_atomically(config.result, _npz(scores) if config.result.suffix == ".npz" else _csv(scores))
     return {**plan, **summary(scores, splits, cache.description, config.show_rows)}
-
-
-def check_goes_with(
-    config: GPTConfig, trained_on: "Description | None", path: Path, cache: "TokenCache", report: Report
-) -> None:
-    """Raise InputError, with both sides, if the GPT was trained on tokens of another kind than the cache has."""
-    description = cache.description
-    pairs: list[tuple[str, Any, Any]] = [
-        ("codes", config.codebook_size, description.codebook_size),
-        ("a grid of", config.grid, description.grid),
-    ]
-    if trained_on is None:
-        report(Notice(text=f"{path} does not record which VQ-GAN it was trained with; the scores assume the cache's"))
-    else:
-        pairs.append(("the VQ-GAN", trained_on.tokenizer_sha256[:12], description.tokenizer_sha256[:12]))
-        if description.label_kind == config.options.condition != "none":
-            ours, theirs = trained_on.class_names, description.class_names
-            pairs.append(("the classes", [*map(composed, ours)], [*map(composed, theirs)]))
-    for what, ours, theirs in pairs:
-        if ours != theirs:
-            raise InputError(
-                f"{path} was trained with {what} {_text(ours)}, and {cache.path} has {_text(theirs)}",
-                "give a GPT that was trained on such tokens, with --checkpoint-gpt, or another cache",
-            )
-    if config.num_classes and description.label_kind != config.options.condition:
-        report(Notice(text="the cache has no labels of the kind that the GPT knows: it is scored unconditionally"))
-
-
-def check_same_codes(training: "TokenCache", cache: "TokenCache") -> None:
-    """Raise InputError, with both sides, if the codes of another cache mean other things."""
-    ours, theirs = cache.description, training.description
-    for what in ("tokenizer_sha256", "grid"):
-        mine, other = _text(getattr(ours, what)), _text(getattr(theirs, what))
-        if mine != other:
-            raise InputError(
-                f"{what}: {cache.path} has {mine}, {training.path} has {other}",
-                "give --against a cache of the same VQ-GAN and image size",
-            )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join([*value[:SHOWN_NAMES], "..."] if len(value) > SHOWN_NAMES else value)
-    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _npz(scores: "Columns") -> bytes:

@@ -246,10 +246,11 @@ def _initialise(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def nats_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) -> Iterator[Tensor]:
-    """Minus the log-probability of grids (N, h, w) given labels as `GPT.start` takes them, pass by pass, (n,) float64.
+def logits_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the model predicts of grids (N, h, w), pass by pass: logits (n, T, K) float32, and the tokens (n, T) int64.
 
-    A sum over all tokens of an image, of the model's own distribution: no temperature, no filter, no guidance.
+    Both are in the order in which the model reads the grid, on its device. Labels are as `GPT.start` takes them. Sets
+    eval mode.
     """
     config, device = model.config, next(model.parameters()).device
     model.eval()
@@ -259,5 +260,14 @@ def nats_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) ->
         sequences = grid_to_sequence(grids, scan).long().to(device)
         with autocast(device, precision):
             logits = model.predictions(sequences, of_them.to(device))
+        yield logits, sequences
+
+
+def nats_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) -> Iterator[Tensor]:
+    """Minus the log-probability of grids (N, h, w) given labels as `GPT.start` takes them, pass by pass, (n,) float64.
+
+    A sum over all tokens of an image, of the model's own distribution: no temperature, no filter, no guidance.
+    """
+    for logits, sequences in logits_of_images(model, codes, labels, precision):
         nats = F.cross_entropy(logits.flatten(0, 1), sequences.flatten(), reduction="none")
         yield nats.view(sequences.shape).cpu().double().sum(dim=1)  # MPS has no float64

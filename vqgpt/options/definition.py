@@ -204,13 +204,22 @@ class Flags:
     output: OutputFlags
 
 
+def all_of_it(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a result that is shown: all."""
+    return result
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command. `run(config, flags, report)` returns the result to show, and its docstring is the help text."""
+    """One command. `run(config, flags, report)` returns its result, and its docstring is the help text.
+
+    --json prints the whole result; `shown` gives what of it the screen shows.
+    """
 
     words: str
     config: type
     run: Callable[[Any, Flags, Report], Mapping[str, Any]]
+    shown: Callable[[Mapping[str, Any]], Mapping[str, Any]] = all_of_it
     takes_recipe: bool = True
     several_processes: bool = False
 
