@@ -96,22 +96,39 @@ def load_perceptual_loss(device: torch.device, report: Report) -> PerceptualLoss
     return PerceptualLoss(features, channel_weights).to(device)
 
 
-def _channel_weights() -> list[Tensor]:
+def has_perceptual_loss() -> bool:
+    """True if all weights of LPIPS are on this machine, so that `load_perceptual_loss` downloads nothing."""
+    return _channel_weights_path() is not None and _vgg16_path().is_file()
+
+
+def _channel_weights_path() -> Path | None:
+    """Where the package `lpips` has its weights, None if it is not installed."""
     package = importlib.util.find_spec("lpips")
     if package is None or package.origin is None:
+        return None
+    return Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
+
+
+def _channel_weights() -> list[Tensor]:
+    path = _channel_weights_path()
+    if path is None:
         raise MissingDataError(
             "the perceptual loss needs the package lpips", f"pip install 'vqgpt[lpips]', or {WITHOUT}"
         )
-    path = Path(package.origin).parent / "weights" / "v0.1" / "vgg.pth"
     if not path.is_file():
         raise MissingDataError(f"the package lpips lacks {path}", f"install it again, or {WITHOUT}")
     heads = torch.load(path, map_location="cpu", weights_only=True)
     return [heads[f"lin{index}.model.1.weight"].flatten() for index in range(len(FEATURE_CHANNELS))]
 
 
-def _vgg16_weights(report: Report) -> dict[str, Tensor]:
+def _vgg16_path() -> Path:
+    """Where torch keeps the weights of VGG16."""
     published = import_torchvision("models").VGG16_Weights.IMAGENET1K_V1
-    place = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    return Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+
+
+def _vgg16_weights(report: Report) -> dict[str, Tensor]:
+    published, place = import_torchvision("models").VGG16_Weights.IMAGENET1K_V1, _vgg16_path()
     if place.parts[0] == "~":  # torch would make a folder of that name
         raise MissingDataError(
             "there is no home folder to keep the weights of VGG16 in", f"set HOME or TORCH_HOME, or {WITHOUT}"
