@@ -35,7 +35,7 @@ lr = 1e-3
 num_samples = 10
 temperature = 0.8
 """
-STAGES = ["vqgan train", "vqgan reconstruct", "tokenize", "train", "sample"]
+STAGES = ["vqgan train", "vqgan reconstruct", "tokenize", "train", "sample", "evaluate samples"]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,9 @@ def test_the_second_run_has_nothing_to_do(project):
 @pytest.mark.parametrize(
     ("old", "new", "stages", "why"),
     [
-        ("temperature = 0.8", "temperature = 0.9", ["sample"], "[sample] temperature was 0.8, is 0.9"),
+        ("temperature = 0.8", "temperature = 0.9", STAGES[4:], "[sample] temperature was 0.8, is 0.9"),
         ("[tokenize]", "[vqgan-reconstruct]\nnum_images = 3\n[tokenize]", ["vqgan reconstruct"], "was 16, is 3"),
+        ("[tokenize]", "[evaluate-samples]\nseed = 1\n[tokenize]", STAGES[5:], "seed was 0, is 1"),
         ("[tokenize]", "[tokenize]\nbatch_size = 9", [], ""),
         ("lr = 1e-3", "lr = 0.001  # a comment", [], ""),
         ('dataset = "digits"', 'num_workers = 0\ndevice = "cpu"\ndataset = "digits"', [], ""),
@@ -155,7 +156,7 @@ def test_what_plain_commands_made_is_taken_by_its_content(project):
     for name in ("samples.zarr", "samples.png", "reconstructions.png"):
         path = Path("runs/digits", name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert those_that_ran(run()) == ["vqgan reconstruct", "tokenize", "sample"]
+    assert those_that_ran(run()) == ["vqgan reconstruct", "tokenize", "sample", "evaluate samples"]
     assert those_that_ran(run()) == []
     Path("runs/digits/train.made.json").unlink()
     edit("n_layer = 1", "n_layer = 2")
@@ -167,13 +168,30 @@ def test_another_network_in_its_place_is_noticed(project):
     assert outcome.code == 0, outcome.err
     assert_refused(run(), 2, "gpt.pt", "[train] seed was 5, is 0")
     edit("[train]", "[train]\nseed = 5")
-    assert those_that_ran(run()) == ["sample"]
+    assert those_that_ran(run()) == STAGES[4:]
 
 
 def test_samples_of_another_command_are_not_replaced_unasked(project):
     assert run_here("sample", "--dataset", "digits", "--num-samples", "3", "--overwrite").code == 0
     assert_refused(run(), 2, "samples.zarr", "another command", "--overwrite")
-    assert those_that_ran(run("--overwrite")) == ["sample"]
+    assert those_that_ran(run("--overwrite")) == ["sample"]  # the same samples again: their evaluation stands
+
+
+def test_the_evaluation_is_kept_and_can_be_left_out(project):
+    evaluation = json.loads(Path("runs/digits/evaluation.json").read_text())
+    assert evaluation["samples"][-1]["samples"] == "10 images of runs/digits/samples.zarr"
+    Path("runs/digits/evaluate-samples.made.json").unlink()
+    assert list(states(run("--no-evaluate"))) == STAGES[:-1]
+    assert list(states(run("--until", "sample"))) == STAGES[:-1]
+    outcome = run_here("run", "--recipe", "tiny.toml")
+    assert outcome.code == 0, outcome.err
+    assert "MIND" in outcome.out
+    assert "few" in outcome.out  # ten samples are, and it says so
+    kept = json.loads(Path("runs/digits/evaluation.json").read_text())["samples"]
+    assert all(entry in kept for entry in evaluation["samples"])
+    edit("[tokenize]", '[evaluate-samples]\nfeatures = "classifier"\n[tokenize]')
+    assert run_here("evaluate", "samples", "runs/digits/samples.zarr", "--limit", "9", "--features", "lite0").code == 0
+    assert those_that_ran(run("--dry-run")) == STAGES[5:]
 
 
 def test_damaged_and_older_records(project):

@@ -33,7 +33,9 @@ from vqgpt.options.definition import (
 from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, cache_path, vqgan_path
 from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 
-StageName = Literal["vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample"]  # in the order they run
+StageName = Literal[  # in the order they run
+    "vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample", "evaluate-samples"
+]
 ROWS_ON_A_SHEET = 100
 NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
 
@@ -277,4 +279,7 @@ class RunConfig:
     )
     data_root: Path | None = DATA_ROOT
     device: str = DEVICE
-    until: StageName = option("sample", "The last stage to run.", group=RUN)
+    until: StageName = option("evaluate-samples", "The last stage to run.", group=RUN)
+    evaluate: bool = option(
+        True, "End with a short evaluation of the samples, in at most a tenth of the time of the stages.", group=RUN
+    )

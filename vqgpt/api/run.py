@@ -1,18 +1,27 @@
 """`vqgpt run`: from images to pictures, through the stages that are not up to date.
 
-A stage runs as its own command does, with the same recipe. What a stage made is recorded with what it was made of, and
-compared by content: a small JSON file, runs/DATASET/STAGE.made.json. File times say nothing.
+A stage runs as its own command does, with the same recipe. What it made is recorded with what it was made of
+(`api.made`).
 """
 
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from vqgpt.api.evaluation_options import EvaluateSamplesConfig
+from vqgpt.api.made import (
+    Made,
+    content_digest,
+    images_digest,
+    made_by_command,
+    options_that_count,
+    read_record,
+    what_changed,
+    write_record,
+)
 from vqgpt.api.options import (
     ReconstructConfig,
     RunConfig,
@@ -22,127 +31,30 @@ from vqgpt.api.options import (
     TrainConfig,
     VQGANTrainConfig,
 )
-from vqgpt.data.file_trees import open_tree
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.reading import check_options
-from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
-from vqgpt.options.codec import flat, from_json, to_json
-from vqgpt.options.definition import Command, Flags, options_of, resolve
-from vqgpt.options.paths import RUNS_FOLDER, CachePath, CacheURL, beside, gpt_path, samples_path
+from vqgpt.options.codec import to_json
+from vqgpt.options.definition import Command, Flags, resolve
+from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, gpt_path, samples_path
 from vqgpt.options.recipe import values_for
 from vqgpt.progress import Notice, Report
-from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file
-from vqgpt.storage.files import canonical_json, open_regular, read_regular, sha256, write_atomically
-from vqgpt.tokens.reader import read_manifest
 
-LARGEST_RECORD = 2**20  # bytes
-LEAVE_THE_RESULT_ALIKE = {  # where files lie is not what is in them, which is an input of its own
-    *("dataset", "data_root", "out", "cache", "checkpoint_vae", "checkpoint_gpt"),
-    *("device", "num_workers", "wandb", "tensorboard", "keep_last", "shard", "show"),
-}
+SHARE_FOR_EVALUATION = 0.1  # of the time of the stages
+SECONDS_FOR_EVALUATION = 10.0  # where that is not known
+SHOWN_OF_EVALUATION = ("samples", "figures", "class as asked for", "findings", "line")
 
 STAGES = get_args(StageName)
 NETWORKS = ("vqgan-train", "train")
+EVALUATION = STAGES[-1]
 TAKES_LONG = (*NETWORKS, "tokenize")  # a result of these is replaced only when that is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a stage made: the digests of its results, by path, of which options and of which inputs, by their digests.
-
-    It is not `finished` while the stage runs. `seconds` is how long that took, None if it is not known.
-    """
-
-    options: dict[str, Any]
-    inputs: dict[str, str]
-    results: dict[str, str]
-    finished: bool = True
-    seconds: float | None = None
-
-
-def read_record(path: Path) -> Made | None:
-    """The record at `path`; None if there is none, or none that can be read."""
-    try:
-        return from_json(Made, json.loads(read_regular(path, LARGEST_RECORD)), str(path))
-    except (FileNotFoundError, InputError, ValueError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def write_record(path: Path, made: Made) -> None:
-    """Write a record in one step."""
-    write_atomically(path, canonical_json(to_json(made)))
-
-
-def options_that_count(table: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a configuration in JSON form, the options that the stage's result depends on, by name."""
-    alike = LEAVE_THE_RESULT_ALIKE | ({"batch_size"} if table == "tokenize" else set())
-    return {name: value for name, value in flat(configuration).items() if name not in alike}
-
-
-def what_changed(table: str, config_class: type, now: Made, before: Made) -> str:
-    """What differs between two records of one stage, as a user reads it; "" if nothing does.
-
-    An option that the earlier one does not know, from another version of vqgpt, had its default.
-    """
-    changes = []
-    for item in options_of(config_class):
-        if item.name in now.options:
-            default = list(item.default) if isinstance(item.default, tuple) else item.default
-            old, new = before.options.get(item.name, default), now.options[item.name]
-            if old != new:
-                changes.append(f"{item.key} was {_shown(old)}, is {_shown(new)}")
-    settings = [f"[{table}] {'; '.join(changes)}"] if changes else []
-    names = [name for name in now.inputs if now.inputs[name] != before.inputs.get(name)]
-    return "; ".join([*settings, *(f"the {name} changed" for name in names)])
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def images_digest(options: ImageOptions) -> str | None:
-    """Of a published dataset its name, whose files are checked as they are fetched; of one's own, all names and files.
-
-    None if they are not here. Raises UsageError for a folder that was not named, OSError for an unreadable file.
-    """
-    dataset = find_dataset(options.dataset)
-    if dataset.reader != "folder":
-        return dataset.name
-    if options.data_root is not None and not options.root.exists():
-        return None
-    check_options(dataset, options)
-    tree = open_tree(options.root)
-    return sha256(canonical_json({ascii(name): sha256(tree.read(name)) for name in tree.sizes}))
-
-
-def content_digest(path: CachePath) -> str | None:
-    """SHA-256 of a file, or the digest of a token cache; None if it is not there, not finished, or cannot be read."""
-    if isinstance(path, CacheURL) or path.suffix == ".zarr":
-        try:
-            manifest = read_manifest(path)
-        except (MissingDataError, InputError):
-            return None
-        return manifest.digest if manifest.complete else None
-    if not path.exists():
-        return None
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def made_by_command(table: str, path: Path, inputs: Mapping[str, str]) -> Made | None:
-    """What a trained network says itself of how it was made; None for an imported one, which does not say."""
-    content = read_checkpoint_file(path)
-    configuration = content["configuration"] if is_ours(content) else {}
-    if not configuration or "family" in configuration:
-        return None
-    known = {"token cache": content["cache_digest"]} if "cache_digest" in content else {}
-    return Made(options=options_that_count(table, configuration), inputs={**inputs, **known}, results={})
-
-
-@dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage with its configuration: what it writes, what it reads by name, and the images that it reads."""
+    """One stage with its configuration: what it writes, what it reads by name, and the images that it reads.
+
+    `adds` is true where it adds to its result, as other commands do too.
+    """
 
     command: Command
     config: Any
@@ -150,6 +62,7 @@ class Stage:
     results: tuple[CachePath, ...]
     needs: Mapping[str, CachePath]
     images: ImageOptions | None
+    adds: bool = False
 
     @property
     def takes_long(self) -> bool:
@@ -170,6 +83,7 @@ def run(
     Raises UsageError if what took long is out of date and `flags` do not ask to replace it, and what the stages raise.
     """
     outcomes: dict[str, dict[str, Any]] = {}
+    shown: dict[str, Any] = {}
     made_anew: dict[CachePath, str] = {}  # by a dry run: which stage would
     digest_of_images = functools.cache(images_digest)
     stages = stages_of(config, content, str(recipe), commands)
@@ -180,7 +94,7 @@ def run(
         now = Made(options={}, inputs={}, results=digests(stage.results))
         makers = [made_anew[path] for path in stage.needs.values() if path in made_anew]
         if makers:
-            why, replaces = f"after {makers[0]}", bool(now.results)
+            why, replaces = f"after {makers[0]}", stage.takes_long and bool(now.results)
         else:
             options = options_that_count(stage.command.table, to_json(stage.config))
             now = replace(now, options=options, inputs=inputs_of(stage, before, digest_of_images))
@@ -199,15 +113,42 @@ def run(
         elif flags.dry_run:
             state = "stops without --overwrite" if stops else "would run"
             made_anew |= dict.fromkeys(stage.results, words)
+        elif stage.command.table == EVALUATION:
+            state, before, shown = evaluate(stage, now, outcomes, flags, report)
         else:
-            state, before = "done", make(stage, now, flags, report)
+            state, before = "done", make(stage, now, flags, report)[0]
         seconds = before.seconds if before else None
         if seconds is None and state == "would run":
-            seconds = expected().get(stage.command.table)
+            is_last = stage.command.table == EVALUATION
+            seconds = seconds_for_evaluation(outcomes) if is_last else expected().get(stage.command.table)
         outcomes[words] = {"state": state, "why": why, "seconds": seconds}
         if flags.dry_run and stops:
             break
-    return {"recipe": recipe, "stages": outcomes}
+    return {"recipe": recipe, "stages": outcomes, **shown}
+
+
+def evaluate(
+    stage: Stage, now: Made, outcomes: Mapping[str, Mapping[str, Any]], flags: Flags, report: Report
+) -> tuple[str, Made | None, dict[str, Any]]:
+    """Evaluate in a tenth of the time that the stages before took: how that ended, its record, what of it is shown.
+
+    What is in its way is told, and the pipeline is done without it.
+    """
+    config = replace(stage.config, seconds=stage.config.seconds or seconds_for_evaluation(outcomes))
+    try:
+        made, result = make(replace(stage, config=config), now, flags, report)
+    except (MissingDataError, InputError, UsageError) as error:
+        stage.record.unlink(missing_ok=True)
+        report(Notice(text=f"no evaluation: {error.message}; {error.hint}"))
+        return "left out", None, {}
+    shown = stage.command.shown(result)
+    return "done", made, {name: shown[name] for name in SHOWN_OF_EVALUATION if name in shown}
+
+
+def seconds_for_evaluation(outcomes: Mapping[str, Mapping[str, Any]]) -> float:
+    """A tenth of the time that the stages before took or take, as far as it is known."""
+    known = sum(outcome["seconds"] or 0.0 for outcome in outcomes.values())
+    return max(0.1, round(SHARE_FOR_EVALUATION * known, 1)) if known else SECONDS_FOR_EVALUATION
 
 
 def stages_of(
@@ -239,6 +180,9 @@ def stages_of(
     decoder = {} if sample.tokens_only else {"VQ-GAN": sample.checkpoint_vae or train_vqgan.result}
     drawn = {"GPT": sample.checkpoint_gpt or gpt, **decoder}
     sheet = () if sample.tokens_only else (beside(samples, f"{samples.stem}.png"),)
+    evaluation: EvaluateSamplesConfig = resolved(
+        EVALUATION, samples=str(samples), cache=tokens, checkpoint_vae=sample.checkpoint_vae or train_vqgan.result
+    )
 
     def stage(table: str, configured: Any, needs: Mapping[str, CachePath], *results: CachePath) -> Stage:
         record, images = RUNS_FOLDER / dataset / f"{table}.made.json", getattr(configured, "images", None)
@@ -253,6 +197,10 @@ def stages_of(
         stage("train", train, {"token cache": tokens, **start}, gpt),
         stage("sample", sample, drawn, samples, *sheet),
     ]
+    if config.evaluate and not sample.tokens_only:
+        judged = {"samples": samples, "token cache": tokens, **decoder}
+        record = evaluation.out or RUNS_FOLDER / dataset / "evaluation.json"
+        stages.append(replace(stage(EVALUATION, evaluation, judged, record), images=tokenize.images, adds=True))
     if vqgan != train_vqgan.result:
         del stages[0]
     return [each for each in stages if STAGES.index(each.command.table) <= STAGES.index(config.until)]
@@ -291,18 +239,20 @@ def judge(stage: Stage, now: Made, before: Made | None) -> tuple[str, bool]:
 
     Judged from what is there `now` and what its record says of `before`.
     """
-    if not now.results:
+    if not now.results or (stage.adds and before is None):
         return "not finished" if before is None or not before.finished else "its result is gone", False
     if before is not None and not before.finished:
         return "it was interrupted", False
     table, path = stage.command.table, stage.results[0]
-    if before is None or any(before.results.get(name) != digest for name, digest in now.results.items()):
+    others = before is None or any(before.results.get(name) != digest for name, digest in now.results.items())
+    if others and not stage.adds:
         if table == "tokenize":
             return "another command made the cache, so it is checked", False
         if table not in NETWORKS:
             return "another command made what is there", True
         assert isinstance(path, Path)
         before = made_by_command(table, path, now.inputs) or now
+    assert before is not None
     changed = what_changed(table, stage.command.config, now, before)
     if changed:
         return changed, stage.takes_long
@@ -310,13 +260,13 @@ def judge(stage: Stage, now: Made, before: Made | None) -> tuple[str, bool]:
     return f"{gone[0]} is gone" if gone else "", False
 
 
-def make(stage: Stage, now: Made, flags: Flags, report: Report) -> Made:
-    """Run a stage and record what it made, and of what. What it may replace by now is known."""
+def make(stage: Stage, now: Made, flags: Flags, report: Report) -> tuple[Made, Mapping[str, Any]]:
+    """Run a stage and record what it made, and of what; also its result. What it may replace by now is known."""
     if not stage.takes_long:
         write_record(stage.record, replace(now, finished=False))
-    overwrite = flags.overwrite or not stage.takes_long
+    overwrite = flags.overwrite or not (stage.takes_long or stage.adds)
     start = time.monotonic()
-    stage.command.run(stage.config, replace(flags, recipe=None, overwrite=overwrite, dry_run=False), report)
+    result = stage.command.run(stage.config, replace(flags, recipe=None, overwrite=overwrite, dry_run=False), report)
     made = replace(now, results=digests(stage.results), seconds=round(time.monotonic() - start, 1))
     write_record(stage.record, made)
-    return made
+    return made, result
