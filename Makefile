@@ -46,8 +46,8 @@ format: $(READY) ## Format the code, and make docs/reference.md
 	$(BIN)/ruff check --fix .
 	$(BIN)/python docs/make_reference.py > docs/reference.md
 
-bench: $(READY) ## Print the figures of the digits pipeline, of the VQ-GAN step, of reading tokens, of memory settings
-	$(BIN)/python benchmarks/digits_quality.py
+bench: $(READY) ## Print the figures of evaluation, of the VQ-GAN step, of reading tokens, of memory settings
+	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/vqgan_step.py
 	$(BIN)/python benchmarks/token_reading.py
 	$(BIN)/python benchmarks/encoder_memory.py

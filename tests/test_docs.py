@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import description, write_cache
-from vqgpt.cli.app import COMMANDS
+from vqgpt.cli.app import COMMANDS, GROUPS
 from vqgpt.data.table import DATASETS
 from vqgpt.options.definition import Flags, OutputFlags, options_of
 from vqgpt.tokens import TokenCache
@@ -49,7 +49,7 @@ def commands_in(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_in_the_documents_has_flags_that_exist(page):
     for words in commands_in(page):
-        table = "-".join(words[:2]) if words[0] in ("vqgan", "cache") else words[0]
+        table = "-".join(words[:2]) if words[0] in GROUPS else words[0]
         configs = (COMMANDS[table].config, Flags if COMMANDS[table].takes_recipe else OutputFlags)
         known = {name for config in configs for option in options_of(config) for name in (option.flag, option.short)}
         for word in words:
