@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqgpt.data.image_sets import drawn_rows
 from vqgpt.errors import InputError
 from vqgpt.evaluation import distances
 from vqgpt.evaluation.distances import (
@@ -17,7 +18,6 @@ from vqgpt.evaluation.distances import (
     SMALLEST_FOR_INFINITY,
     Moments,
     check_comparable_features,
-    drawn_rows,
     frechet_distance,
     frechet_distance_at_infinity,
     frechet_estimate,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vqgpt.api.evaluation_options import RECORD, SEED_OF_EVALUATION
 from vqgpt.data.table import held_out_split
-from vqgpt.evaluation.record import check_replaceable, command_text, evaluation_path, keep_evaluation
+from vqgpt.evaluation.record import check_replaceable, command_text, evaluation_path, keep_evaluation, short
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import (
     CHECKPOINT_GPT,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vqgpt.tokens import TokenCache
 
 SHOWN_CLASSES = 20
-LETTERS_OF_DIGEST = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +58,7 @@ class EvaluateGPTConfig:
 
 
 def run(config: EvaluateGPTConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """Measure how well a GPT predicts held-out tokens, against training tokens and plain frequencies of codes.
-
-    Its calibration by position goes to runs/DATASET/evaluation.json, and as a picture beside it.
-    """
+    """Measure how well a GPT predicts held-out tokens, and how well it is calibrated at each position of the grid."""
     from vqgpt.evaluation.calibration import check_splits, evenly_spaced, predict
     from vqgpt.runtime.device import resolve_precision, select_device
     from vqgpt.storage.checkpoint import weights_sha256
@@ -206,8 +202,8 @@ def _line(
     return (
         f"{of_split['bits_per_token']:.4f} bits per token (95 %: {lowest:.4f} to {highest:.4f}), "
         f"{gap['bits_per_token']:+.4f} against {train}; {of_split['rows']} rows of {split}, "
-        f"{figures['splits'][train]['rows']} of {train}; cache {of['cache'][:LETTERS_OF_DIGEST]}, "
-        f"GPT {of['gpt'][:LETTERS_OF_DIGEST]}, seed {config.seed}; {command_text(COMMAND.words, same)}"
+        f"{figures['splits'][train]['rows']} of {train}; cache {short(of['cache'])}, "
+        f"GPT {short(of['gpt'])}, seed {config.seed}; {command_text(COMMAND.words, same)}"
     )
 
 

@@ -14,6 +14,7 @@ from vqgpt.evaluation.record import (
     evaluation_path,
     keep_evaluation,
     latest_evaluation,
+    short,
 )
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import Command, Flags
@@ -33,15 +34,10 @@ if TYPE_CHECKING:
     from vqgpt.tokens import TokenCache
 
 PAIRS_SHOWN = 16
-LETTERS_OF_DIGEST = 12
 
 
 def run(config: EvaluateSamplesConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """Measure how near samples are to real images, and whether they are copies of training images.
-
-    Distances (FID, KID, MIND), precision and recall, also by class; how many samples show the class asked for; how near
-    the nearest training images are. Works on token caches, and on folders and archives of pictures.
-    """
+    """Measure how near samples are to real images (FID, KID, MIND), and whether they copy training images."""
     from vqgpt.runtime.device import process_group, select_device
 
     with process_group(select_device(config.sources.device)) as device:
@@ -319,7 +315,7 @@ def _line(config: EvaluateSamplesConfig, sets: "Sets", entry: Mapping[str, Any])
         seeds = f"sampled with seed {sets.cache.description.sampling['seed']}, evaluated with {config.seed}"
     return (
         f"{figures}  {entry['samples']} against {entry['reference']}  {features['kind']} "
-        f"{features['weights'][:LETTERS_OF_DIGEST]} ({features['preprocessing']})  {seeds}  "
+        f"{short(features['weights'])} ({features['preprocessing']})  {seeds}  "
         f"{command_text(COMMAND.words, config)}"
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vqgpt.api.evaluation_options import EvaluateTokenizerConfig
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.errors import UsageError, nearest_hint
-from vqgpt.evaluation.record import check_replaceable, command_text, evaluation_path, keep_evaluation
+from vqgpt.evaluation.record import check_replaceable, command_text, evaluation_path, keep_evaluation, short
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import Command, Flags
 from vqgpt.progress import Report
@@ -22,15 +22,9 @@ if TYPE_CHECKING:
     from vqgpt.evaluation.tokenizer import Reconstruction
     from vqgpt.vqgan.model import VQGAN
 
-LETTERS_OF_DIGEST = 12
-
 
 def run(config: EvaluateTokenizerConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
-    """Measure what a VQ-GAN keeps of images: pixels, features, classes, its codes.
-
-    PSNR, SSIM, LPIPS where its weights are at hand; the distances of reconstructions (rFID) and of decoded perturbed
-    codes (pFID) to the images; dead codes; the worst reconstructions as a picture. For each split, and by class.
-    """
+    """Measure what a VQ-GAN keeps of images (PSNR, SSIM, rFID), its codes, and its robustness to wrong ones (pFID)."""
     from vqgpt.runtime.device import process_group, select_device
 
     with process_group(select_device(config.vqgan.device)) as device:
@@ -216,8 +210,8 @@ def _line(config: EvaluateTokenizerConfig, entry: Mapping[str, Any], held_out: s
     ]
     return (
         f"PSNR {figures['metrics']['psnr_db']['value']:.2f} dB  {'  '.join(distances)}  {count:,} images of "
-        f"{config.images.dataset}:{held_out}  {features['kind']} {features['weights'][:LETTERS_OF_DIGEST]} "
-        f"({features['preprocessing']})  tokenizer {entry['of']['tokenizer'][:LETTERS_OF_DIGEST]}  seed {config.seed}  "
+        f"{config.images.dataset}:{held_out}  {features['kind']} {short(features['weights'])} "
+        f"({features['preprocessing']})  tokenizer {short(entry['of']['tokenizer'])}  seed {config.seed}  "
         f"{command_text(COMMAND.words, config)}"
     )
 

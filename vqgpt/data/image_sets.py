@@ -96,13 +96,18 @@ class ImageSet:
         return replace(self, sha256=content_sha256({"of": self.sha256, "channels": 3}), shape=shape, read=read)
 
     def drawn(self, count: int) -> "ImageSet":
-        """`count` images, drawn at random, always the same ones; itself if `count` is 0 or there are no more.
+        """`count` images as `drawn_rows` chooses them; itself if `count` is 0 or there are no more."""
+        return self if count == 0 or count >= len(self) else self.subset(drawn_rows(len(self), count))
 
-        Images at equal distances could all be of one class, where samples cycle through them.
-        """
-        if count == 0 or count >= len(self):
-            return self
-        return self.subset(np.sort(np.random.default_rng(0).permutation(len(self))[:count]))
+
+def drawn_rows(total: int, most: int) -> NDArray[np.int64]:
+    """The numbers of all `total` rows, ascending, or of `most` of them, drawn at random, always the same ones.
+
+    Rows at equal distances could all be of one class, where samples cycle through them.
+    """
+    if total <= most:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(0).permutation(total)[:most])
 
 
 def content_sha256(about: Mapping[str, Any], *arrays: NDArray[Any]) -> str:

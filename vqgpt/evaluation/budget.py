@@ -29,7 +29,7 @@ from vqgpt.evaluation.extractors import (
 TIMED_IMAGES = 16
 FEWEST_IMAGES = 20  # fewer say nothing
 SECONDS_FOR_FIGURES = 1.5
-SHARE_FOR_CLASSIFIER = 0.5
+SHARE_FOR_CLASSIFIER = 0.6
 FEWEST_SECONDS = {"inception": 20.0, "lite0": 5.0}  # for which it is worth loading one
 ENOUGH_IMAGES = 500  # of a slower extractor, to be preferred to a faster one
 
@@ -79,7 +79,7 @@ def within_seconds(seconds: float, extractor: Extractor, images: ImageSet, sets:
 
 
 def has_time_for_classifier(seconds: float, training: ImageSet, held_out: ImageSet, device: torch.device) -> bool:
-    """True if the classifier is there, or its training takes no more than half of the time."""
+    """True if the classifier is there, or its training takes little enough of the time."""
     path = classifier_path(training)
     if path is not None and kept_classifier(path, training, held_out, device) is not None:
         return True

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.errors import InputError
+from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.device import derived_seed, epoch_order
 from vqgpt.storage.checkpoint import (
@@ -113,6 +114,8 @@ class _Training:
     labels: Tensor
     network: ClassifierNetwork
     optimizer: torch.optim.Optimizer
+
+    __repr__ = one_line
 
     def step(self, rows: Tensor, learning_rate: float, mirror: bool, seed: int) -> None:
         """Learn from the images `rows` (B,). A pure function of the seed, on a CPU."""

@@ -12,9 +12,9 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vqgpt.data.image_sets import drawn_rows
 from vqgpt.errors import InputError
 from vqgpt.evaluation.intervals import Estimate
 from vqgpt.options.codec import one_line
@@ -217,16 +217,6 @@ def _potentials(places: Tensor, apart: Tensor, order: Tensor) -> Tensor:
     potentials = torch.nn.functional.pad(steps.cumsum(dim=1), (1, 0))
     potentials = potentials - potentials.mean(dim=1, keepdim=True)
     return torch.zeros_like(potentials).scatter_(1, order, potentials).sum(dim=0)
-
-
-def drawn_rows(total: int, most: int) -> NDArray[np.int64]:
-    """The numbers of all `total` rows, ascending, or of `most` of them, drawn at random, always the same ones.
-
-    Rows at equal distances could all be of one class, where samples cycle through them.
-    """
-    if total <= most:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(0).permutation(total)[:most])
 
 
 def check_comparable_features(a: Tensor, b: Tensor) -> None:

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqgpt.data.image_sets import ImageSet
+from vqgpt.data.image_sets import ImageSet, drawn_rows
 from vqgpt.errors import InputError
-from vqgpt.evaluation.distances import Moments, drawn_rows, moments_of_batches
+from vqgpt.evaluation.distances import Moments, moments_of_batches
 from vqgpt.evaluation.extractors import Extractor
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import RUNS_FOLDER

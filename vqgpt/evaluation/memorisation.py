@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vqgpt.evaluation.distances import drawn_rows
+from vqgpt.data.image_sets import drawn_rows
 from vqgpt.evaluation.features import Features
 from vqgpt.evaluation.neighbours import authentic, centred, copying_test, nearest_codes, nearest_of
 from vqgpt.evaluation.samples import MOST_NEIGHBOURS, images_in_both

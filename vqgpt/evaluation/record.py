@@ -67,6 +67,11 @@ def check_replaceable(path: Path, pictures: Collection[Path], overwrite: bool) -
             raise UsageError(f"{picture} exists, and no evaluation made it", "give --overwrite to replace it")
 
 
+def short(digest: str) -> str:
+    """The start of a digest, as a line shows it."""
+    return digest[:12]
+
+
 def command_text(words: str, config: Any) -> str:
     """The command that has this configuration, for a shell: its arguments, and what differs from the defaults."""
     values, parts = flat_values(config), ["vqgpt", *words.split()]

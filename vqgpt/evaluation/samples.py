@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vqgpt.data.image_sets import drawn_rows
 from vqgpt.evaluation.distances import (
     Moments,
     check_comparable_features,
-    drawn_rows,
     frechet_distance,
     frechet_distance_at_infinity,
     frechet_estimate,
