@@ -61,7 +61,7 @@ class EvaluateSamplesConfig:
     features: str = FEATURES
     limit: int = option(10_000, "At most this many images of each set, drawn at random; 0 for all.", group=DATA)
     training_images: int = option(
-        10_000,
+        2048,
         "Compute features of at most this many training images, to search them for copies; 0 for none.",
         group=DATA,
     )
