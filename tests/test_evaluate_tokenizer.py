@@ -16,11 +16,14 @@ from vqgpt.evaluation.extractors import is_installed
 from vqgpt.evaluation.tokenizer import (
     Reconstruction,
     findings_of_reconstructions,
+    lpips_metric,
     nearest_codes_of,
     perturbed_codes,
     pixel_figures,
     pixel_figures_by_class,
 )
+from vqgpt.runtime.process import import_torchvision
+from vqgpt.vqgan.losses import FEATURE_CHANNELS, FEATURE_LAYERS, PerceptualLoss
 
 WORDS = ["evaluate", "tokenizer", "--dataset", "digits", "--features", "lite0", "--limit", "20"]
 pytestmark = pytest.mark.skipif(not is_installed("lite0"), reason="the package of the lite0 features is absent")
@@ -47,6 +50,16 @@ def test_neighbours_are_those_of_a_plain_search(codes, dimensions, seed):
         distances[code] = torch.inf
         expected = distances.sort().values[: found.shape[1]]
         torch.testing.assert_close(distances[torch.from_numpy(found[code])].sort().values, expected)
+
+
+def test_lpips_is_the_perceptual_loss_of_bytes():
+    features = import_torchvision("models").vgg16(weights=None).features[: FEATURE_LAYERS[-1] + 1]
+    loss = PerceptualLoss(features, [torch.rand(width) for width in FEATURE_CHANNELS])
+    images = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
+    others = images.flip(3)
+    lpips = lpips_metric(loss, torch.device("cpu"))
+    assert lpips(images, images).tolist() == [0, 0, 0]
+    torch.testing.assert_close(lpips(images, others), loss(images.float() / 127.5 - 1, others.float() / 127.5 - 1))
 
 
 def test_figures_by_class_and_what_is_said_of_them():
