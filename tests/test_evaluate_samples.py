@@ -242,6 +242,7 @@ def test_labels_in_one_set_alone_give_no_figures_by_class(project):
 def test_features_that_are_not_there_or_unknown_are_refused(project):
     words = ["evaluate", "samples", "good", *AGAINST, "--features"]
     assert_refused(run_here(*words, "nothing.pt"), 4, "nothing.pt")
+    assert_refused(run_here(*words, "incepton"), 2, "'incepton'", "'inception'")
     Path("other.pt").write_bytes(b"weights")
     assert_refused(run_here(*words, "other.pt"), 3, "other.pt", "SHA-256")
     plain = ["evaluate", "samples", "good", "--against", "shapes:val", "--features", "classifier"]

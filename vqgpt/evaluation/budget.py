@@ -12,7 +12,7 @@ from typing import get_args
 import torch
 
 from vqgpt.data.image_sets import ImageSet
-from vqgpt.errors import MissingDataError
+from vqgpt.errors import MissingDataError, UsageError, nearest_hint
 from vqgpt.evaluation.classifier import Classifier, expected_seconds
 from vqgpt.evaluation.consistency import MOST_TRAINING_IMAGES, classifier_path, kept_classifier
 from vqgpt.evaluation.extractors import (
@@ -55,7 +55,10 @@ def best_features(
 
 
 def load_features(features: str, classifier: Classifier | None, device: torch.device) -> Extractor:
-    """The extractor of a kind, or of a file with known weights. Raises what loading it raises."""
+    """The extractor of a kind, or of a file with known weights.
+
+    Raises UsageError for a word that is neither, and what loading it raises.
+    """
     match features:
         case "inception":
             return load_inception(device)
@@ -65,6 +68,10 @@ def load_features(features: str, classifier: Classifier | None, device: torch.de
             assert classifier is not None
             return classifier_extractor(classifier, device)
         case file:
+            if not Path(file).suffix and not Path(file).exists():
+                raise UsageError(
+                    f"there are no features {file!r}", nearest_hint(file, ["auto", *get_args(FeatureKind)])
+                )
             return extractor_of_file(Path(file), device)
 
 
