@@ -52,10 +52,10 @@ def test_an_entry_takes_the_place_of_one_of_the_same_and_all_others_stay(tmp_pat
 
 def test_kinds_and_entries_of_other_versions_stay(tmp_path):
     path = tmp_path / "evaluation.json"
-    others = {"speed": [{"images": 3}], "samples": [{"by": "hand"}]}
+    others = {"speed": [{"of": {"images": 3}}], "samples": [{"of": {"by": "hand"}, "more": 1}]}
     path.write_text(json.dumps(others))
     keep_evaluation(path, "samples", entry("a", 1))
-    assert read_evaluations(path) == {**others, "samples": [{"by": "hand"}, entry("a", 1)]}
+    assert read_evaluations(path) == {**others, "samples": [*others["samples"], entry("a", 1)]}
 
 
 def test_what_cannot_be_kept_leaves_the_record_as_it_was(tmp_path):
@@ -73,6 +73,9 @@ def test_each_dataset_has_a_record_beside_its_run():
 
 
 DAMAGED = {
+    "a number that is none": '{"samples": [{"of": {}, "value": NaN}]}',
+    "an entry of nothing": '{"samples": [{"figures": {}}]}',
+    "an entry of a list": '{"samples": [{"of": []}]}',
     "empty": "",
     "cut": '{"samples": [{"of": 1}',
     "no object": "[]",

@@ -30,11 +30,10 @@ def evaluation_path(dataset: str) -> Path:
 def read_evaluations(path: Path) -> dict[str, list[dict[str, Any]]]:
     """All entries by kind; {} if there is no file. Raises InputError if it is not such a file."""
     try:
-        content = json.loads(read_regular(path, LARGEST))
+        content = json.loads(read_regular(path, LARGEST), parse_constant=_no_number)
         check_plain(content)
         sound = isinstance(content, dict) and all(
-            isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-            for entries in content.values()
+            isinstance(entries, list) and all(_is_entry(entry) for entry in entries) for entries in content.values()
         )
     except FileNotFoundError:
         return {}
@@ -43,6 +42,14 @@ def read_evaluations(path: Path) -> dict[str, list[dict[str, Any]]]:
     if not sound:
         raise InputError(f"{path} is not a record of evaluations", "move it elsewhere, or delete it")
     return dict(content)
+
+
+def _no_number(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("of"), dict)
 
 
 def latest_evaluation(path: Path, kind: Kind) -> dict[str, Any] | None:
