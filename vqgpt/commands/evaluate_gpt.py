@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vqgpt.api.evaluation_options import RECORD, SEED_OF_EVALUATION
 from vqgpt.data.table import held_out_split
-from vqgpt.evaluation.record import check_replaceable, command_text, evaluation_path, keep_evaluation, short
+from vqgpt.evaluation.record import (
+    check_replaceable,
+    command_text,
+    evaluation_path,
+    keep_evaluation,
+    picture_path,
+    short,
+)
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import (
     CHECKPOINT_GPT,
@@ -70,7 +77,7 @@ def run(config: EvaluateGPTConfig, flags: Flags, report: Report) -> Mapping[str,
     check_splits(cache, "train", held_out)
     rows = {split: evenly_spaced(cache.rows(split), config.limit) for split in ("train", held_out)}
     record = config.out or evaluation_path(cache.description.dataset)
-    picture = record.with_name("calibration.png")
+    picture = picture_path(record, "calibration")
     check_replaceable(record, [picture], flags.overwrite)
     plan = {
         "checkpoint": str(checkpoint),

@@ -14,6 +14,7 @@ from vqgpt.evaluation.record import (
     evaluation_path,
     keep_evaluation,
     latest_evaluation,
+    picture_path,
     short,
 )
 from vqgpt.options.codec import to_json
@@ -47,7 +48,8 @@ def run(config: EvaluateSamplesConfig, flags: Flags, report: Report) -> Mapping[
 def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "torch.device") -> dict[str, Any]:
     from vqgpt.api.evaluation_sets import check_classes, find_sets
     from vqgpt.evaluation.budget import best_features, load_features, within_seconds
-    from vqgpt.evaluation.features import features_of
+    from vqgpt.evaluation.features import digests_of, features_of
+    from vqgpt.evaluation.samples import images_in_both
     from vqgpt.runtime.device import main_first, of_main, rank
 
     start = time.monotonic()
@@ -58,7 +60,7 @@ def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "t
     with main_first():  # which downloads what is missing
         sets = find_sets(config, report)
     record = config.out or (evaluation_path(sets.dataset) if sets.dataset else None)
-    picture = record.with_name("nearest.png") if record and sets.training and config.training_images else None
+    picture = picture_path(record, "nearest") if record and sets.training and config.training_images else None
     if record is not None:
         check_replaceable(record, [picture] if picture else [], flags.overwrite)
         check_can_be_written(record)
@@ -79,14 +81,16 @@ def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "t
         count = of_main(within_seconds(left, extractor, sets.samples, number) if rank() == 0 else 0)
         report(Notice(text=f"{extractor.kind} features of at most {count:,} images of each set fit the time"))
         config = without_seconds(config, count, features, classifier is not None)
-    sets = sets.drawn(config.limit)
+    whole_reference, sets = sets.reference, sets.drawn(config.limit)
     training = sets.training.drawn(config.training_images) if sets.training and config.training_images else None
     images = [sets.samples, sets.reference, *([training] if training else [])]
     found = [features_of(each, extractor, report) for each in images]
     of_images = [each for each in found if each is not None]
     if rank() > 0:
         return {}
-    entry = measure(config, sets, of_images, extractor, classifier, in_haste, report)
+    known = of_images[1].digests if in_haste else digests_of(whole_reference, report)
+    in_reference = int(images_in_both(of_images[0], known).sum())
+    entry = measure(config, sets, of_images, extractor, classifier, in_reference, in_haste, report)
     if record is None:
         return entry
     entry["findings"] += _tokenizer_findings(record, entry, extractor, sets)
@@ -145,11 +149,13 @@ def measure(
     features: list["Features"],
     extractor: "Extractor",
     classifier: "Classifier | None",
+    in_reference: int,
     in_haste: bool,
     report: Report,
 ) -> dict[str, Any]:
     """All that is measured, in JSON form; `features` are those of the samples, of the reference, of training images.
 
+    `in_reference` samples are images of the reference.
     `in_haste`, copies in all pixels are searched for among those training images alone, and not among all.
     """
     from vqgpt.api.evaluation_sets import have_comparable_classes, labels_among
@@ -161,7 +167,6 @@ def measure(
     samples, reference, *training = features
     name, seed = extractor.distance_name, config.seed
     figures = figures_of.sample_figures(samples, reference, name, seed)
-    in_reference = int(figures_of.images_in_both(samples, reference.digests).sum())
     distinct = figures_of.distinct_images(samples)
     sharpness = figures_of.relative_sharpness(samples, reference)
     names, by_class = sets.reference.class_names, None

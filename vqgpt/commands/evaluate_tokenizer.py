@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from vqgpt.api.evaluation_options import EvaluateTokenizerConfig
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.errors import UsageError, nearest_hint
-from vqgpt.evaluation.record import check_replaceable, command_text, evaluation_path, keep_evaluation, short
+from vqgpt.evaluation.record import (
+    check_replaceable,
+    command_text,
+    evaluation_path,
+    keep_evaluation,
+    picture_path,
+    short,
+)
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import Command, Flags
 from vqgpt.progress import Report
@@ -45,7 +52,7 @@ def _run(config: EvaluateTokenizerConfig, flags: Flags, report: Report, device: 
     model = load_vqgan(path, dataset.name, device, config.vqgan.remap).eval()
     size = image_size(config.size, model.config, dataset, report)
     record = config.out or evaluation_path(dataset.name)
-    picture = record.with_name("worst-reconstructions.png") if config.worst else None
+    picture = picture_path(record, "worst-reconstructions") if config.worst else None
     check_replaceable(record, [picture] if picture else [], flags.overwrite)
     check_can_be_written(record)
     if flags.dry_run:

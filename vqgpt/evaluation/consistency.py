@@ -64,8 +64,8 @@ def classifier_for(training: ImageSet, held_out: ImageSet, device: torch.device,
     if path is not None:
         try:
             save_classifier(path, classifier)
-        except OSError as error:
-            report(Notice(text=f"the classifier is not kept: {path} cannot be written ({error.strerror})"))
+        except (OSError, InputError, MissingDataError) as error:
+            report(Notice(text=f"the classifier is not kept: {error}"))
     return classifier
 
 

@@ -27,6 +27,12 @@ def evaluation_path(dataset: str) -> Path:
     return RUNS_FOLDER / dataset / "evaluation.json"
 
 
+def picture_path(record: Path, name: str) -> Path:
+    """Where a picture of an evaluation lies: beside its record, with the record's name where that is another."""
+    stem = "" if record.name == "evaluation.json" else f"{record.stem}-"
+    return record.with_name(f"{stem}{name}.png")
+
+
 def read_evaluations(path: Path) -> dict[str, list[dict[str, Any]]]:
     """All entries by kind; {} if there is no file. Raises InputError if it is not such a file."""
     try:

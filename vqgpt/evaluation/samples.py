@@ -6,7 +6,7 @@ Distances are taken over all images where moments are enough, else over those wh
 searched among at most 10,000 of each set.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,13 @@ class Figure:
         low, high = interval(estimate, seed)
         return cls(value=estimate.value, deviation=deviation, low=low, high=high)
 
+    @classmethod
+    def of_share(cls, numbers: NDArray[np.float64], seed: int) -> "Figure":
+        """The mean of a number of 0 or more per image, (n,)."""
+        found = cls.of(Estimate.mean_of(numbers), seed)
+        assert found.low is not None
+        return replace(found, low=max(0.0, found.low))
+
 
 def sample_figures(samples: Features, reference: Features, distance_name: str, seed: int) -> dict[str, Figure]:
     """All figures by name; those to be trusted at this number of images come first.
@@ -77,7 +84,7 @@ def sample_figures(samples: Features, reference: Features, distance_name: str, s
         "density": found.density,
         "coverage": found.covered,
     }
-    shares = {name: Figure.of(Estimate.mean_of(values), seed) for name, values in numbers.items()}
+    shares = {name: Figure.of_share(values, seed) for name, values in numbers.items()}
     few = min(samples.count, reference.count) < ENOUGH_FOR_FRECHET
     return {**(small | frechet if few else frechet | small), **shares}
 
