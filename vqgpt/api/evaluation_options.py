@@ -1,5 +1,6 @@
 """What `vqgpt evaluate samples` and `vqgpt evaluate tokenizer` take. Must not import torch."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,6 +84,7 @@ class EvaluateSamplesConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "size", "seconds")
+        check(self.seconds is None or self.seconds < math.inf, "seconds", self.seconds, "a finite number")
         for name in ("limit", "training_images"):
             value = getattr(self, name)
             check(value == 0 or value > 1, name, value, "0, or 2 or more")

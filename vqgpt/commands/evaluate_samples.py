@@ -95,9 +95,11 @@ def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "t
         return entry
     entry["findings"] += _tokenizer_findings(record, entry, extractor, sets)
     if picture and training:
-        write_atomically(picture, closest_picture(sets.samples, training, of_images[0], of_images[2], config))
+        drawing = closest_picture(sets.samples, training, of_images[0], of_images[2], config)
         entry["pictures"] = {"nearest": str(picture)}
     keep_evaluation(record, "samples", entry)
+    if picture and training:  # after the entry that names it: a picture that none names is not replaced
+        write_atomically(picture, drawing)
     return {**entry, "evaluation": str(record)}
 
 

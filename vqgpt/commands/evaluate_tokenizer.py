@@ -69,8 +69,7 @@ def _run(config: EvaluateTokenizerConfig, flags: Flags, report: Report, device: 
     for name, images in splits.items():
         measured = _measure(config, images, model, extractor, report)
         if measured and name == held_out and picture:
-            reconstruction = measured[1]
-            write_atomically(picture, worst_picture(config, images, reconstruction, model))
+            drawing = worst_picture(config, images, measured[1], model)
         if measured:
             found[name] = measured[0]
     if rank() > 0:
@@ -93,6 +92,8 @@ def _run(config: EvaluateTokenizerConfig, flags: Flags, report: Report, device: 
     }
     entry["line"] = _line(config, entry, held_out, len(splits[held_out]))
     keep_evaluation(record, "tokenizer", entry)
+    if picture:  # after the entry that names it: a picture that none names is not replaced
+        write_atomically(picture, drawing)
     return {**entry, "evaluation": str(record)}
 
 

@@ -81,6 +81,7 @@ def about_features(images: ImageSet, extractor: Extractor) -> dict[str, Any]:
         "format": FORMAT,
         "images": images.sha256,
         "count": len(images),
+        "dimensions": extractor.dimensions,
         "extractor": extractor.kind,
         "weights": extractor.sha256,
         "preprocessing": extractor.preprocessing,
@@ -146,9 +147,27 @@ def is_kept(path: Path, about: dict[str, Any]) -> bool:
     """True if the file holds whole features of just this kind."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            return read_about(archive) == about and archive.testzip() is None
+            stored = all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+            return stored and read_about(archive) == about and _fits(archive, about) and archive.testzip() is None
     except (OSError, *DAMAGE):
         return False
+
+
+def _fits(archive: zipfile.ZipFile, about: dict[str, Any]) -> bool:
+    """True if the arrays of an opened .npz file have the shapes and types of features like these."""
+    count = about["count"]
+    expected = {
+        "features": ((count, about["dimensions"]), "<f4"),
+        "digests": ((count, DIGEST_BYTES), "|u1"),
+        "sharpness": ((count,), "<f4"),
+    }
+    found = {}
+    for name in expected:
+        with archive.open(f"{name}.npy") as member:
+            np.lib.format.read_magic(member)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            found[name] = (shape, dtype.str)
+    return found == expected
 
 
 def read_about(archive: zipfile.ZipFile) -> dict[str, Any]:

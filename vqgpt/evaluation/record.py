@@ -38,6 +38,7 @@ def read_evaluations(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(read_regular(path, LARGEST), parse_constant=_no_number)
         check_plain(content)
+        canonical_json(content)  # which has no infinite numbers, as 1e999 is one
         sound = isinstance(content, dict) and all(
             isinstance(entries, list) and all(_is_entry(entry) for entry in entries) for entries in content.values()
         )
