@@ -252,7 +252,7 @@ def test_the_nearest_rows_of_a_cache_of_several_shards_and_views(tmp_path, monke
     rng = np.random.default_rng(0)
     samples = rng.integers(0, 4, (25, 4, 3))
     samples[3], samples[4] = stored[88, -1], stored[40, 0]
-    monkeypatch.setattr(memorisation, "ROWS_PER_SEARCH", 10)
+    monkeypatch.setattr(neighbours, "ROWS_PER_SEARCH", 10)
     events = []
     found = nearest_rows(samples, cache, "train", "samples", events.append)
     distances, rows = loop_nearest(samples.reshape(25, -1), stored.reshape(-1, 12))

@@ -257,13 +257,13 @@ def held_out_of(cache: "TokenCache | None") -> str | None:
 
 def token_copies(sets: "Sets", report: Report) -> dict[str, Any] | None:
     """How near the tokens of samples are to training rows; None where there are no tokens of both."""
-    from vqgpt.evaluation.memorisation import held_out_codes, nearest_rows, token_figures
+    from vqgpt.evaluation.memorisation import first_views, held_out_codes, nearest_rows, token_figures
 
     cache, training = sets.cache, sets.training_cache
     if cache is None or training is None or "train" not in training.split_names:
         return None
     split = sets.samples.name.rpartition(":")[2] if len(cache.split_names) > 1 else cache.split_names[0]
-    codes = cache.read_split(split).codes[sets.samples.rows, 0]
+    codes = first_views(cache, split, sets.samples.rows)
     of_samples, of_held_out = nearest_rows(codes, training, "train", "samples", report), None
     if held_out := held_out_of(training):
         others = held_out_codes(training, held_out)

@@ -8,7 +8,7 @@ All figures are in bits. Must not import the VQ-GAN and image data.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from vqgpt.gpt.order import scan_order, sequence_to_grid
 from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
+from vqgpt.tokens.reader import rows_by_shard
 
 BINS = 15  # of the probability of the most probable code
 UNLABELLED = "no class"
@@ -82,7 +83,7 @@ def predict(
     sums = torch.zeros(4, len(scan), dtype=torch.float64)
     bins = np.zeros((3, BINS))
     done = 0
-    for tokens in _chosen(cache, split, rows):
+    for tokens in rows_by_shard(cache, split, rows):
         labels.append(tokens.labels)
         grids = torch.from_numpy(tokens.codes[:, 0].astype(np.int32))
         given = labels_of(tokens, cache.description, model.config)
@@ -109,16 +110,6 @@ def predict(
         confidence=confidence,
         bins=bins,
     )
-
-
-def _chosen(cache: TokenCache, split: str, rows: NDArray[np.int64]) -> Iterator[SplitTokens]:
-    """These rows, given in rising order, in their first view, shard by shard."""
-    shard_of_row = rows // cache.description.shard_rows
-    for shard in np.unique(shard_of_row).tolist():
-        tokens = cache.read_split(split, [shard])
-        inside = rows[shard_of_row == shard] - shard * cache.description.shard_rows
-        codes, labels, source_index = tokens.codes[inside, :1], tokens.labels[inside], tokens.source_index[inside]
-        yield SplitTokens(codes=codes, labels=labels, source_index=source_index)
 
 
 def _per_token(logits: Tensor, sequences: Tensor) -> Tensor:
@@ -195,7 +186,7 @@ def baselines(
     """
     anywhere = smoothed_bits(counts.sum(axis=0))
     by_code, by_position, tokens = 0.0, 0.0, 0
-    for part in _chosen(cache, split, rows):
+    for part in rows_by_shard(cache, split, rows):
         for position, column in enumerate(_columns(part)):
             by_code += float(anywhere[column].sum())
             by_position += float(smoothed_bits(counts[position])[column].sum())

@@ -24,9 +24,6 @@ from vqgpt.gpt.options import GPTConfig
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
-ROWS_PER_SEARCH = 1024
-
-
 Columns = dict[str, NDArray[Any]]
 
 
@@ -88,8 +85,7 @@ def _columns(split: str, first: int, tokens: SplitTokens, nats: NDArray[np.float
 
 def _nearest_columns(tokens: SplitTokens, others: Tensor, num_views: int) -> Columns:
     codes = torch.from_numpy(tokens.codes[:, 0].reshape(len(tokens.codes), -1).astype(np.float32)).to(others.device)
-    found = [nearest_codes(part, others) for part in codes.split(ROWS_PER_SEARCH)]
-    distance, view = (torch.cat(numbers).cpu().numpy() for numbers in zip(*found, strict=True))
+    distance, view = (numbers.cpu().numpy() for numbers in nearest_codes(codes, others))
     return {"nearest_distance": distance, "nearest_row": view // num_views}
 
 

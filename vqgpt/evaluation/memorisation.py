@@ -20,8 +20,8 @@ from vqgpt.evaluation.samples import MOST_NEIGHBOURS, images_in_both
 from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import TokenCache
+from vqgpt.tokens.reader import rows_by_shard
 
-ROWS_PER_SEARCH = 1024
 MOST_HELD_OUT = 2048  # rows whose distances are compared with those of samples
 
 
@@ -47,12 +47,10 @@ def nearest_rows(
     for done, shard in enumerate(shards):
         stored = training.read_split(split, [shard]).codes
         others = torch.from_numpy(stored.reshape(-1, grids.shape[1]).astype(np.float32))
-        for start in range(0, len(grids), ROWS_PER_SEARCH):
-            here = slice(start, start + ROWS_PER_SEARCH)
-            found, where = nearest_codes(grids[here], others)
-            nearer = found < distances[here]
-            distances[here] = torch.where(nearer, found, distances[here])
-            rows[here] = torch.where(nearer, where // num_views + shard * shard_rows, rows[here])
+        found, where = nearest_codes(grids, others)
+        nearer = found < distances
+        distances = torch.where(nearer, found, distances)
+        rows = torch.where(nearer, where // num_views + shard * shard_rows, rows)
         report(Progress(task=f"nearest rows of {what}", done=done + 1, total=len(shards), unit="shards"))
     return NearestRows(distances=distances.numpy(), rows=rows.numpy())
 
@@ -71,9 +69,14 @@ def token_figures(samples: NearestRows, held_out: NearestRows | None, tokens_per
     }
 
 
+def first_views(cache: TokenCache, split: str, rows: NDArray[np.integer[Any]]) -> NDArray[np.unsignedinteger]:
+    """The codes (n, h, w) of rows of a split, given in rising order, in their first view."""
+    return np.concatenate([tokens.codes[:, 0] for tokens in rows_by_shard(cache, split, rows)])
+
+
 def held_out_codes(training: TokenCache, split: str) -> NDArray[np.unsignedinteger]:
     """Codes (n, h, w) of up to 2048 held-out rows, in the first view."""
-    return training.read_split(split).codes[drawn_rows(training.rows(split), MOST_HELD_OUT), 0]
+    return first_views(training, split, drawn_rows(training.rows(split), MOST_HELD_OUT))
 
 
 def feature_figures(

@@ -19,6 +19,7 @@ from vqgpt.options.codec import one_line
 NEIGHBOURS = 5  # k of Naeem et al. and of the evaluations that follow them
 NUMBERS_AT_ONCE = 2**24  # distances in memory
 NUMBERS_PER_SEARCH = 2**25
+ROWS_PER_SEARCH = 1024
 COMPONENTS = 64
 CELLS = 3
 FEWEST_IN_A_CELL = 20  # samples; a cell with no more says nothing
@@ -155,8 +156,13 @@ def _z_score(samples: NDArray[np.float64], held_out: NDArray[np.float64], traini
 def nearest_codes(codes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The Hamming distance, in tokens, of each of codes (n, T) to the nearest of others (M, T), and its row: (n,) each.
 
-    Of equally near ones, the first. Both float32 on the same device.
+    Of equally near ones, the first. Both float32 on the same device. Memory does not grow with n times M.
     """
+    found = [_nearest_codes(part, others) for part in codes.split(ROWS_PER_SEARCH)]
+    return torch.cat([distance for distance, _ in found]), torch.cat([row for _, row in found])
+
+
+def _nearest_codes(codes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     at_once = max(1, NUMBERS_PER_SEARCH // max(1, len(codes)))
     distance = torch.full((len(codes),), torch.inf, device=codes.device)
     row = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)

@@ -2,6 +2,7 @@
 
     TokenCache(path).read_split("train") -> codes (N, V, h, w) uint8 or uint16, labels (N,) int64 or (N, L) uint8
     parts_of(cache, ...)                 -> rows in the parts that a decoder takes at once
+    rows_by_shard(cache, ...)            -> any rows, by their numbers
     find_faults(path)                    -> what is wrong with any of its files, past the first fault
 
 Imports numpy and zarr only.
@@ -265,6 +266,17 @@ def _content_faults(cache: TokenCache) -> list[str]:
     except InputError as error:
         faults.append(error.message)
     return faults
+
+
+def rows_by_shard(cache: TokenCache, split: str, rows: NDArray[np.integer]) -> Iterator[SplitTokens]:
+    """These rows of a split, given by their numbers in rising order, shard by shard: one shard is in memory."""
+    shard_of_row = rows // cache.description.shard_rows
+    for shard in np.unique(shard_of_row).tolist():
+        tokens = cache.read_split(split, [shard])
+        inside = rows[shard_of_row == shard] - shard * cache.description.shard_rows
+        yield SplitTokens(
+            codes=tokens.codes[inside], labels=tokens.labels[inside], source_index=tokens.source_index[inside]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
