@@ -6,15 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.api.evaluation_options import EvaluateSamplesConfig
-from vqgpt.api.image_sets import cache_named, find_images, made_comparable, references_of
+from vqgpt.api.image_sets import cache_named, check_enough, find_images, made_comparable, references_of
 from vqgpt.api.sources import check_same_codes
 from vqgpt.data.image_sets import ImageSet
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.options.paths import cache_path
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import TokenCache
-
-FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +38,8 @@ class Sets:
     def drawn(self, count: int) -> "Sets":
         """The same with at most `count` samples and reference images; 0 for all. Raises InputError for fewer than 2."""
         found = replace(self, samples=self.samples.drawn(count), reference=self.reference.drawn(count))
-        for images in (found.samples, found.reference, found.training):
-            if images is not None and len(images) < FEWEST_IMAGES:
-                raise InputError(
-                    f"{images.name} has {len(images)} image; a distribution needs at least {FEWEST_IMAGES}",
-                    "give more images",
-                )
+        for images in (found.samples, found.reference, *([found.training] if found.training else [])):
+            check_enough(images)
         return found
 
 

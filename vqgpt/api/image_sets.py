@@ -30,7 +30,7 @@ from vqgpt.data.image_sets import (
 from vqgpt.data.images import ImageDataset
 from vqgpt.data.options import ImageOptions, Preprocessing
 from vqgpt.data.reading import read_dataset
-from vqgpt.data.table import DATASETS, Dataset, held_out_split
+from vqgpt.data.table import DATASETS, Dataset, held_out_or_none, held_out_split
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.options.definition import resolve
 from vqgpt.options.paths import RUNS_FOLDER, CacheURL, beside, expand_home, parse_cache_path
@@ -54,10 +54,15 @@ def find_images(
     damaged or unsuitable files, or fewer than 2 images.
     """
     images = _find(source, size, like, options, report)
+    check_enough(images)
+    return images
+
+
+def check_enough(images: ImageSet) -> None:
+    """Raise InputError for fewer than 2 images, which are no distribution."""
     if len(images) < FEWEST_IMAGES:
         number = "1 image" if len(images) else "no images"
         raise InputError(f"{images.name} has {number}; a distribution needs at least 2 images", "give more images")
-    return images
 
 
 def made_comparable(a: ImageSet, b: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -92,8 +97,8 @@ def cache_images(cache: TokenCache, split: str | None, options: SourceOptions) -
     """
     description = cache.description
     names = cache.split_names
-    if split is None and description.origin == "encoded" and {"val", "test"} & set(names):
-        split = held_out_split(names, str(cache.path))
+    if split is None and description.origin == "encoded":
+        split = held_out_or_none(names)
     split = chosen_split(str(cache.path), split or names[0], names)
     channels = description.image_channels
     if channels not in (1, 3):

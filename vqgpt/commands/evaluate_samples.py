@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqgpt.api.evaluation_options import EvaluateSamplesConfig
+from vqgpt.data.table import held_out_or_none
 from vqgpt.errors import UsageError
 from vqgpt.evaluation.record import (
     check_replaceable,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from vqgpt.evaluation.classifier import Classifier
     from vqgpt.evaluation.extractors import Extractor
     from vqgpt.evaluation.features import Features
-    from vqgpt.tokens import TokenCache
 
 PAIRS_SHOWN = 16
 
@@ -49,7 +49,6 @@ def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "t
     from vqgpt.api.evaluation_sets import check_classes, find_sets
     from vqgpt.evaluation.budget import best_features, load_features, within_seconds
     from vqgpt.evaluation.features import digests_of, features_of
-    from vqgpt.evaluation.samples import images_in_both
     from vqgpt.runtime.device import main_first, of_main, rank
 
     start = time.monotonic()
@@ -88,9 +87,12 @@ def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "t
     of_images = [each for each in found if each is not None]
     if rank() > 0:
         return {}
-    known = of_images[1].digests if in_haste else digests_of(whole_reference, report)
-    in_reference = int(images_in_both(of_images[0], known).sum())
-    entry = measure(config, sets, of_images, extractor, classifier, in_reference, in_haste, report)
+    whole_sets = [whole_reference, *([sets.training] if training and sets.training else [])]
+    digests = [
+        each.digests if in_haste or each.count == len(whole) else digests_of(whole, report)
+        for each, whole in zip(of_images[1:], whole_sets, strict=True)
+    ]
+    entry = measure(config, sets, of_images, digests, extractor, classifier, report)
     if record is None:
         return entry
     entry["findings"] += _tokenizer_findings(record, entry, extractor, sets)
@@ -149,26 +151,24 @@ def measure(
     config: EvaluateSamplesConfig,
     sets: "Sets",
     features: list["Features"],
+    digests: list["NDArray[np.uint8]"],
     extractor: "Extractor",
     classifier: "Classifier | None",
-    in_reference: int,
-    in_haste: bool,
     report: Report,
 ) -> dict[str, Any]:
     """All that is measured, in JSON form; `features` are those of the samples, of the reference, of training images.
 
-    `in_reference` samples are images of the reference.
-    `in_haste`, copies in all pixels are searched for among those training images alone, and not among all.
+    Equal images are searched for among those of the reference, and of the training, that have the `digests`.
     """
     from vqgpt.api.evaluation_sets import have_comparable_classes, labels_among
     from vqgpt.evaluation import findings, memorisation
     from vqgpt.evaluation import samples as figures_of
     from vqgpt.evaluation.consistency import seen_classes
-    from vqgpt.evaluation.features import digests_of
 
     samples, reference, *training = features
     name, seed = extractor.distance_name, config.seed
     figures = figures_of.sample_figures(samples, reference, name, seed)
+    in_reference = int(figures_of.images_in_both(samples, digests[0]).sum())
     distinct = figures_of.distinct_images(samples)
     sharpness = figures_of.relative_sharpness(samples, reference)
     names, by_class = sets.reference.class_names, None
@@ -179,12 +179,10 @@ def measure(
     classes = class_figures(config, sets, classifier, seen, report) if classifier else None
     shown, how = (labels, "") if (labels >= 0).any() else (seen, ", as a classifier sees them")
     tokens, copies = token_copies(sets, report), None
-    if training and sets.training:
-        digests = training[0].digests if in_haste else digests_of(sets.training, report)
-        copies = memorisation.feature_figures(samples, reference, training[0], digests)
-    same = sets.samples.sha256 == sets.reference.sha256
+    if training:
+        copies = memorisation.feature_figures(samples, reference, training[0], digests[1])
     found = [
-        *findings.findings_of_sets(samples.count, same, in_reference, distinct, sharpness),
+        *findings.findings_of_sets(samples.count, in_reference, distinct, sharpness),
         *findings.findings_of_copies(tokens, copies),
         *(_class_findings(classes, classifier) if classes and classifier else ()),
         *(findings.findings_of_classes(shown, of_reference, names, how) if names else ()),
@@ -231,8 +229,9 @@ def class_figures(
     from vqgpt.evaluation.consistency import MOST_HELD_OUT, consistency, seen_classes
 
     names, of_reconstructions = classifier.class_names, None
-    cache, split = sets.training_cache, held_out_of(sets.training_cache)
-    if cache is not None and split is not None and cache.description.class_names == names:
+    cache = sets.training_cache
+    split = held_out_or_none(cache.split_names) if cache else None
+    if cache and split and cache.description.class_names == names:
         decoded = cache_images(cache, split, config.sources).drawn(min(config.limit or MOST_HELD_OUT, MOST_HELD_OUT))
         of_reconstructions = consistency(seen_classes(decoded, classifier, report), decoded.labels, config.seed)
     return {
@@ -250,11 +249,6 @@ def _class_findings(classes: Mapping[str, Any], classifier: "Classifier") -> lis
     return list(findings_of_consistency(*shares, classifier.accuracy, len(classifier.class_names)))
 
 
-def held_out_of(cache: "TokenCache | None") -> str | None:
-    """The held-out split of a token cache, None if it has none."""
-    return next((name for name in ("val", "test") if cache is not None and name in cache.split_names), None)
-
-
 def token_copies(sets: "Sets", report: Report) -> dict[str, Any] | None:
     """How near the tokens of samples are to training rows; None where there are no tokens of both."""
     from vqgpt.evaluation.memorisation import first_views, held_out_codes, nearest_rows, token_figures
@@ -265,7 +259,7 @@ def token_copies(sets: "Sets", report: Report) -> dict[str, Any] | None:
     split = sets.samples.name.rpartition(":")[2] if len(cache.split_names) > 1 else cache.split_names[0]
     codes = first_views(cache, split, sets.samples.rows)
     of_samples, of_held_out = nearest_rows(codes, training, "train", "samples", report), None
-    if held_out := held_out_of(training):
+    if held_out := held_out_or_none(training.split_names):
         others = held_out_codes(training, held_out)
         of_held_out = nearest_rows(others, training, "train", "held-out images", report)
     return token_figures(of_samples, of_held_out, codes[0].size)
@@ -279,20 +273,10 @@ def closest_picture(
     from vqgpt.pictures.sheet import comparison_sheet, png_bytes
 
     pairs = closest_pairs(of_samples, of_training, PAIRS_SHOWN)
-    above, below = (
-        _in_order(images, [pair[side] for pair in pairs]) for side, images in enumerate((samples, training))
-    )
+    above = samples.images([number for number, _, _ in pairs])
+    below = training.images([number for _, number, _ in pairs])
     captions = [f"distance {distance:.3g}" for _, _, distance in pairs]
     return png_bytes(comparison_sheet(above, below, captions), to_json(config))
-
-
-def _in_order(images: "ImageSet", numbers: list[Any]) -> "NDArray[np.uint8]":
-    """The images with these numbers, (n, C, H, W), in this order; each is read once."""
-    import numpy as np
-
-    places = sorted(set(numbers))
-    found = np.concatenate(list(images.subset(places).batches(len(places))))
-    return found[[places.index(number) for number in numbers]]
 
 
 def _tokenizer_findings(record: Path, entry: Mapping[str, Any], extractor: "Extractor", sets: "Sets") -> list[str]:

@@ -200,10 +200,7 @@ def worst_picture(
 
     order = np.argsort(found.numbers["psnr_db"], kind="stable")[: config.worst].tolist()
     made = reconstructed(images, model, config.vqgan.precision)
-    originals, reconstructions = (
-        torch.from_numpy(np.concatenate([next(each.subset([number]).batches(1)) for number in order]))
-        for each in (images, made)
-    )
+    originals, reconstructions = (torch.from_numpy(each.images(order)) for each in (images, made))
     counts = torch.from_numpy(found.code_counts)
     return reconstruction_png(originals, reconstructions, counts, to_json(config), SEED_OF_COLORS)
 

@@ -24,7 +24,7 @@ from vqgpt.data.folder import read_folder
 from vqgpt.data.images import ArrayImages, FileImages, ImageDataset, ImageSplit, check_images, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
 from vqgpt.data.options import ImageOptions
-from vqgpt.data.table import FILES, Dataset, RemoteFile, nearest_stored_size
+from vqgpt.data.table import FILES, Dataset, RemoteFile, held_out_or_none, nearest_stored_size
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError, composed
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.process import import_torchvision
@@ -77,7 +77,7 @@ def read_dataset(dataset: Dataset, options: ImageOptions, size: int, report: Rep
     of_files = all(isinstance(split.source, FileImages) for split in splits.values())
     if dataset.reader == "folder" or (of_files and options.on_error == "skip"):
         found = check_images(found, options.on_error == "skip", options.workers, report)
-    if options.val_split is not None or not {"val", "test"} & set(splits):
+    if options.val_split is not None or held_out_or_none(splits) is None:
         others = {name: split for name, split in found.splits.items() if name != "train"}
         try:
             train, val = hold_out(found.splits["train"], options.val_split or SHARE_HELD_OUT)

@@ -334,11 +334,16 @@ def find_dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
+def held_out_or_none(splits: Iterable[str]) -> str | None:
+    """The split on which trainings are judged: `val`, else `test`, else None."""
+    return next((name for name in ("val", "test") if name in splits), None)
+
+
 def held_out_split(splits: Iterable[str], source: str) -> str:
     """The split on which trainings are judged: `val`, else `test`. Raises InputError if there is neither."""
-    for name in ("val", "test"):
-        if name in splits:
-            return name
+    found = held_out_or_none(splits)
+    if found is not None:
+        return found
     raise InputError(f"{source} has no held-out split (val or test)", "use a dataset, or a cache of one, that has it")
 
 

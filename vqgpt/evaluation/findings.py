@@ -26,9 +26,9 @@ KNOWS_LITTLE = 0.2  # of the way from guessing to always
 TOKENIZER_LIMITS = 0.7  # of the samples' distance
 
 
-def findings_of_sets(samples: int, same: bool, in_reference: int, distinct: int, sharpness: float) -> Iterator[str]:
-    """Of the sets themselves, of so many samples: the same, repeated, blurred or noisy."""
-    if same or in_reference > SAME_IMAGES * samples:
+def findings_of_sets(samples: int, in_reference: int, distinct: int, sharpness: float) -> Iterator[str]:
+    """Of the sets themselves, of so many samples: of the reference, repeated, blurred or noisy."""
+    if in_reference > SAME_IMAGES * samples:
         yield (
             f"{in_reference:,} of {samples:,} samples are images of the reference, pixel for pixel: "
             "the figures do not measure anything new"
