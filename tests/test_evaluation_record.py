@@ -19,13 +19,12 @@ from vqgpt.evaluation.record import (
     LARGEST,
     check_replaceable,
     command_text,
-    evaluation_path,
     keep_evaluation,
     latest_evaluation,
     read_evaluations,
 )
 from vqgpt.options.definition import Command, resolve
-from vqgpt.options.paths import CacheURL
+from vqgpt.options.paths import CacheURL, evaluation_path
 
 
 def entry(name: str, value: float, **more) -> dict:

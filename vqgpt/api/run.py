@@ -35,7 +35,7 @@ from vqgpt.data.options import ImageOptions
 from vqgpt.errors import InputError, MissingDataError, UsageError, VQGPTError
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import Command, Flags, resolve
-from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, gpt_path, samples_path
+from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, evaluation_path, gpt_path, samples_path
 from vqgpt.options.recipe import values_for
 from vqgpt.progress import Notice, Report
 
@@ -199,7 +199,7 @@ def stages_of(
     ]
     if config.evaluate and not sample.tokens_only:
         judged = {"samples": samples, "token cache": tokens, **decoder}
-        record = evaluation.out or RUNS_FOLDER / dataset / "evaluation.json"
+        record = evaluation.out or evaluation_path(dataset)
         stages.append(replace(stage(EVALUATION, evaluation, judged, record), images=tokenize.images, adds=True))
     if vqgan != train_vqgan.result:
         del stages[0]

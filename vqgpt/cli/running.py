@@ -8,7 +8,6 @@ says which command to give next. Must not import torch before a command's body r
 import inspect
 import logging
 import os
-import shlex
 import signal
 import traceback
 import typing
@@ -31,7 +30,7 @@ from vqgpt.errors import (
     UsageError,
     VQGPTError,
 )
-from vqgpt.options.definition import Command, Flags, Option, OutputFlags, flat_values, options_of, resolve
+from vqgpt.options.definition import Command, Flags, Option, OutputFlags, command_line, flat_values, options_of, resolve
 from vqgpt.options.paths import CachePath
 from vqgpt.options.recipe import recipe_values
 from vqgpt.progress import Notice, Report
@@ -58,8 +57,8 @@ REFUSED = {
     ),
 }
 
-# After a stage: the next one, which of its options takes the result, which option chose that, which figure names it.
 LAST_STAGE = typing.get_args(StageName)[-1]
+# After a stage: the next one, which of its options takes the result, which option chose that, which figure names it.
 AFTER = {
     "vqgan-train": ("tokenize", "checkpoint_vae", "out", "checkpoint"),
     "vqgan-reconstruct": ("tokenize", "checkpoint_vae", "checkpoint_vae", ""),
@@ -231,7 +230,7 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
         else:
             return int(ExitCode.OK)
         if isinstance(failure, MissingFilesError):
-            failure.hint += f"; then run again: {command_line(command, given)}"
+            failure.hint += f"; then run again: {command_as_given(command, given)}"
         screen.show_error(failure)
         if output.debug:
             traceback.print_exception(failure)
@@ -287,18 +286,9 @@ def explain(error: Exception) -> VQGPTError:
     )
 
 
-def command_line(command: Command, given: Mapping[str, Any]) -> str:
+def command_as_given(command: Command, given: Mapping[str, Any]) -> str:
     """The command as it was given, by flags and environment, for a shell."""
-    words = ["vqgpt", *command.words.split()]
-    for item in [*options_of(command.config), *options_of(Flags)]:
-        value = given.get(item.name)
-        if item.is_argument:
-            words.append(str(value))
-        elif isinstance(value, bool):
-            words.append(item.flag if value else f"--no-{item.flag[2:]}")
-        elif value is not None:
-            words += [item.flag, *map(str, value if isinstance(value, list) else [value])]
-    return shlex.join(words)
+    return command_line(command.words, [*options_of(command.config), *options_of(Flags)], given)
 
 
 def next_line(
@@ -307,13 +297,13 @@ def next_line(
     """The command to give after this one, "" if none follows: of the same recipe or images, for what it made."""
     if command.table == "sample":
         same = {name: given[name] for name in ("checkpoint_vae", "device") if name in given}
-        return command_line(commands["evaluate-samples"], {**same, "samples": result["cache"]})
+        return command_as_given(commands["evaluate-samples"], {**same, "samples": result["cache"]})
     if command.table == "run" and given.get("until", LAST_STAGE) != LAST_STAGE:
-        return command_line(command, {name: given[name] for name in given if name not in ("until", "overwrite")})
+        return command_as_given(command, {name: given[name] for name in given if name not in ("until", "overwrite")})
     if command.table not in AFTER:
         return ""
     following, takes, chosen_by, named = AFTER[command.table]
     carried = {item.name for item in options_of(ImageOptions)} | {"recipe", "device"}
     carried_on = {name: given[name] for name in given if name in carried}
     made = given.get(chosen_by) or (None if {"recipe", "dataset"} & given.keys() else result.get(named))
-    return command_line(commands[following], {**carried_on, takes: made})
+    return command_as_given(commands[following], {**carried_on, takes: made})

@@ -10,7 +10,6 @@ from vqgpt.data.table import held_out_split
 from vqgpt.evaluation.record import (
     check_replaceable,
     command_text,
-    evaluation_path,
     keep_evaluation,
     picture_path,
     short,
@@ -30,7 +29,7 @@ from vqgpt.options.definition import (
     check_seed,
     option,
 )
-from vqgpt.options.paths import CachePath
+from vqgpt.options.paths import CachePath, evaluation_path
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import check_can_be_written, write_atomically
 

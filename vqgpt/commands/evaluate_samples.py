@@ -12,7 +12,6 @@ from vqgpt.errors import UsageError
 from vqgpt.evaluation.record import (
     check_replaceable,
     command_text,
-    evaluation_path,
     keep_evaluation,
     latest_evaluation,
     picture_path,
@@ -20,6 +19,7 @@ from vqgpt.evaluation.record import (
 )
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import Command, Flags
+from vqgpt.options.paths import evaluation_path
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import check_can_be_written, write_atomically
 

@@ -10,13 +10,13 @@ from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.evaluation.record import (
     check_replaceable,
     command_text,
-    evaluation_path,
     keep_evaluation,
     picture_path,
     short,
 )
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import Command, Flags
+from vqgpt.options.paths import evaluation_path
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written, write_atomically
 

@@ -23,7 +23,7 @@ from vqgpt.errors import InputError, VQGPTError
 from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.storage.files import open_regular
-from vqgpt.tokens.third_party import BETWEEN, BYTES_OF_LENGTH, LONGEST_HEADER, MAGIC, MOST_CLASSES, ORDER, SHAPE, TYPE
+from vqgpt.tokens.third_party import BYTES_OF_LENGTH, LONGEST_HEADER, MAGIC, MOST_CLASSES, parse_npy_header
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 FEATURES = "features.npy"  # in the files that vqgpt keeps features in
@@ -34,7 +34,7 @@ MOST_IMAGES = 2**24  # whose labels are held in memory
 LARGEST_IMAGE = 2**28  # bytes
 LARGEST_SIDE = 2**16  # pixels
 MOST_SHOWN = 8  # sides of an array
-NAMED_TYPE = re.compile(r"'descr'\s*:\s*'([^']{1,20})'")
+NAMED_TYPE = re.compile(rb"'descr'\s*:\s*'(?![<>|=]?[iu][1248]')([^']{1,20})'")  # not of whole numbers
 LAYOUT = "give an array arr_0 (N, H, W, 3) of type uint8, as `vqgpt render --format npz` writes it"
 
 
@@ -175,18 +175,16 @@ def _read_header(member: IO[bytes], where: str) -> tuple[np.dtype[np.integer], t
     length = int.from_bytes(_exactly(member, width), "little")
     if length > LONGEST_HEADER:
         raise InputError(f"{where} has a header of {length:,} bytes", LAYOUT)
-    header = _exactly(member, length).decode("latin-1")
-    types, orders, shapes = TYPE.findall(header), ORDER.findall(header), SHAPE.findall(header)
-    named = NAMED_TYPE.findall(header)
-    if len(named) == 1 and not types:
-        raise InputError(f"{where} has type {named[0]}, not whole numbers", LAYOUT)
-    rest = TYPE.sub("", ORDER.sub("", SHAPE.sub("", header)))
-    if not len(types) == len(orders) == len(shapes) == 1 or not BETWEEN.fullmatch(rest):
-        raise InputError(f"{where} is not an array of whole numbers", LAYOUT)
-    shape = tuple(int(side) for side in shapes[0].split(",") if side.strip())
-    if orders[0] == "True" and len(shape) > 1:
+    header = _exactly(member, length)
+    found = parse_npy_header(header)
+    if found is None:
+        named = NAMED_TYPE.findall(header)
+        fault = f"has type {named[0].decode('latin-1')}, not" if len(named) == 1 else "is not an array of"
+        raise InputError(f"{where} {fault} whole numbers", LAYOUT)
+    dtype, shape, columns_first = found
+    if columns_first:
         raise InputError(f"{where} is stored in Fortran order", "write it with numpy.ascontiguousarray")
-    return np.dtype(types[0]), shape
+    return dtype, shape
 
 
 def _exactly(member: IO[bytes], count: int) -> bytes:

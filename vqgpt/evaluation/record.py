@@ -7,14 +7,13 @@ an earlier one takes its place; all others stay. Must not import torch.
 """
 
 import json
-import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from vqgpt.errors import InputError, UsageError
-from vqgpt.options.definition import flat_values, options_of
-from vqgpt.options.paths import RUNS_FOLDER
+from vqgpt.options.definition import command_line, flat_values, options_of
+from vqgpt.options.paths import EVALUATION_FILE
 from vqgpt.storage.files import canonical_json, check_plain, read_regular, write_atomically
 from vqgpt.storage.write_lock import WriteLock
 
@@ -22,14 +21,9 @@ Kind = Literal["samples", "tokenizer", "gpt"]
 LARGEST = 2**26  # bytes
 
 
-def evaluation_path(dataset: str) -> Path:
-    """Where the evaluations of a dataset's run are kept."""
-    return RUNS_FOLDER / dataset / "evaluation.json"
-
-
 def picture_path(record: Path, name: str) -> Path:
     """Where a picture of an evaluation lies: beside its record, with the record's name where that is another."""
-    stem = "" if record.name == "evaluation.json" else f"{record.stem}-"
+    stem = "" if record.name == EVALUATION_FILE else f"{record.stem}-"
     return record.with_name(f"{stem}{name}.png")
 
 
@@ -88,21 +82,9 @@ def short(digest: str) -> str:
 
 def command_text(words: str, config: Any) -> str:
     """The command that has this configuration, for a shell: its arguments, and what differs from the defaults."""
-    values, parts = flat_values(config), ["vqgpt", *words.split()]
-    for item in options_of(type(config)):
-        value = values[item.name]
-        if item.is_argument:
-            parts.append(str(value))
-        elif isinstance(value, bool) and value != item.default:
-            parts.append(item.flag if value else f"--no-{item.flag[2:]}")
-        elif value != item.default:
-            parts += [item.flag, *map(_written, value if isinstance(value, tuple) else [value])]
-    return shlex.join(parts)
-
-
-def _written(value: Any) -> str:
-    text = str(value)
-    return f"./{text}" if isinstance(value, Path) and text.startswith("~") else text  # it is no home
+    values, options = flat_values(config), list(options_of(type(config)))
+    given = {item.name: values[item.name] for item in options if item.is_argument or values[item.name] != item.default}
+    return command_line(words, options, given)
 
 
 def _pictures(entry: Mapping[str, Any]) -> list[str]:

@@ -8,8 +8,9 @@ Options that several commands have are the fields in capitals, given to each cla
 (`out_option`). Must not import torch: `vqgpt --help` reads these classes.
 """
 
+import shlex
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -131,6 +132,25 @@ def flat_values(config: Any) -> dict[str, Any]:
         value = getattr(config, item.name)
         values |= flat_values(value) if is_dataclass(value) else {item.name: value}
     return values
+
+
+def command_line(words: str, options: Iterable[Option], values: Mapping[str, Any]) -> str:
+    """The command `words` with these values of its options, for a shell; None is not given."""
+    parts = ["vqgpt", *words.split()]
+    for item in options:
+        value = values.get(item.name)
+        if item.is_argument:
+            parts.append(str(value))
+        elif isinstance(value, bool):
+            parts.append(item.flag if value else f"--no-{item.flag[2:]}")
+        elif value is not None:
+            parts += [item.flag, *map(_written, value if isinstance(value, list | tuple) else [value])]
+    return shlex.join(parts)
+
+
+def _written(value: Any) -> str:
+    text = str(value)
+    return f"./{text}" if isinstance(value, Path) and text.startswith("~") else text  # it is no home
 
 
 CACHE = argument("A token cache.")

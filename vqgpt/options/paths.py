@@ -13,6 +13,7 @@ from vqgpt.storage.files import user_cache_folder
 SCHEMES = ("s3", "gs", "az")
 CACHE_FOLDER = Path("cache")
 RUNS_FOLDER = Path("runs")
+EVALUATION_FILE = "evaluation.json"
 HOMELESS_DATA_ROOT = Path("data")
 LONGEST_NAME = 200  # bytes: with what is added to it, a file system takes 255
 
@@ -121,3 +122,8 @@ def cache_path(dataset: str) -> Path:
 def samples_path(dataset: str) -> Path:
     """The token cache that `vqgpt sample` writes for a dataset."""
     return RUNS_FOLDER / dataset / "samples.zarr"
+
+
+def evaluation_path(dataset: str) -> Path:
+    """The record of evaluations of a dataset's run."""
+    return RUNS_FOLDER / dataset / EVALUATION_FILE

@@ -215,15 +215,22 @@ def read_npy(path: Path, most: int, hint: str) -> NDArray[np.integer[Any]]:
     end = start + int.from_bytes(data[8:start], "little")
     if not start < end <= min(len(data), start + LONGEST_HEADER):
         raise fault
-    header = data[start:end].decode("latin-1")
-    types, orders, shapes = TYPE.findall(header), ORDER.findall(header), SHAPE.findall(header)
-    rest = TYPE.sub("", ORDER.sub("", SHAPE.sub("", header)))
-    if not len(types) == len(orders) == len(shapes) == 1 or not BETWEEN.fullmatch(rest):
+    found = parse_npy_header(data[start:end])
+    if found is None:
         raise fault
-    dtype = np.dtype(types[0])
-    shape = tuple(int(side) for side in shapes[0].split(",") if side.strip())
-    columns_first = orders[0] == "True" and len(shape) > 1
+    dtype, shape, columns_first = found
     is_whole = end + math.prod(shape) * dtype.itemsize == len(data)
     if columns_first or len(shape) > MOST_DIMENSIONS or 0 in shape or not is_whole:
         raise fault
     return np.frombuffer(data, dtype, offset=end).reshape(shape)
+
+
+def parse_npy_header(header: bytes) -> tuple[np.dtype[np.integer[Any]], tuple[int, ...], bool] | None:
+    """Type and shape of an array of whole numbers, and whether its columns come first; None for any other header."""
+    text = header.decode("latin-1")
+    types, orders, shapes = TYPE.findall(text), ORDER.findall(text), SHAPE.findall(text)
+    rest = TYPE.sub("", ORDER.sub("", SHAPE.sub("", text)))
+    if not len(types) == len(orders) == len(shapes) == 1 or not BETWEEN.fullmatch(rest):
+        return None
+    shape = tuple(int(side) for side in shapes[0].split(",") if side.strip())
+    return np.dtype(types[0]), shape, orders[0] == "True" and len(shape) > 1
