@@ -10,12 +10,11 @@ from vqgpt.errors import InputError, MissingDataError
 from vqgpt.evaluation.classifier import (
     classes_of,
     classifier_sha256,
-    expected_seconds,
     features_of,
     load_classifier,
     save_classifier,
-    train_classifier,
 )
+from vqgpt.evaluation.classifier_training import expected_seconds, train_classifier
 from vqgpt.progress import silent
 from vqgpt.storage.checkpoint import save_checkpoint
 

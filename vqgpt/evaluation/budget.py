@@ -13,7 +13,8 @@ import torch
 
 from vqgpt.data.image_sets import ImageSet
 from vqgpt.errors import MissingDataError, UsageError, nearest_hint
-from vqgpt.evaluation.classifier import Classifier, expected_seconds
+from vqgpt.evaluation.classifier import Classifier
+from vqgpt.evaluation.classifier_training import expected_seconds
 from vqgpt.evaluation.consistency import MOST_TRAINING_IMAGES, classifier_path, kept_classifier
 from vqgpt.evaluation.extractors import (
     INSTALL,
@@ -25,6 +26,7 @@ from vqgpt.evaluation.extractors import (
     load_inception,
     load_lite0,
 )
+from vqgpt.runtime.device import of_main, rank
 
 TIMED_IMAGES = 16
 FEWEST_IMAGES = 20  # fewer say nothing
@@ -39,8 +41,14 @@ def best_features(
 ) -> FeatureKind:
     """What --features auto means: the best that is installed and that has the time for enough images.
 
-    Raises MissingDataError if none is installed.
+    The main process of a run decides, for what it measures. Raises MissingDataError if none is installed.
     """
+    return of_main(_best_features(classifier, images, seconds, device) if rank() == 0 else "classifier")
+
+
+def _best_features(
+    classifier: Classifier | None, images: ImageSet, seconds: float | None, device: torch.device
+) -> FeatureKind:
     kinds = [kind for kind in get_args(FeatureKind) if (kind != "classifier" or classifier) and is_installed(kind)]
     if not kinds:
         raise MissingDataError("there are no features to measure distances in", INSTALL)
@@ -49,7 +57,7 @@ def best_features(
     for kind in kinds[:-1]:
         if seconds >= FEWEST_SECONDS[kind]:
             extractor = load_features(kind, classifier, device)
-            if within_seconds(seconds, extractor, images, 3) >= min(len(images), ENOUGH_IMAGES):
+            if _within(seconds, extractor, images, 3) >= min(len(images), ENOUGH_IMAGES):
                 return kind
     return kinds[-1]
 
@@ -76,7 +84,14 @@ def load_features(features: str, classifier: Classifier | None, device: torch.de
 
 
 def within_seconds(seconds: float, extractor: Extractor, images: ImageSet, sets: int) -> int:
-    """How many images of each of so many sets an extractor has the time for, beside the figures."""
+    """How many images of each of so many sets an extractor has the time for, beside the figures.
+
+    The main process of a run decides, for what it measures.
+    """
+    return of_main(_within(seconds, extractor, images, sets) if rank() == 0 else 0)
+
+
+def _within(seconds: float, extractor: Extractor, images: ImageSet, sets: int) -> int:
     some = images.drawn(TIMED_IMAGES)
     for _ in range(2):  # the first is slower
         start = time.perf_counter()
@@ -86,7 +101,11 @@ def within_seconds(seconds: float, extractor: Extractor, images: ImageSet, sets:
 
 
 def has_time_for_classifier(seconds: float, training: ImageSet, held_out: ImageSet, device: torch.device) -> bool:
-    """True if the classifier is there, or its training takes little enough of the time."""
+    """True if the classifier is there, or its training takes little enough of the time: the main process decides."""
+    return of_main(_has_time(seconds, training, held_out, device) if rank() == 0 else False)
+
+
+def _has_time(seconds: float, training: ImageSet, held_out: ImageSet, device: torch.device) -> bool:
     path = classifier_path(training)
     if path is not None and kept_classifier(path, training, held_out, device) is not None:
         return True

@@ -13,17 +13,11 @@ from torch import Tensor
 
 from vqgpt.data.image_sets import ImageSet, content_sha256
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.evaluation.classifier import (
-    RECIPE_VERSION,
-    Classifier,
-    classes_of,
-    load_classifier,
-    reduced,
-    save_classifier,
-    train_classifier,
-)
+from vqgpt.evaluation.classifier import Classifier, classes_of, load_classifier, reduced, save_classifier
+from vqgpt.evaluation.classifier_training import RECIPE_VERSION, train_classifier
 from vqgpt.evaluation.intervals import Estimate, interval
 from vqgpt.progress import Notice, Progress, Report
+from vqgpt.runtime.device import of_main, rank
 
 MOST_TRAINING_IMAGES = 50_000  # which are in memory at once
 MOST_HELD_OUT = 10_000
@@ -31,8 +25,9 @@ IMAGES_AT_ONCE = 256
 
 
 def can_be_classified(training: ImageSet, held_out: ImageSet) -> bool:
-    """True if there are at least two classes among the training images, and labels among those held out."""
-    return len(np.unique(training.labels[training.labels >= 0])) > 1 and bool((held_out.labels >= 0).any())
+    """True if there are at least two classes among the training images, and labels of the same among those held out."""
+    labelled = len(np.unique(training.labels[training.labels >= 0])) > 1 and bool((held_out.labels >= 0).any())
+    return labelled and training.class_names == held_out.class_names
 
 
 def classifier_path(training: ImageSet) -> Path | None:
@@ -44,8 +39,16 @@ def classifier_path(training: ImageSet) -> Path | None:
 def classifier_for(training: ImageSet, held_out: ImageSet, device: torch.device, report: Report) -> Classifier:
     """The classifier of these training images: the one that is kept, or one that is trained and kept now.
 
-    Trained on up to 50,000 images, with the accuracy of up to 10,000 held-out ones.
+    All processes of a run call it together; the main one trains. Trained on up to 50,000 images, with the accuracy of
+    up to 10,000 held-out ones.
     """
+    found = _kept_or_trained(training, held_out, device, report) if rank() == 0 else None
+    found = of_main(found)
+    assert found is not None
+    return found
+
+
+def _kept_or_trained(training: ImageSet, held_out: ImageSet, device: torch.device, report: Report) -> Classifier:
     path = classifier_path(training)
     kept = None if path is None else kept_classifier(path, training, held_out, device)
     if kept is not None:
