@@ -32,9 +32,10 @@ from vqgpt.evaluation.distances import (
     monge_distance,
 )
 from vqgpt.evaluation.extractors import Extractor, PackagedKind, is_installed, load_inception, load_lite0
-from vqgpt.evaluation.features import DIGEST_BYTES, IMAGES_AT_ONCE, Features, make_features
+from vqgpt.evaluation.features import IMAGES_AT_ONCE, Features, make_features
 from vqgpt.evaluation.memorisation import feature_figures
 from vqgpt.evaluation.neighbours import manifolds
+from vqgpt.evaluation.pixels import DIGEST_BYTES
 from vqgpt.evaluation.samples import sample_figures
 from vqgpt.progress import silent
 from vqgpt.runtime.device import select_device

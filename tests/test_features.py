@@ -22,10 +22,9 @@ from vqgpt.evaluation.features import (
     about_features,
     is_kept,
     make_features,
-    pixel_digests,
     read_features,
-    sharpness,
 )
+from vqgpt.evaluation.pixels import pixel_digests, sharpness
 from vqgpt.progress import Notice, Progress, silent
 
 COUNT, DIMENSIONS = 5 * IMAGES_AT_ONCE + 10, 3  # six batches, of which the last one is smaller

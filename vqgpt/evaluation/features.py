@@ -8,7 +8,6 @@ file whose `about` is another, or which is damaged. A run that is killed goes on
 the batches; the main one writes.
 """
 
-import hashlib
 import json
 import os
 import zipfile
@@ -27,6 +26,7 @@ from vqgpt.data.image_sets import ImageSet, drawn_rows
 from vqgpt.errors import InputError
 from vqgpt.evaluation.distances import Moments, moments_of_batches
 from vqgpt.evaluation.extractors import Extractor
+from vqgpt.evaluation.pixels import DIGEST_BYTES, pixel_digests, sharpness
 from vqgpt.options.codec import one_line
 from vqgpt.options.paths import RUNS_FOLDER
 from vqgpt.progress import Notice, Progress, Report
@@ -47,8 +47,6 @@ FORMAT = 1
 ROWS_IN_MEMORY = 50_000
 ROWS_AT_ONCE = 4096
 IMAGES_AT_ONCE = 64
-DIGEST_BYTES = 16
-MOST_DIGESTS = 100_000
 DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # of a member too
 
 
@@ -234,30 +232,6 @@ def _rows_of(batch: NDArray[np.uint8], extractor: Extractor, record: np.dtype[An
     rows["features"] = extractor.compute(torch.from_numpy(batch)).cpu().numpy()
     rows["digest"], rows["sharpness"] = pixel_digests(batch), sharpness(batch)
     return rows
-
-
-def pixel_digests(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A digest of the pixels of each of (n, C, H, W), (n, 16) uint8: equal for equal images."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=DIGEST_BYTES).digest() for image in images]
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(images), DIGEST_BYTES)
-
-
-def digests_of(images: ImageSet, report: Report) -> NDArray[np.uint8]:
-    """The digests of the pixels of a set, of up to 100,000 images, (M, 16)."""
-    some, parts = images.drawn(MOST_DIGESTS), [np.empty((0, DIGEST_BYTES), np.uint8)]
-    for batch in some.batches(IMAGES_AT_ONCE):
-        parts.append(pixel_digests(batch))
-        done = min(len(some), (len(parts) - 1) * IMAGES_AT_ONCE)
-        report(Progress(task=f"compare {images.name}", done=done, total=len(some), unit="images"))
-    return np.concatenate(parts)
-
-
-def sharpness(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The mean absolute difference of neighbouring pixels of each of (n, C, H, W), (n,), in levels of 255."""
-    levels = images.astype(np.float32)
-    down, right = np.abs(np.diff(levels, axis=2)), np.abs(np.diff(levels, axis=3))
-    means = [part.mean(axis=(1, 2, 3)) for part in (down, right) if part.size]
-    return np.asarray(sum(means) if means else np.zeros(len(images)), dtype=np.float32)
 
 
 def _finish(partial: Path, start: int, record: np.dtype[Any], about: dict[str, Any], place: Path) -> None:
