@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 10.0
+WIDE_SCREEN = 100  # columns: from here on a progress bar has room for the time so far and longer names
+WIDTH_OF_RATE_AND_ETA = 33  # of `12,345 images/s eta 0:00:00`, and the spaces between all columns
 SECONDS_FOR_A_RATE = 1.0  # a shorter time says nothing: the first part of the work is over when its clock starts
 GONE = {errno.EPIPE, errno.EIO}  # nobody reads any more: a pipe's other end was closed, a terminal hung up
 FRAMES = str.maketrans("─━│┃╭╮╰╯╸╺", "--||++++--")  # what help and progress bars are drawn with
@@ -33,25 +35,50 @@ ESCAPING = "vqgpt.escape"
 
 
 def new_bar(console: Console) -> "Bar":
-    """A progress bar with rate and ETA; rich's part of this is imported once something is in progress."""
+    """A progress bar with count, rate and ETA, which always fit; rich's part of this is imported once it is needed.
+
+    What a screen has no room for is left out: the time so far, the last figures, the end of a long name.
+    """
     from rich import progress
+    from rich.table import Column
     from rich.text import Text
+
+    is_wide = console.width >= WIDE_SCREEN
+    name_width, bar_width, time_width = (30, 20, 8) if is_wide else (22, 8, 0)
 
     class RateColumn(progress.ProgressColumn):
         """Units per second, once they are known."""
 
         def render(self, task: progress.Task) -> Text:
-            return Text(f"{task.speed:,.1f} {task.fields['unit']}/s" if task.speed else "")
+            digits = 1 if (task.speed or 0) < 100 else 0
+            return Text(f"{task.speed:,.{digits}f} {task.fields['unit']}/s" if task.speed else "")
+
+    class FiguresColumn(progress.ProgressColumn):
+        """The figures of the work, as far as they fit."""
+
+        def render(self, task: progress.Task) -> Text:
+            named = min(len(task.description), name_width)
+            counted = 2 * len(f"{task.total:.0f}") + 1
+            text = Text(task.fields["values"])
+            text.truncate(
+                max(console.width - named - bar_width - counted - time_width - WIDTH_OF_RATE_AND_ETA, 0),
+                overflow="ellipsis",
+            )
+            return text
 
     return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(bar_width=24),
+        progress.TextColumn(
+            "{task.description}",
+            markup=False,
+            table_column=Column(no_wrap=True, overflow="ellipsis", max_width=name_width),
+        ),
+        progress.BarColumn(bar_width),
         progress.MofNCompleteColumn(),
-        RateColumn(),
-        progress.TimeElapsedColumn(),
+        RateColumn(Column(no_wrap=True)),
+        *([progress.TimeElapsedColumn()] if is_wide else []),
         progress.TextColumn("eta"),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[values]}", style="dim"),
+        FiguresColumn(),
         console=console,
     )
 
@@ -88,9 +115,16 @@ class Screen:
             self._print_line(event)
 
     def _draw(self, event: Progress) -> None:
+        """A bar for what is in progress; a line for what is done."""
+        if event.done >= event.total:
+            if self.bar and event.task in self.task_ids:
+                self.bar.remove_task(self.task_ids.pop(event.task))
+            self._print("  ".join([_count(event), *_figures(event)]))
+            return
         self.bar = self.bar or new_bar(self.stderr)
         if event.task not in self.task_ids:
-            self.task_ids[event.task] = self.bar.add_task(event.task, total=event.total, unit=event.unit, values="")
+            name = printable(event.task)
+            self.task_ids[event.task] = self.bar.add_task(name, total=event.total, unit=event.unit, values="")
             self.bar.start()
         self.bar.update(self.task_ids[event.task], completed=event.done, values=_plain_text(event.values))
 
@@ -102,12 +136,11 @@ class Screen:
             self.last_line = now if first else self.last_line
             return
         self.last_line = now
-        parts = [f"{event.task}: {event.done}/{event.total} {event.unit}"]
+        parts = [_count(event)]
         if event.done > done_before and now - start > SECONDS_FOR_A_RATE:
             rate = (event.done - done_before) / (now - start)
             parts += [f"{rate:,.1f} {event.unit}/s", f"eta {(event.total - event.done) / rate:.0f} s"]
-        parts += [_plain_text(event.values)] if event.values else []
-        self._print("  ".join(parts))
+        self._print("  ".join([*parts, *_figures(event)]))
 
     def _show_picture(self, path: Path) -> None:
         """Show a picture where the terminal can, else say where it is."""
@@ -122,9 +155,9 @@ class Screen:
         sys.stderr.flush()
 
     def _stop_bar(self) -> None:
-        if self.bar and self.task_ids:
+        if self.bar:
             self.bar.stop()
-            self.task_ids = {}
+            self.bar, self.task_ids = None, {}
 
     def show_configuration(self, heading: str, values: Mapping[str, Any]) -> None:
         """One line for the configuration that a command runs with."""
@@ -156,6 +189,14 @@ class Screen:
     def _print(self, line: str, style: str | None = None) -> None:
         """A line on stderr. Names come from strangers' files: what would control the terminal is escaped."""
         self.stderr.print(printable(line), style=style, markup=False)
+
+
+def _count(event: Progress) -> str:
+    return f"{event.task}: {event.done}/{event.total} {event.unit}"
+
+
+def _figures(event: Progress) -> list[str]:
+    return [_plain_text(event.values)] if event.values else []
 
 
 def _pairs(result: Mapping[str, Any]) -> Iterator[str]:
