@@ -23,7 +23,7 @@ FEATURES = option(
     "auto",
     "What distances are measured in. inception: the network of FID; lite0: EfficientNet-Lite0, ten times faster; "
     "classifier: one that is trained here on the real training images; or a file with the weights of one of the first "
-    "two. auto takes the first of them that is installed.",
+    "two. auto takes the first of them that is there.",
     group=DATA,
 )
 SEED_OF_EVALUATION = option(0, "Seed of subsets, directions and resamples.", group=RUN)
@@ -57,7 +57,9 @@ class EvaluateSamplesConfig:
         group=DATA,
     )
     size: int | None = option(
-        None, "Prepare pictures and datasets at this many pixels (default: as they are).", group=DATA
+        None,
+        "Prepare pictures and datasets at this many pixels (default: pictures as they are, datasets as the samples).",
+        group=DATA,
     )
     features: str = FEATURES
     limit: int = option(10_000, "At most this many images of each set, drawn at random; 0 for all.", group=DATA)
@@ -67,7 +69,7 @@ class EvaluateSamplesConfig:
         group=DATA,
     )
     by_class: bool | None = option(
-        None, "Figures of each class (default: where both sets have the same classes).", group=DATA
+        None, "Figures of each class (default: where the reference has all classes of the samples).", group=DATA
     )
     classify: bool = option(
         True,

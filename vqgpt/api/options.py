@@ -281,5 +281,5 @@ class RunConfig:
     device: str = DEVICE
     until: StageName = option("evaluate-samples", "The last stage to run.", group=RUN)
     evaluate: bool = option(
-        True, "End with a short evaluation of the samples, in at most a tenth of the time of the stages.", group=RUN
+        True, "End with a short evaluation of the samples, in about a tenth of the time of the stages.", group=RUN
     )

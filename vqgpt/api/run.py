@@ -130,7 +130,7 @@ def run(
 def evaluate(
     stage: Stage, now: Made, outcomes: Mapping[str, Mapping[str, Any]], flags: Flags, report: Report
 ) -> tuple[str, Made | None, dict[str, Any]]:
-    """Evaluate in a tenth of the time that the stages before took: how that ended, its record, what of it is shown.
+    """Evaluate in about a tenth of the time of the stages before: how that ended, its record, what of it is shown.
 
     What is in its way is told, and the pipeline is done without it.
     """

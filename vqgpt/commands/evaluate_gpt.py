@@ -96,15 +96,17 @@ def run(config: EvaluateGPTConfig, flags: Flags, report: Report) -> Mapping[str,
         "bootstrap_seed": config.seed,
     }
     figures = _figures(cache, predicted, config.seed, report)
-    made = _draw(predicted[held_out], picture, config, report)
+    drawing = _drawing(predicted[held_out], config, report)
     entry = {
         "of": of,
         **plan,
         **figures,
-        "pictures": {"calibration": str(picture)} if made else {},
+        "pictures": {} if drawing is None else {"calibration": str(picture)},
         "line": _line(config, of, figures, checkpoint, cache),
     }
     keep_evaluation(record, "gpt", entry)
+    if drawing is not None:  # after the entry that names it: a picture that none names is not replaced
+        write_atomically(picture, drawing)
     return entry
 
 
@@ -181,20 +183,19 @@ def _figures(cache: "TokenCache", predicted: Mapping[str, "Predictions"], seed: 
     }
 
 
-def _draw(held_out: "Predictions", picture: Path, config: EvaluateGPTConfig, report: Report) -> bool:
-    """Write the maps of calibration and loss; False, and a notice, where PIL is not installed."""
+def _drawing(held_out: "Predictions", config: EvaluateGPTConfig, report: Report) -> bytes | None:
+    """A PNG of the maps of calibration and loss; None, and a notice, where PIL is not installed."""
     try:
         from vqgpt.pictures.heat_map import heat_map, side_by_side
         from vqgpt.pictures.sheet import png_bytes
     except ImportError:
         report(Notice(text="no picture: PIL cannot be imported here; the figures by position are in the evaluation"))
-        return False
+        return None
     panels = [
         heat_map(held_out.entropy - held_out.loss, "entropy - loss, bits (red: overconfident)", signed=True),
         heat_map(held_out.loss, "loss, bits per token", signed=False),
     ]
-    write_atomically(picture, png_bytes(side_by_side(panels), to_json(config)))
-    return True
+    return png_bytes(side_by_side(panels), to_json(config))
 
 
 def _line(

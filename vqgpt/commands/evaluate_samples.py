@@ -48,8 +48,9 @@ def run(config: EvaluateSamplesConfig, flags: Flags, report: Report) -> Mapping[
 def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "torch.device") -> dict[str, Any]:
     from vqgpt.api.evaluation_sets import check_classes, find_sets
     from vqgpt.evaluation.budget import best_features, load_features, within_seconds
-    from vqgpt.evaluation.features import digests_of, features_of
-    from vqgpt.runtime.device import main_first, of_main, rank
+    from vqgpt.evaluation.features import features_of
+    from vqgpt.evaluation.pixels import digests_of
+    from vqgpt.runtime.device import main_first, rank
 
     start = time.monotonic()
 
@@ -70,14 +71,13 @@ def _run(config: EvaluateSamplesConfig, flags: Flags, report: Report, device: "t
     sets.drawn(config.limit)  # which refuses too few images before anything is trained
     classifier = _classifier(config, sets, seconds_left(), device, report)
     features = config.features
-    if features == "auto":  # the main process decides, for what it measures
-        chosen = best_features(classifier, sets.samples, seconds_left(), device) if rank() == 0 else None
-        features = of_main(chosen or "")
+    if features == "auto":
+        features = best_features(classifier, sets.samples, seconds_left(), device)
     extractor = load_features(features, classifier, device)
     in_haste = config.seconds is not None
     if in_haste:
         left, number = seconds_left() or 0.0, 3 if sets.training and config.training_images else 2
-        count = of_main(within_seconds(left, extractor, sets.samples, number) if rank() == 0 else 0)
+        count = within_seconds(left, extractor, sets.samples, number)
         report(Notice(text=f"{extractor.kind} features of at most {count:,} images of each set fit the time"))
         config = without_seconds(config, count, features, classifier is not None)
     whole_reference, sets = sets.reference, sets.drawn(config.limit)
@@ -121,30 +121,24 @@ def without_seconds(config: EvaluateSamplesConfig, count: int, features: str, cl
 def _classifier(
     config: EvaluateSamplesConfig, sets: "Sets", seconds: float | None, device: "torch.device", report: Report
 ) -> "Classifier | None":
-    """The classifier of the training images, which the main process trains; None without classes or time for one."""
+    """The classifier of the training images; None without classes or time for one."""
     from vqgpt.evaluation.budget import has_time_for_classifier
     from vqgpt.evaluation.consistency import can_be_classified, classifier_for
-    from vqgpt.runtime.device import of_main, rank
 
     training, held_out = sets.training, sets.held_out
     wanted = config.features == "classifier"
     possible = training is not None and can_be_classified(training, held_out)
-    possible = possible and training is not None and training.class_names == held_out.class_names
     if wanted and not possible:
         raise UsageError(
             "the features of a classifier need training images with classes, and held-out ones of the same classes",
             "name them with --training and --against, or give other --features",
         )
-    if not possible or not (config.classify or wanted):
+    if training is None or not possible or not (config.classify or wanted):
         return None
-    found = None
-    if rank() == 0:
-        assert training is not None
-        if wanted or seconds is None or has_time_for_classifier(seconds, training, held_out, device):
-            found = classifier_for(training, held_out, device, report)
-        else:
-            report(Notice(text="no classifier: training it would take longer than --seconds allows"))
-    return of_main(found)
+    if wanted or seconds is None or has_time_for_classifier(seconds, training, held_out, device):
+        return classifier_for(training, held_out, device, report)
+    report(Notice(text="no classifier: training it would take longer than --seconds allows"))
+    return None
 
 
 def measure(

@@ -122,10 +122,9 @@ def _classifier(
     device: "torch.device",
     report: Report,
 ) -> "Classifier | None":
-    """The classifier whose features are wanted, which the main process trains; None where others are taken."""
+    """The classifier whose features are wanted; None where others are taken."""
     from vqgpt.evaluation.consistency import can_be_classified, classifier_for
     from vqgpt.evaluation.extractors import is_installed
-    from vqgpt.runtime.device import of_main, rank
 
     wanted = config.features == "classifier"
     if not wanted and (config.features != "auto" or is_installed("inception") or is_installed("lite0")):
@@ -135,7 +134,7 @@ def _classifier(
         if wanted:
             raise UsageError("a classifier needs images with classes", "give other --features")
         return None
-    return of_main(classifier_for(whole["train"], whole[judged_by], device, report) if rank() == 0 else None)
+    return classifier_for(whole["train"], whole[judged_by], device, report)
 
 
 def _measure(

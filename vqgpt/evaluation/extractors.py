@@ -151,8 +151,8 @@ def resize_as_tensorflow(images: Tensor, size: int) -> Tensor:
     """Bilinear interpolation of images (n, C, H, W) float to `size` x `size` as FID's original graph has it.
 
     Output pixel i comes from position i * H / size, without the half-pixel shift of torch, and beyond the last pixel
-    from that pixel. The rule is that of TensorFlow 1 (`ResizeBilinear`), which the FID of Heusel et al. and the metrics
-    of StyleGAN3 follow.
+    from that pixel. The rule is that of TensorFlow 1 (`ResizeBilinear`), in which FID was defined; the program of the
+    package that has the weights takes it by default.
     """
     for dimension in (-2, -1):
         length = images.shape[dimension]
