@@ -16,12 +16,12 @@ from tests.test_interruption import saved_step, wait_for
 from vqgpt.errors import NonFiniteError
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.optimizer import Muon
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.sequences import Sequences
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.training.loop import read_figures
+from vqgpt.training.muon import Muon
 from vqgpt.training.schedule import Schedule
 
 FIXTURES = Path(__file__).parent.parent.parent / "shared" / "fixtures"
@@ -123,6 +123,18 @@ def test_muon_takes_the_steps_of_torchs_own(shape):
         muon.step()
         reference.step()
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_to_muon_a_kernel_is_the_matrix_of_its_rows():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(2, 8, 4, 3, 3)
+    kernel = torch.nn.Parameter(start.to(memory_format=torch.channels_last))
+    matrix = torch.nn.Parameter(start.flatten(1).clone())
+    kernel.grad, matrix.grad = gradient.to(memory_format=torch.channels_last), gradient.flatten(1)
+    for weight in (kernel, matrix):
+        Muon([weight], lr=1e-2, weight_decay=0.1).step()
+    torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach())
+    assert (matrix - start.flatten(1)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("position", [0, 5, 15])

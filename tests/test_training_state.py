@@ -76,6 +76,7 @@ OF_GPT = {
 OF_VQGAN = {
     "counts": lambda training: training.update(epoch_counts=torch.zeros(1, dtype=torch.int64)),
     "a codebook": lambda training: training["codebook"].update(counts=torch.zeros(1)),
+    "moments": lambda training: training.update(epoch_moments=torch.zeros(1)),
     "a discriminator": lambda training: training.pop("discriminator"),
     "its optimizer": lambda training: training.pop("discriminator_optimizer"),
 }
@@ -83,6 +84,7 @@ OPTIMIZERS = {  # how to find what torch calls the state of an optimiser, in tha
     ("gpt", "muon"): lambda training: training["optimizer"]["parts"][1],
     ("gpt", "adamw"): lambda training: training["optimizer"]["parts"][0],
     ("vqgan", "adam"): lambda training: training["optimizer"],
+    ("vqgan", "muon"): lambda training: training["muon"],
     ("vqgan", "the discriminator's"): lambda training: training["discriminator_optimizer"],
 }
 ALL = {f"{kind}, {name}": (kind, change) for kind in TRAININGS for name, change in CHANGES.items()}

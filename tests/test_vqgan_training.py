@@ -11,13 +11,21 @@ import torch
 from tests.conftest import assert_refused, run_here
 from vqgpt.errors import MissingDataError, NonFiniteError
 from vqgpt.progress import silent
+from vqgpt.tokens.arrays import effective_rank
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan import losses
+from vqgpt.vqgan.codebook import to_vectors
 from vqgpt.vqgan.coding import to_unit_range
 from vqgpt.vqgan.losses import FEATURE_CHANNELS, PatchDiscriminator, PerceptualLoss, hinge_loss
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.vqgan.training import VQGANTraining, codebook_term, first_adversarial_step, reconstruction_loss
+from vqgpt.vqgan.training import (
+    VQGANTraining,
+    codebook_term,
+    first_adversarial_step,
+    learning_rate,
+    reconstruction_loss,
+)
 
 ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}
 
@@ -138,19 +146,24 @@ def test_the_codebook_of_the_original_starts_small_and_uniform():
 
 def test_usage_is_counted_over_the_epoch():
     training = start_training()
-    seen = []
+    seen, latents = [], []
     for step in training.schedule.steps(0):
         with torch.no_grad():
             training.model.train()
-            seen.append(training.model(to_unit_range(training.images[step.rows])).codes)
+            out = training.model(to_unit_range(training.images[step.rows]))
+        seen.append(out.codes)
+        latents.append(to_vectors(out.latents))
         training.take_step(step)
         if step.ends_epoch:
             break
     counts = torch.bincount(torch.cat(seen).flatten(), minlength=16)
     assert torch.equal(training.epoch_counts, counts)
+    latents = torch.cat(latents).double()
+    expected = effective_rank(torch.cov(latents.T, correction=0).numpy())
     figures = training.epoch_figures()
+    assert figures["epoch_latent_rank"] == pytest.approx(expected, rel=1e-3)
     assert figures["epoch_used_codes"] == int((counts > 0).sum())
-    assert training.epoch_counts.sum() == 0
+    assert training.epoch_counts.sum() == training.epoch_moments.sum() == 0
 
 
 def test_the_moving_average_is_the_result():
@@ -165,6 +178,29 @@ def test_the_moving_average_is_the_result():
         expected = (start[name] * 0.1 + one[name] * 0.9) * (2 / 11) + two[name] * (9 / 11)
         torch.testing.assert_close(average, expected, rtol=1e-4, atol=1e-5)
     assert start_training().result is not None
+
+
+def test_each_weight_is_moved_by_one_optimiser_and_muons_are_the_inner_kernels():
+    training = start_training(codebook="loss", **ADVERSARIAL)
+    moved = {
+        name: [p for group in one.param_groups for p in group["params"]] for name, one in training.optimizers.items()
+    }
+    assert list(moved) == ["optimizer", "muon", "discriminator_optimizer"]
+    names = {parameter: name for name, parameter in training.model.named_parameters()}
+    of_muon = {names[parameter] for parameter in moved["muon"]}
+    kernels = {name for name, parameter in training.model.named_parameters() if parameter.ndim == 4}
+    assert kernels - set(of_muon) == {"encoder.conv_in.weight", "decoder.conv_out.weight"}
+    assert sorted(names.values()) == sorted(
+        names[parameter] for part in ("optimizer", "muon") for parameter in moved[part]
+    )
+    assert list(start_training(optimizer="adam").optimizers) == ["optimizer"]
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("muon", 3e-3), ("adam", 4.5e-6)])
+def test_the_rate_that_suits_the_optimiser_falls_along_a_cosine(optimizer, rate):
+    training = start_training(optimizer=optimizer, lr=None)
+    rates = [learning_rate(step, training.schedule, training.options) for step in (0, 5, 10)]
+    assert rates == pytest.approx([rate, rate / 2, 0], abs=1e-12)
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for():

@@ -21,7 +21,7 @@ def run(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     import numpy as np
 
     from vqgpt.tokens import TokenCache
-    from vqgpt.tokens.arrays import statistics_of_counts
+    from vqgpt.tokens.arrays import codebook_rank, statistics_of_counts
 
     cache = TokenCache(config.cache)
     description = cache.description
@@ -46,11 +46,13 @@ def run(config: CacheConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     result |= {f"sampling_{name}": value for name, value in description.sampling.items()}
     for split in description.splits:
         statistics = cache.manifest.statistics[split.name]
-        entropy = statistics_of_counts(np.array(statistics.histogram)).entropy_bits_per_token
+        histogram = np.array(statistics.histogram)
+        entropy = statistics_of_counts(histogram).entropy_bits_per_token
         result |= {
             f"{split.name}_rows": split.rows,
             f"{split.name}_used_codes": statistics.used_codes,
             f"{split.name}_perplexity": statistics.perplexity,
+            f"{split.name}_codebook_rank": codebook_rank(cache.codebook(), histogram),
             f"{split.name}_entropy_bits_per_token": entropy,
         }
     return result

@@ -45,7 +45,7 @@ def run(config: ReconstructConfig, flags: Flags, report: Report) -> Mapping[str,
         counts = torch.bincount(codes.flatten(), minlength=model.config.codebook_size)
         some = held_out[: config.num_images], reconstructions[: config.num_images]
         write_atomically(config.result, reconstruction_png(*some, counts, to_json(config), SEED_OF_COLORS))
-    figures = reconstruction_figures(held_out, reconstructions, counts)
+    figures = reconstruction_figures(held_out, reconstructions, counts, model.quantize.vectors())
     return {"picture": config.result, "split": split, "images": len(held_out), **figures}
 
 

@@ -14,10 +14,12 @@ from vqgpt.vqgan.coding import TRAINING_METRICS, Metric, figures_of
 METRICS: dict[str, Metric] = {**TRAINING_METRICS}
 
 
-def reconstruction_figures(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, Any]:
-    """The mean of each metric; codes in use, their perplexity, how many there are, the share of the most used one."""
+def reconstruction_figures(
+    images: Tensor, reconstructions: Tensor, code_counts: Tensor, codebook: Tensor
+) -> dict[str, Any]:
+    """The mean of each metric; of the codes (K, D) how many are in use, their perplexity and rank, and more."""
     return {
-        **figures_of(images, reconstructions, code_counts, METRICS),
+        **figures_of(images, reconstructions, code_counts, codebook, METRICS),
         "codebook_size": len(code_counts),
         "share_of_the_most_used_code": float(code_counts.max() / code_counts.sum()),
     }

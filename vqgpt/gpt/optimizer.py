@@ -2,14 +2,10 @@
 
     parameters with their gradients, a learning rate -> moved in place, and the norm of the gradient
 
-A step that is not finite never reaches the weights. Muon (Jordan et al. 2024) is momentum for matrices, whose updates
-are made orthogonal; they are as large as AdamW's (Liu et al. 2025), so that one learning rate does for both.
-`torch.optim.Muon` computes the same in bfloat16 everywhere, which takes a CPU without it 70 ms instead of 3 for a
-matrix of 512 x 128.
+A step that is not finite never reaches the weights.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,12 +13,8 @@ from torch import Tensor
 
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTTrainingOptions
-from vqgpt.training.weights import OF_ADAM, StateMisfitError, check_optimizer, is_part, load_whole_optimizer
-
-ITERATIONS = 5  # of Newton and Schulz
-COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of x, x^3 and x^5; singular values end between 0.7 and 1.2
-RMS = 0.2  # of an update of AdamW
-OF_MUON = ("momentum",)  # what Muon keeps for a matrix
+from vqgpt.training.muon import Muon
+from vqgpt.training.weights import StateMisfitError, check_optimizer, is_part, load_whole_optimizer
 
 
 class Optimizer:
@@ -83,43 +75,6 @@ class Optimizer:
         if not isinstance(parts, list) or len(parts) != len(self._optimizers()):
             raise StateMisfitError("optimizer is of another kind")
         for optimizer, part in zip(self._optimizers(), parts, strict=True):
-            check_optimizer(part, optimizer, "optimizer", OF_MUON if optimizer is self.muon else OF_ADAM)
+            check_optimizer(part, optimizer, "optimizer")
         for optimizer, part in zip(self._optimizers(), parts, strict=True):
             load_whole_optimizer(optimizer, part)
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum with Nesterov's look ahead, orthogonal updates, and decoupled weight decay."""
-
-    def __init__(self, matrices: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.found_inf: Tensor | None = None  # where it is 1 nothing moves, as in torch's fused optimisers
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # there is no closure
-        """Move the matrices by their gradients."""
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                state = self.state[matrix]
-                if not state:
-                    state["momentum"] = torch.zeros_like(matrix)
-                state["momentum"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = orthogonal(matrix.grad.lerp(state["momentum"], group["momentum"]))
-                update = update * (RMS * math.sqrt(max(matrix.shape))) + group["weight_decay"] * matrix
-                if self.found_inf is not None:
-                    update = update.masked_fill(self.found_inf > 0, 0.0)
-                matrix.sub_(update, alpha=group["lr"])
-
-
-def orthogonal(matrix: Tensor) -> Tensor:
-    """(n, m) -> roughly the nearest orthogonal matrix, by a quintic Newton-Schulz iteration; in bfloat16 on CUDA."""
-    first, third, fifth = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.mT if tall else matrix
-    wide = wide.bfloat16() if matrix.is_cuda else wide.float()
-    wide = wide / wide.norm().clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        square = wide @ wide.mT
-        polynomial = torch.addmm(square, square, square, beta=third, alpha=fifth)
-        wide = torch.addmm(wide, polynomial, wide, beta=first)
-    return (wide.mT if tall else wide).to(matrix.dtype)

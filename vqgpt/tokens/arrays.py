@@ -212,6 +212,23 @@ def statistics_of_counts(counts: NDArray[np.integer[Any]]) -> CodeStatistics:
     )
 
 
+def effective_rank(covariance: NDArray[np.floating[Any]]) -> float:
+    """How many directions vectors of this covariance (D, D) use: exp of the entropy of their shares of the variance.
+
+    From 1, a line, to D (Roy and Vetterli 2007). Vectors that are all alike have 0.
+    """
+    variances = np.linalg.eigvalsh(covariance.astype(np.float64)).clip(min=0)
+    shares = variances[variances > 0] / variances.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+
+
+def codebook_rank(codebook: NDArray[np.floating[Any]], counts: NDArray[np.integer[Any]]) -> float:
+    """The effective rank of codes (K, D), of which each counts as often as it occurs, (K,)."""
+    vectors, shares = codebook[counts > 0].astype(np.float64), counts[counts > 0] / max(1, counts.sum())
+    centred = vectors - shares @ vectors
+    return effective_rank((centred * shares[:, None]).T @ centred)
+
+
 def count_codes(codes: NDArray[np.integer], codebook_size: int) -> NDArray[np.int64]:
     """How often each code occurs in an array of any shape, (K,)."""
     flat, counts = codes.reshape(-1), np.zeros(codebook_size, np.int64)

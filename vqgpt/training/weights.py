@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from vqgpt.runtime.device import one_thread, rank
 from vqgpt.storage.checkpoint import shape_text
+from vqgpt.training.muon import Muon
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-OF_ADAM = ("step", "exp_avg", "exp_avg_sq")  # what it keeps for a parameter; AdamW too
+OF_MUON = ("momentum",)  # what it keeps for a parameter
+OF_ADAM = ("step", "exp_avg", "exp_avg_sq")  # AdamW too
 
 
 def shard(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
@@ -118,14 +120,15 @@ def check_alike(found: Any, own: Any, place: str) -> None:
         raise StateMisfitError(f"{place} is of another kind")
 
 
-def check_optimizer(found: Any, optimizer: torch.optim.Optimizer, place: str, names: tuple[str, ...] = OF_ADAM) -> None:
-    """Raise StateMisfitError unless the state of an optimiser holds, for each parameter, what these names say.
+def check_optimizer(found: Any, optimizer: torch.optim.Optimizer, place: str) -> None:
+    """Raise StateMisfitError unless the state of an Adam or Muon holds, for each parameter, what it keeps.
 
     All are of the parameter's shape but `step`, which is a single number. A parameter that never had a gradient has
     nothing.
     """
     if not isinstance(found, Mapping) or not isinstance(found.get("state"), Mapping):
         raise StateMisfitError(f"{place} is of another kind")
+    names = OF_MUON if isinstance(optimizer, Muon) else OF_ADAM
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     own = {
         number: {name: torch.zeros(()) if name == "step" else parameter for name in names}

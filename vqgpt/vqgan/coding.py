@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.device import autocast
-from vqgpt.tokens.arrays import statistics_of_counts
+from vqgpt.tokens.arrays import codebook_rank, statistics_of_counts
 from vqgpt.vqgan.model import VQGAN
 
 PIXELS_PER_PASS = 2**20
@@ -132,9 +132,15 @@ TRAINING_METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
 
 
 def figures_of(
-    images: Tensor, reconstructions: Tensor, code_counts: Tensor, metrics: Mapping[str, Metric] = TRAINING_METRICS
+    images: Tensor,
+    reconstructions: Tensor,
+    code_counts: Tensor,
+    codebook: Tensor,
+    metrics: Mapping[str, Metric] = TRAINING_METRICS,
 ) -> dict[str, float]:
-    """The mean of each metric, codes in use and perplexity; (N, C, H, W) uint8 images, code_counts (K,).
+    """The mean of each metric, codes in use, their perplexity and rank.
+
+    (N, C, H, W) uint8 images, `code_counts` (K,) over them, `codebook` (K, D).
 
     The float images of one pass at a time are in memory.
     """
@@ -142,5 +148,6 @@ def figures_of(
     for name, metric in metrics.items():
         passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
         figures[name] = float(torch.cat([metric(*pair) for pair in passes]).mean())
-    usage = statistics_of_counts(code_counts.cpu().numpy())
-    return {**figures, "used_codes": usage.used_codes, "perplexity": usage.perplexity}
+    counts = code_counts.cpu().numpy()
+    usage, rank = statistics_of_counts(counts), codebook_rank(codebook.detach().cpu().numpy(), counts)
+    return {**figures, "used_codes": usage.used_codes, "perplexity": usage.perplexity, "codebook_rank": rank}

@@ -25,6 +25,8 @@ Lookup = Literal["nearest", "cosine", "logits"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
 REVIVE_BELOW = 0.05  # of an equal share
+RATES = {"muon": 3e-3, "adam": 4.5e-6}  # by optimiser; the latter is the original's
+LARGEST_RATE_OF_DISCRIMINATOR = 1e-3
 MOST_PIXELS = 2**16  # of the side of an image
 GROUPS = 32  # of the group normalisation
 
@@ -190,9 +192,20 @@ class VQGANTrainingOptions:
 
     batch_size: int = BATCH_SIZE
     n_epochs: int = N_EPOCHS
-    lr: float = option(4.5e-6, "Learning rate of Adam (betas 0.5, 0.9), for the discriminator too.", group=TRAINING)
+    optimizer: Literal["muon", "adam"] = option(
+        "muon",
+        "What moves the weights: Muon for the kernels between the first and the last convolution and Adam (betas 0.5, "
+        "0.9) for all else, or 'adam' alone, as the original does.",
+        group=TRAINING,
+    )
+    lr: float | None = option(
+        None,
+        "Learning rate of all weights; of the discriminator's, where it is smaller than "
+        f"{LARGEST_RATE_OF_DISCRIMINATOR:g} (default: {RATES['muon']:g} with muon, {RATES['adam']:g} with adam).",
+        group=TRAINING,
+    )
     lr_schedule: Literal["constant", "cosine"] = option(
-        "constant", "Course of the learning rate: 'cosine' takes it down to 0 over the training.", group=TRAINING
+        "cosine", "Course of the learning rate: 'cosine' takes it down to 0 over the training.", group=TRAINING
     )
     grad_clip: float = GRAD_CLIP
     ema: float = EMA
@@ -240,8 +253,9 @@ class VQGANTrainingOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_epochs", "lr", "sample_and_save_freq"):
+        for name in ("batch_size", "n_epochs", "sample_and_save_freq"):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        check(self.lr is None or self.lr > 0, "lr", self.lr, "positive")
         at_least_zero = ("grad_clip", "disc_weight", "disc_start", "warmup", "codebook_weight")
         for name in (*at_least_zero, "perceptual_weight", "revive_below"):
             check((getattr(self, name) or 0) >= 0, name, getattr(self, name), "0 or more")
@@ -255,6 +269,11 @@ class VQGANTrainingOptions:
     def perceptual_weight_at(self, size: int) -> float:
         """The weight of the perceptual loss for images of this side, in pixels."""
         return float(size >= SMALLEST_PERCEPTUAL_SIZE) if self.perceptual_weight is None else self.perceptual_weight
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate before its schedule: what was chosen, else what suits the optimiser."""
+        return RATES[self.optimizer] if self.lr is None else self.lr
 
     @property
     def start_of_codebook(self) -> str:

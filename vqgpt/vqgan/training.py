@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,18 @@ from vqgpt.runtime.device import (
     sum_gradients,
     sum_over_ranks,
 )
-from vqgpt.tokens.arrays import statistics_of_counts
+from vqgpt.tokens.arrays import effective_rank, statistics_of_counts
+from vqgpt.training.muon import Muon
 from vqgpt.training.schedule import Schedule, Step, check_finite
 from vqgpt.training.weights import add_gradients, check_alike, check_optimizer, load_whole_optimizer, move_average
-from vqgpt.vqgan.codebook import COMMITMENT_WEIGHT, EMACodebook, codebook_loss, commitment_loss, start_codebook
+from vqgpt.vqgan.codebook import (
+    COMMITMENT_WEIGHT,
+    EMACodebook,
+    codebook_loss,
+    commitment_loss,
+    start_codebook,
+    to_vectors,
+)
 from vqgpt.vqgan.coding import figures_of, images_per_pass, reconstruct, to_unit_range
 from vqgpt.vqgan.losses import PatchDiscriminator, PerceptualLoss, adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, Reconstruction
@@ -87,12 +95,12 @@ class VQGANTraining:
             vectors_per_step = options.batch_size * vectors_per_image
             self.codebook = EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = _adam(self.parameters, options)
+        self.optimizers = new_optimizers(model, self.parameters, options)
         self.adversary_start = first_adversarial_step(options, schedule)
         if self.adversary_start is not None:
             torch.manual_seed(derived_seed(schedule.seed, "discriminator"))
             self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
-            self.discriminator_optimizer = _adam(list(self.discriminator.parameters()), options)
+            self.optimizers["discriminator_optimizer"] = _adam(list(self.discriminator.parameters()), options)
         self.averaged = copy.deepcopy(model) if options.ema else None
         one_pass = device.type != "cpu" or model.config.dropout > 0  # whose draws have an order
         self.threads = 1 if one_pass else torch.get_num_threads()
@@ -100,6 +108,7 @@ class VQGANTraining:
         winograd = options.winograd == "auto" and not one_pass
         self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
         self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
+        self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=device)  # of latents; see `_moments`
 
     @property
     def result(self) -> VQGAN:
@@ -126,20 +135,20 @@ class VQGANTraining:
         for name, value in figures.items():
             check_finite(value, name.replace("_", " "), step)
 
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
         for gradients in compute(partial(self._gradients, share=share), passes, image_gradients):  # in order
             add_gradients(self.parameters, gradients)
         figures["gradient_norm"] = self._finite_norm(self.parameters, step)
         if adversarial:
-            self.discriminator_optimizer.zero_grad()
             (losses["discriminator_loss"] * share).backward()
             self._finite_norm(list(self.discriminator.parameters()), step)
-            self._apply(self.discriminator_optimizer, step)
-        self._apply(self.optimizer, step)
+        self._move_weights(step, adversarial)
         codes = torch.cat([each.out.codes.flatten() for each in passes])
+        latents = torch.cat([each.out.latents.detach() for each in passes])
         if self.codebook:
-            latents = torch.cat([each.out.latents.detach() for each in passes])
             self.codebook.update(latents, codes, counted=share > 0)
+        self.epoch_moments += sum_over_ranks(_moments(latents) * (share > 0))
         counts = torch.bincount(codes, minlength=len(self.epoch_counts)) * (share > 0)
         self.epoch_counts += sum_over_ranks(counts)
         if self.averaged:
@@ -206,32 +215,34 @@ class VQGANTraining:
         check_finite(norm, "norm of the gradient", step)
         return norm
 
-    def _apply(self, optimizer: torch.optim.Optimizer, step: Step) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step.index, self.schedule, self.options)
-        with one_thread():
-            optimizer.step()
+    def _move_weights(self, step: Step, adversarial: bool) -> None:
+        """By their gradients; the discriminator's only once it has some."""
+        for name, optimizer in self.optimizers.items():
+            if name == "discriminator_optimizer" and not adversarial:
+                continue
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step.index, self.schedule, self.options)
+            with one_thread():
+                optimizer.step()
 
     def epoch_figures(self) -> dict[str, float]:
-        """Codes used and their perplexity over the epoch that ends, and starts to count anew."""
+        """Codes used, their perplexity and the rank of the latents over the epoch that ends; starts to count anew."""
         usage = statistics_of_counts(self.epoch_counts.cpu().numpy())
+        rank = effective_rank(_covariance(self.epoch_moments).cpu().numpy())
         self.epoch_counts.zero_()
-        return {"epoch_used_codes": usage.used_codes, "epoch_perplexity": usage.perplexity}
+        self.epoch_moments.zero_()
+        return {"epoch_used_codes": usage.used_codes, "epoch_perplexity": usage.perplexity, "epoch_latent_rank": rank}
 
     def validate(self) -> dict[str, float]:
         """Likeness and codebook use on the held-out images; shows some of them."""
         reconstructions, codes = reconstruct(self.result, self.held_out)
         counts = torch.bincount(codes.flatten(), minlength=len(self.epoch_counts))
         self.show(self.held_out[:SHOWN_IMAGES], reconstructions[:SHOWN_IMAGES], counts)
-        return figures_of(self.held_out, reconstructions, counts)
+        return figures_of(self.held_out, reconstructions, counts, self.result.quantize.vectors())
 
     def state_dict(self) -> dict[str, Any]:
-        """Both networks and optimisers, the codebook's statistics, the moving average, the epoch's counts."""
-        return {**self._besides_optimizers(), **_states(self._optimizers())}
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        adversary = {} if self.adversary_start is None else {"discriminator_optimizer": self.discriminator_optimizer}
-        return {"optimizer": self.optimizer, **adversary}
+        """Both networks and optimisers, the codebook's statistics, the moving average, what the epoch counted."""
+        return {**self._besides_optimizers(), **_states(self.optimizers)}
 
     def _parts(self) -> dict[str, nn.Module | EMACodebook]:
         adversary = {} if self.adversary_start is None else {"discriminator": self.discriminator}
@@ -240,24 +251,37 @@ class VQGANTraining:
         return {name: part for name, part in parts.items() if part}
 
     def _besides_optimizers(self) -> dict[str, Any]:
-        return {"epoch_counts": self.epoch_counts, **_states(self._parts())}
+        counted = {"epoch_counts": self.epoch_counts, "epoch_moments": self.epoch_moments}
+        return {**counted, **_states(self._parts())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave. Raises StateMisfitError if it does not belong to this training."""
-        optimizers = self._optimizers()
-        besides = {name: part for name, part in state.items() if name not in optimizers}
+        besides = {name: part for name, part in state.items() if name not in self.optimizers}
         check_alike(besides, self._besides_optimizers(), "its state")
-        for name, optimizer in optimizers.items():
+        for name, optimizer in self.optimizers.items():
             check_optimizer(state.get(name), optimizer, name)
-        for name, optimizer in optimizers.items():
+        for name, optimizer in self.optimizers.items():
             load_whole_optimizer(optimizer, state[name])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.epoch_counts.copy_(state["epoch_counts"])
+        self.epoch_moments.copy_(state["epoch_moments"])
 
 
 def _states(parts: Mapping[str, nn.Module | EMACodebook | torch.optim.Optimizer]) -> dict[str, Any]:
     return {name: part.state_dict() for name, part in parts.items()}
+
+
+def _moments(latents: Tensor) -> Tensor:
+    """Number, sums and sums of products of latents (B, D, h, w): of (1, latent) with itself, (1+D, 1+D)."""
+    vectors = F.pad(to_vectors(latents), (1, 0), value=1.0)
+    return vectors.T @ vectors
+
+
+def _covariance(moments: Tensor) -> Tensor:
+    """Of latents, (D, D), from their summed moments."""
+    moments = moments.double() / moments[0, 0].clamp(min=1)
+    return moments[1:, 1:] - torch.outer(moments[0, 1:], moments[0, 1:])
 
 
 @torch.no_grad()
@@ -277,8 +301,8 @@ def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) ->
 def learning_rate(step: int, schedule: Schedule, options: VQGANTrainingOptions) -> float:
     """The learning rate of a step: constant, or half a cosine from `lr` to 0."""
     if options.lr_schedule == "constant":
-        return options.lr
-    return options.lr * (1 + math.cos(math.pi * step / schedule.num_steps)) / 2
+        return options.peak_rate
+    return options.peak_rate * (1 + math.cos(math.pi * step / schedule.num_steps)) / 2
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -292,8 +316,32 @@ def codebook_term(out: Reconstruction, options: VQGANTrainingOptions) -> Tensor:
     return term + codebook_loss(out.latents, out.quantized) if options.codebook == "loss" else term
 
 
+def new_optimizers(
+    model: VQGAN, parameters: list[nn.Parameter], options: VQGANTrainingOptions
+) -> dict[str, torch.optim.Optimizer]:
+    """What moves these parameters of a model, by the name in a saved state; each is moved by one of them.
+
+    With Muon, the kernels between the images and the latents are matrices to it; the first and the last convolution,
+    whose rows are pixels, biases and norms are Adam's.
+    """
+    match options.optimizer:
+        case "adam":
+            return {"optimizer": _adam(parameters, options)}
+        case "muon":
+            outer = (model.encoder.conv_in.weight, model.decoder.conv_out.weight)
+            kernels = [weight for weight in parameters if weight.ndim == 4 and not _is_among(weight, outer)]
+            others = [weight for weight in parameters if not _is_among(weight, kernels)]
+            return {"optimizer": _adam(others, options), "muon": Muon(kernels, options.peak_rate, weight_decay=0.0)}
+        case _:
+            assert_never(options.optimizer)
+
+
+def _is_among(weight: Tensor, weights: Iterable[Tensor]) -> bool:
+    return any(weight is other for other in weights)
+
+
 def _adam(parameters: list[nn.Parameter], options: VQGANTrainingOptions) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=options.lr, betas=(0.5, 0.9), fused=True)
+    return torch.optim.Adam(parameters, lr=options.peak_rate, betas=(0.5, 0.9), fused=True)
 
 
 def _over_ranks(losses: dict[str, Tensor], share: float) -> dict[str, float]:
