@@ -8,7 +8,17 @@ from typing import Any, Literal
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import to_json
-from vqgpt.options.definition import DATA, REMAP, Command, Flags, argument, check_positive, option, out_option
+from vqgpt.options.definition import (
+    DATA,
+    REMAP,
+    THIRD_PARTIES,
+    Command,
+    Flags,
+    argument,
+    check_positive,
+    option,
+    out_option,
+)
 from vqgpt.options.paths import vqgan_path
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written
@@ -20,9 +30,7 @@ from vqgpt.vqgan.options import VQGANConfig
 class ImportConfig:
     """`vqgpt vqgan import`."""
 
-    file: Path = argument(
-        "A checkpoint of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo: .ckpt, .pt, .safetensors."
-    )
+    file: Path = argument(f"A checkpoint of {THIRD_PARTIES}: .ckpt, .pt, .bin, .safetensors.")
     config: Path | None = option(
         None, "The YAML beside it, of which the image size is taken; refused if it contradicts the weights.", group=DATA
     )

@@ -28,9 +28,10 @@ from vqgpt.storage.checkpoint import (
 from vqgpt.storage.files import read_regular
 from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.tokens.third_party import read_npy
+from vqgpt.vqgan.layouts import check_fits
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, attention_levels
-from vqgpt.vqgan.third_party import ThirdPartyVQGAN, WhichWeights, check_fits, open_third_party
+from vqgpt.vqgan.third_party import ThirdPartyVQGAN, WhichWeights, open_third_party
 
 KIND = "vqgan"
 PARTS = {"architecture": dict, "dataset": str}
