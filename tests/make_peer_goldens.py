@@ -1,6 +1,7 @@
 """Write tests/golden/vqgan-*.npz with other systems' own code, in an environment that has it.
 
     python -m tests.make_peer_goldens maskgit CHECKOUT    # of 1d-tokenizer; needs torch
+    python -m tests.make_peer_goldens ibq CHECKOUT        # of SEED-Voken; needs torch and einops
 
 Run it from the root of the project. No code is taken from a checkout: its modules are imported and called.
 """
@@ -8,7 +9,8 @@ Run it from the root of the project. No code is taken from a checkout: its modul
 import importlib
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from tests.peer_goldens import images, save, weight
 
 SIZE = 16
-SMALLEST_MARGIN = 1e-3  # between the best code and the next: no rounding may decide
+SMALLEST_MARGIN = 3e-4  # between the best code and the next: no rounding may decide
 FEWEST_CODES = 5
 
 
@@ -60,7 +62,34 @@ def maskgit() -> None:
     save("maskgit", model.state_dict(), codes, model.decoder(model.quantize.get_codebook_entry(codes)) * 2 - 1)
 
 
-MAKERS: dict[str, Callable[[], None]] = {"maskgit": maskgit}
+def autoencoder(peer: ModuleType, codebook: nn.Module, embed_dim: int, **changes: Any) -> nn.Module:
+    """The parts of a VQModel, under its names, of an `Encoder` and a `Decoder` of a peer."""
+    network: dict[str, Any] = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8]}
+    network |= {"z_channels": 8, "double_z": False, "resolution": SIZE, "in_channels": 3, "out_ch": 3, **changes}
+    model = nn.Module()
+    model.encoder, model.decoder = peer.Encoder(**network), peer.Decoder(**network)
+    model.quantize = codebook
+    model.quant_conv, model.post_quant_conv = nn.Conv2d(8, embed_dim, 1), nn.Conv2d(embed_dim, 8, 1)
+    return filled(model)
+
+
+def latents_of(model: Any) -> Tensor:
+    return model.quant_conv(model.encoder(images(3, SIZE) / 127.5 - 1))
+
+
+def ibq() -> None:
+    codebooks = importlib.import_module("src.IBQ.modules.vqvae.quantize")
+    peer = importlib.import_module("src.IBQ.modules.diffusionmodules.model")
+    model: Any = autoencoder(peer, codebooks.IndexPropagationQuantize(24, 6), 6)
+    latents = latents_of(model)
+    codes = model.quantize(latents)[2][2].view(2, *latents.shape[2:])
+    check_margin(rows_of(latents) @ model.quantize.embedding.weight.T, codes)
+    assert not torch.equal(by_distance(latents, model.quantize.embedding.weight).argmax(dim=1), codes.flatten())
+    quantized = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, 6))
+    save("ibq", model.state_dict(), codes, model.decoder(model.post_quant_conv(quantized)))
+
+
+MAKERS: dict[str, Callable[[], None]] = {"maskgit": maskgit, "ibq": ibq}
 
 
 if __name__ == "__main__":

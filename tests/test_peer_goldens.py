@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests import peer_goldens
 from tests.conftest import assert_refused, run_here
+from tests.peer_checkpoints import gumbel_names, llamagen_names, taming_state
 from vqgpt.vqgan.checkpoint import load_vqgan, open_vqgan, tokenizer_sha256
 from vqgpt.vqgan.coding import to_unit_range
 
@@ -66,3 +69,83 @@ def test_maskgit_in_a_pipeline(here):
     ):
         outcome = run_here(*command)
         assert outcome.code == 0, outcome.err
+
+
+def ibq_yaml(class_path="src.IBQ.models.ibqgan.IBQ", **changes):
+    """As SEED-Voken has it, which uses Lightning's command line."""
+    network = {"double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32}
+    network |= {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0}
+    arguments = {"ddconfig": network, "n_embed": 24, "embed_dim": 6, "beta": 0.25, "use_entropy_loss": True, **changes}
+    model = {"class_path": class_path, "init_args": arguments}
+    Path("model.yaml").write_text(yaml.safe_dump({"seed_everything": True, "model": model, "ckpt_path": None}))
+    return ["--config", "model.yaml"]
+
+
+@pytest.mark.parametrize("told", ["by its YAML", "by --lookup", "by both"])
+def test_ibq(here, told):
+    golden = peer_goldens.load("ibq")
+    torch.save({"state_dict": golden.state}, "ibq.ckpt")
+    options = [] if told == "by --lookup" else ibq_yaml()
+    options += [] if told == "by its YAML" else ["--lookup", "dot"]
+    model = assert_same_after_import("ibq.ckpt", golden, *options)
+    assert model.config.lookup == "dot"
+    by_distance = load_vqgan(Path("ibq.ckpt"), "x", torch.device("cpu"))
+    assert not torch.equal(by_distance.encode(to_unit_range(golden.images)), golden.codes)
+    assert tokenizer_sha256(by_distance) != tokenizer_sha256(model)
+
+
+def test_used_codes_of_ibq(here):
+    """`--remap` leaves the largest product of those codes."""
+    golden = peer_goldens.load("ibq")
+    torch.save(golden.state, "ibq.ckpt")
+    np.save("used.npy", np.array([5, 2, 20, 7, 23]))
+    outcome = run_here("vqgan", "import", "ibq.ckpt", "--lookup", "dot", "--remap", "used.npy", "--out", "ours.pt")
+    assert outcome.code == 0, outcome.err
+    model = load_vqgan(Path("ours.pt"), "x", torch.device("cpu"))
+    codebook = golden.state["quantize.embedding.weight"][[5, 2, 20, 7, 23]]
+    with torch.no_grad():
+        latents = model.latents(to_unit_range(golden.images))
+        expected = torch.einsum("bdhw,kd->bkhw", latents, codebook).argmax(dim=1)
+        assert torch.equal(model.quantize.latents_to_codes(latents), expected)
+
+
+def test_a_file_of_ibqs_layers_does_not_tell_its_lookup(here):
+    state = taming_state(ch_mult=(1, 1, 2, 2, 4), blocks=4, attn=())
+    torch.save({"state_dict": state}, "imagenet.ckpt")
+    for command in (
+        ["vqgan", "import", "imagenet.ckpt", "--out", "ours.pt"],
+        ["vqgan", "import", "imagenet.ckpt", "--out", "ours.pt", "--dry-run"],
+        ["tokenize", "--dataset", "digits", "--checkpoint-vae", "imagenet.ckpt"],
+    ):
+        assert_refused(run_here(*command), 3, "imagenet.ckpt", "dot product", "--lookup dot", "--config")
+    outcome = run_here("vqgan", "info", "imagenet.ckpt", "--json")
+    assert outcome.code == 0, outcome.err
+    assert "does not say" in outcome.json["lookup"]
+    for lookup in ("dot", "nearest"):
+        outcome = run_here("vqgan", "import", "imagenet.ckpt", "--lookup", lookup, "--out", f"{lookup}.pt")
+        assert outcome.code == 0, outcome.err
+        assert open_vqgan(Path(f"{lookup}.pt"), "x").config.lookup == lookup
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (lambda: ["--lookup", "nearest", *ibq_yaml()], ["--lookup nearest", "YAML", "dot"]),
+        (lambda: ["--lookup", "dot", *ibq_yaml("taming.models.vqgan.VQModel")], ["--lookup dot", "nearest"]),
+        (lambda: ibq_yaml(embed_dim=8), ["embed_dim: 8 in the YAML, 6 in the weights"]),
+        (lambda: ibq_yaml("src.IBQ.models.ibqgan.GumbelVQ"), ["GumbelVQ", "lookup by nearest in the weights"]),
+        (lambda: ibq_yaml("src.Open_MAGVIT2.models.lfqgan.Other"), ["Other in the YAML", "a VQ-GAN in the weights"]),
+    ],
+)
+def test_what_contradicts_an_ibq(here, options, words):
+    torch.save(peer_goldens.load("ibq").state, "ibq.ckpt")
+    assert_refused(run_here("vqgan", "import", "ibq.ckpt", *options()), 3, *words)
+
+
+def test_a_lookup_that_the_weights_contradict(here):
+    state = taming_state(z=6, embed=6)
+    torch.save(gumbel_names(state, codes=24), "gumbel.ckpt")
+    torch.save({"model": llamagen_names(taming_state(attn=(1,)))}, "llamagen.pt")
+    assert_refused(run_here("vqgan", "import", "gumbel.ckpt", "--lookup", "dot"), 3, "gumbel.ckpt", "logits")
+    assert_refused(run_here("vqgan", "import", "gumbel.ckpt", *ibq_yaml()), 3, "IBQ in the YAML", "by logits")
+    assert_refused(run_here("vqgan", "import", "llamagen.pt", "--lookup", "nearest"), 3, "llamagen.pt", "cosine")

@@ -37,6 +37,12 @@ class ImportConfig:
     weights: Literal["model", "ema"] | None = option(
         None, "Which weights to take from a file that has both (default: model).", group=DATA
     )
+    lookup: Literal["nearest", "cosine", "dot"] | None = option(
+        None,
+        "How its codes are found, where neither the file nor a YAML tells: by distance, by direction, or by dot "
+        "product (IBQ).",
+        group=DATA,
+    )
     size: int | None = option(None, "Image size in pixels at which it was trained, where no YAML tells.", group=DATA)
     remap: Path | None = REMAP
     dataset: str | None = option(None, "Make it the VQ-GAN of this dataset: runs/DATASET/vqgan.pt.", group=DATA)
@@ -62,11 +68,12 @@ def run(config: ImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]
     dataset = find_dataset(config.dataset) if config.dataset is not None else None
     check_result(config.result, overwrite=True)  # its name; what is there, `check_place` looks at
     check_place(config.result, config, flags.overwrite)
-    file = checkpoint.open_vqgan(config.file, "NAME", config.weights, config.config)
+    file = checkpoint.open_vqgan(config.file, "NAME", config.weights, config.config, config.lookup)
     if file.third_party is None:
         raise UsageError(f"{config.file} is a checkpoint of vqgpt already", "use it as it is")
     if dataset is not None and dataset.reader != "folder":
         checkpoint.check_channels(file.config, dataset.channels, dataset.name, config.file)
+    checkpoint.check_lookup_is_known(file)
     if config.size is not None:
         file = replace(file, config=_made_for(file.config, config.size))
     if flags.dry_run:

@@ -20,6 +20,7 @@ from vqgpt.vqgan.options import Lookup, Network, VQGANConfig
 LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
 MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")
 RESAMPLING = re.compile(r"\.(downsample|upsample|upsample_conv)\.")
+IBQ_LEVELS_AND_BLOCKS = (1, 1, 2, 2, 4), 4
 MASKGIT_WEIGHT = "encoder.mid.0.conv1.weight"  # elsewhere the blocks in the middle have names
 
 
@@ -93,6 +94,18 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
         raise InputError(f"{source}: {error.message}", error.hint) from None
     check_fits(shapes, config, source)
     return config
+
+
+def is_like_ibq(config: VQGANConfig) -> bool:
+    """True for the levels and blocks that all published IBQ tokenizers have, and none of taming-transformers.
+
+    Their weights have the names of a VQModel's, and do not tell that codes are found by dot product.
+    """
+    return (
+        config.lookup == "nearest"
+        and config.network == "taming"
+        and (config.ch_mult, config.num_res_blocks) == IBQ_LEVELS_AND_BLOCKS
+    )
 
 
 def _check_computable(shapes: Shapes, num_levels: int, source: str) -> None:

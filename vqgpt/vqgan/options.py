@@ -21,7 +21,7 @@ MODEL = "VQ-GAN"
 LOSS = "Loss"
 CODEBOOK = "Codebook"
 
-Lookup = Literal["nearest", "cosine", "logits"]
+Lookup = Literal["nearest", "cosine", "logits", "dot"]
 Network = Literal["taming", "maskgit"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
@@ -73,7 +73,8 @@ class VQGANConfig:
     """The whole architecture. All but dropout, size and attn_resolutions can be read off the weights' names and shapes.
 
     Levels count the halvings of the resolution: level 0 is the whole image. `lookup` is how a latent finds its code:
-    the nearest code, the nearest by direction, or the largest of learned logits (GumbelVQ). With `used_codes`, only so
+    the nearest code, the nearest by direction, the largest of learned logits (GumbelVQ), or the largest dot product
+    (IBQ). With `used_codes`, only so
     many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`). Some networks have no
     attention in the middle either, at the lowest resolution (`mid_attention`).
     `network` names the layout of the layers: taming-transformers' (`model.py`) or MaskGIT's (`maskgit.py`).
