@@ -8,7 +8,17 @@ from typing import Any, Literal
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import to_json
-from vqgpt.options.definition import DATA, REMAP, Command, Flags, argument, check_positive, option, out_option
+from vqgpt.options.definition import (
+    DATA,
+    REMAP,
+    THIRD_PARTIES,
+    Command,
+    Flags,
+    argument,
+    check_positive,
+    option,
+    out_option,
+)
 from vqgpt.options.paths import vqgan_path
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written
@@ -20,14 +30,18 @@ from vqgpt.vqgan.options import VQGANConfig
 class ImportConfig:
     """`vqgpt vqgan import`."""
 
-    file: Path = argument(
-        "A checkpoint of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo: .ckpt, .pt, .safetensors."
-    )
+    file: Path = argument(f"A checkpoint of {THIRD_PARTIES}: .ckpt, .pt, .bin, .safetensors.")
     config: Path | None = option(
         None, "The YAML beside it, of which the image size is taken; refused if it contradicts the weights.", group=DATA
     )
     weights: Literal["model", "ema"] | None = option(
         None, "Which weights to take from a file that has both (default: model).", group=DATA
+    )
+    lookup: Literal["nearest", "cosine", "dot"] | None = option(
+        None,
+        "How its codes are found, where neither the file nor a YAML tells: by distance, by direction, or by dot "
+        "product (IBQ).",
+        group=DATA,
     )
     size: int | None = option(None, "Image size in pixels at which it was trained, where no YAML tells.", group=DATA)
     remap: Path | None = REMAP
@@ -54,11 +68,12 @@ def run(config: ImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]
     dataset = find_dataset(config.dataset) if config.dataset is not None else None
     check_result(config.result, overwrite=True)  # its name; what is there, `check_place` looks at
     check_place(config.result, config, flags.overwrite)
-    file = checkpoint.open_vqgan(config.file, "NAME", config.weights, config.config)
+    file = checkpoint.open_vqgan(config.file, "NAME", config.weights, config.config, config.lookup)
     if file.third_party is None:
         raise UsageError(f"{config.file} is a checkpoint of vqgpt already", "use it as it is")
     if dataset is not None and dataset.reader != "folder":
         checkpoint.check_channels(file.config, dataset.channels, dataset.name, config.file)
+    checkpoint.check_lookup_is_known(file)
     if config.size is not None:
         file = replace(file, config=_made_for(file.config, config.size))
     if flags.dry_run:

@@ -166,11 +166,9 @@ DATA_ROOT = option(
 SIZE = option(
     None, "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own).", group=DATA
 )
+THIRD_PARTIES = "taming-transformers, latent-diffusion, LlamaGen, GenerativeZoo, MaskGIT or IBQ"  # of VQ-GANs
 CHECKPOINT_VAE = option(
-    None,
-    "VQ-GAN checkpoint, ours or of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo "
-    "(default: runs/DATASET/vqgan.pt).",
-    group=DATA,
+    None, f"VQ-GAN checkpoint, ours or of {THIRD_PARTIES} (default: runs/DATASET/vqgan.pt).", group=DATA
 )
 REMAP = option(
     None, "A .npy list of codebook ids: only these are used, and tokens are indices into the list.", group=DATA

@@ -28,9 +28,10 @@ from vqgpt.storage.checkpoint import (
 from vqgpt.storage.files import read_regular
 from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.tokens.third_party import read_npy
+from vqgpt.vqgan.layouts import check_fits, is_like_ibq
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, attention_levels
-from vqgpt.vqgan.third_party import ThirdPartyVQGAN, WhichWeights, check_fits, open_third_party
+from vqgpt.vqgan.options import Lookup, VQGANConfig, attention_levels
+from vqgpt.vqgan.third_party import ThirdPartyVQGAN, WhichWeights, open_third_party
 
 KIND = "vqgan"
 PARTS = {"architecture": dict, "dataset": str}
@@ -41,13 +42,17 @@ LARGEST_YAML = 2**20  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFile:
-    """What a file says it is, before its weights are read. `content` is of ours, `third_party` of someone else's."""
+    """What a file says it is, before its weights are read. `content` is of ours, `third_party` of someone else's.
+
+    Without `lookup_is_known`, the lookup in `config` is a guess, and nothing may be computed with it.
+    """
 
     path: Path
     family: str
     config: VQGANConfig
     content: Mapping[str, Any]
     third_party: ThirdPartyVQGAN | None
+    lookup_is_known: bool = True
 
     __repr__ = one_line
 
@@ -65,8 +70,16 @@ def vqgan_content(
     }
 
 
-def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml: Path | None = None) -> CheckpointFile:
+def open_vqgan(
+    path: Path,
+    dataset: str,
+    which: WhichWeights | None = None,
+    yaml: Path | None = None,
+    lookup: Lookup | None = None,
+) -> CheckpointFile:
     """Look into a checkpoint: whose it is, and its architecture, held against the YAML if there is one.
+
+    `lookup` is how its codes are found, for files that do not tell.
 
     Raises MissingDataError if there is none at `path`, InputError if it is not a VQ-GAN.
     """
@@ -74,16 +87,41 @@ def open_vqgan(path: Path, dataset: str, which: WhichWeights | None = None, yaml
     content = read_checkpoint_file(path)
     if is_ours(content):
         content = check_parts(content, KIND, PARTS, path, how_to_make(path, dataset))
-        if yaml or which:
-            raise InputError(
-                f"{path} is a checkpoint of vqgpt", "leave --config and --weights out: it already says what they say"
-            )
+        if yaml or which or lookup:
+            remedy = "leave --config, --weights and --lookup out: it already says what they say"
+            raise InputError(f"{path} is a checkpoint of vqgpt", remedy)
         config = from_json(VQGANConfig, content["architecture"], str(path))
         check_fits({name: stored.shape for name, stored in content["model"].items()}, config, str(path))
         return CheckpointFile(path=path, family=OUR_FAMILY, config=config, content=content, third_party=None)
     third_party = open_third_party(path, content, which)
-    config = with_yaml(third_party.config, yaml) if yaml else third_party.config
-    return CheckpointFile(path=path, family=third_party.family, config=config, content={}, third_party=third_party)
+    config, told = with_yaml(third_party.config, yaml) if yaml else (third_party.config, None)
+    if lookup is not None:
+        config = _with_lookup(config, told, lookup, path)
+    known = (told or lookup) is not None or not is_like_ibq(config)
+    file = CheckpointFile(path=path, family=third_party.family, config=config, content={}, third_party=third_party)
+    return replace(file, lookup_is_known=known)
+
+
+def _with_lookup(config: VQGANConfig, told: Lookup | None, lookup: Lookup, path: Path) -> VQGANConfig:
+    """The architecture with the `lookup` that a user says it has. `told` is what the YAML says."""
+    if told is not None and told != lookup:
+        raise InputError(f"--lookup {lookup} contradicts the YAML, which says {told}", "leave --lookup out")
+    if lookup != config.lookup and (config.lookup != "nearest" or lookup == "logits"):
+        raise InputError(
+            f"--lookup {lookup} contradicts the weights in {path}, whose lookup is {config.lookup}",
+            "leave --lookup out",
+        )
+    return replace(config, lookup=lookup)
+
+
+def check_lookup_is_known(file: CheckpointFile) -> None:
+    """Raise InputError if a file does not tell how its codes are found, and nobody else did."""
+    if not file.lookup_is_known:
+        raise InputError(
+            f"{file.path} has the layers of IBQ's tokenizers and the weights of any VQModel: it does not tell whether "
+            "its codes are found by dot product, as IBQ does, or by distance",
+            "say so: vqgpt vqgan import FILE --lookup dot (or nearest), or --config with its YAML",
+        )
 
 
 def how_to_make(path: Path, dataset: str) -> str:
@@ -96,6 +134,7 @@ def build_vqgan(file: CheckpointFile, device: torch.device, remap: Path | None =
 
     Raises InputError if the weights are damaged or do not fit, or if the list does not fit the codebook.
     """
+    check_lookup_is_known(file)
     if file.third_party:
         weights = file.third_party.read(file.path)
     else:
@@ -151,6 +190,7 @@ def describe_file(file: CheckpointFile) -> dict[str, Any]:
     return {
         "family": file.family,
         **{name: value for name, value in asdict(file.config).items() if value is not None},
+        **({} if file.lookup_is_known else {"lookup": "dot (IBQ) or nearest: the file does not say"}),
         "downsampling": file.config.downsampling,
         "codebook_size": file.config.codebook_size,
         "parameters": sum(math.prod(stored.shape) for stored in tensors.values()),
@@ -166,8 +206,8 @@ class _WithoutMerges(yaml.SafeLoader):
             raise yaml.YAMLError("it has merge keys (<<)")
 
 
-def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
-    """The architecture with what the YAML adds to it.
+def with_yaml(config: VQGANConfig, path: Path) -> tuple[VQGANConfig, Lookup | None]:
+    """The architecture with what the YAML adds to it, and the lookup that the YAML tells, if it does.
 
     Raises MissingDataError if it is not there, InputError if it is none of a VQ-GAN, or contradicts the weights.
     """
@@ -202,11 +242,11 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
         for name, value in in_weights.items()
         if name in in_yaml and _listed(in_yaml[name]) != value
     ]
-    if "Gumbel" in target and config.lookup != "logits":
-        contradictions.append(f"target: {target} in the YAML, a codebook without logits in the weights")
-    if target and "VQ" not in target.rpartition(".")[2]:
+    told = _lookup_of_target(target)
+    if target and told is None:
         contradictions.append(f"target: {target} in the YAML, a VQ-GAN in the weights")
-    if target.endswith("VQModel") and config.lookup != "nearest":
+    by_distance = config.lookup == "nearest" and told == "dot"  # which have the same weights
+    if told not in (None, config.lookup) and not by_distance:
         contradictions.append(f"target: {target} in the YAML, a codebook with lookup by {config.lookup} in the weights")
     numbers = [size, *resolutions] if isinstance(resolutions, list) and size is not None else []
     if any(type(number) is not int or number < 0 for number in numbers) or size == 0:
@@ -223,9 +263,20 @@ def with_yaml(config: VQGANConfig, path: Path) -> VQGANConfig:
         raise InputError(f"{path} contradicts the weights ({'; '.join(contradictions)})", remedy)
     made_for: dict[str, Any] = {"size": size, "attn_resolutions": tuple(resolutions)} if numbers else {}
     try:
-        return replace(config, dropout=float(network.get("dropout") or 0.0), **made_for)
+        dropout = float(network.get("dropout") or 0.0)
+        return replace(config, dropout=dropout, lookup=told or config.lookup, **made_for), told
     except (UsageError, InputError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {error}", remedy) from None
+
+
+def _lookup_of_target(target: str) -> Lookup | None:
+    """How a codebook of this class finds codes: None if it is no class of a VQ-GAN, or none at all."""
+    name = target.rpartition(".")[2]
+    if name == "IBQ":
+        return "dot"
+    if "Gumbel" in name:
+        return "logits"
+    return "nearest" if "VQ" in name else None
 
 
 def _attention(network: dict[str, Any]) -> str | None:
@@ -261,9 +312,9 @@ def _sections(node: Any, place: str, seen: set[int], depth: int = 16) -> Iterato
     if not isinstance(node, dict) or not depth or id(node) in seen:
         return
     seen.add(id(node))
-    params = node.get("params", node)
+    params = node.get("params", node.get("init_args", node))  # of Lightning's command line: class_path, init_args
     if isinstance(params, dict) and isinstance(params.get("ddconfig"), dict):
-        yield place, str(node.get("target", "")), params
+        yield place, str(node.get("target", node.get("class_path", ""))), params
     for key, value in node.items():
         yield from _sections(value, f"{place}.{key}", seen, depth - 1)
 

@@ -6,6 +6,8 @@ whatever the precision of the networks around it. Sums over the ranks of a distr
 rank has the same codebook.
 """
 
+from typing import assert_never
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,8 +25,9 @@ class Codebook(nn.Module):
     """K learned vectors; a latent vector is replaced by one of them (van den Oord et al. 2017, eq. 1).
 
     `config.lookup` says by which: the nearest, the nearest in direction (Yu et al. 2021, arXiv:2110.04627: both sides
-    are l2-normalised), or the largest of learned logits (GumbelVQ of taming-transformers, without its noise). With a
-    list of used codes, the buffer `used`, only those exist, and codes are indices into the list.
+    are l2-normalised), the largest of learned logits (GumbelVQ of taming-transformers, without its noise), or the
+    largest dot product (IBQ, Shi et al. 2024, arXiv:2412.02692). With a list of used codes, the buffer `used`, only
+    those exist, and codes are indices into the list.
     """
 
     used: Tensor | None
@@ -59,7 +62,15 @@ class Codebook(nn.Module):
         batch, _, height, width = latents.shape
         vectors = to_vectors(self.comparable(latents))
         with torch.autocast(latents.device.type, enabled=False):
-            codes = nearest_codes(vectors, self.vectors()) if self.lookup != "logits" else self._largest_logit(vectors)
+            match self.lookup:
+                case "nearest" | "cosine":
+                    codes = nearest_codes(vectors, self.vectors())
+                case "logits":
+                    codes = self._largest_logit(vectors)
+                case "dot":
+                    codes = _largest_product(vectors, self.vectors(), bias=None)
+                case _:
+                    assert_never(self.lookup)
         return codes.view(batch, height, width)
 
     def _largest_logit(self, vectors: Tensor) -> Tensor:
@@ -67,8 +78,7 @@ class Codebook(nn.Module):
         assert bias is not None
         if self.used is not None:
             weight, bias = weight[self.used], bias[self.used]
-        passes = vectors.split(max(1, SCORES_PER_PASS // len(weight)))
-        return torch.cat([F.linear(rows, weight, bias).argmax(dim=1) for rows in passes])
+        return _largest_product(vectors, weight, bias)
 
     def codes_to_latents(self, codes: Tensor) -> Tensor:
         """(B, h, w) int64 -> (B, D, h, w) float32, in channels_last memory."""
@@ -87,6 +97,12 @@ def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
         squares = codebook.square().sum(dim=1)
         passes = vectors.split(max(1, SCORES_PER_PASS // len(codebook)))
         return torch.cat([torch.addmm(squares, rows, codebook.T, alpha=-2).argmin(dim=1) for rows in passes])
+
+
+def _largest_product(vectors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(M, D), (K, D), (K,) -> (M,) int64: argmax over k of v . w_k + b_k."""
+    passes = vectors.split(max(1, SCORES_PER_PASS // len(weight)))
+    return torch.cat([F.linear(rows, weight, bias).argmax(dim=1) for rows in passes])
 
 
 def commitment_loss(latents: Tensor, quantized: Tensor) -> Tensor:

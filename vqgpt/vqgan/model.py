@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.kernels.normalisation import Norm
+from vqgpt.vqgan import maskgit
 from vqgpt.vqgan.codebook import Codebook
 from vqgpt.vqgan.options import VQGANConfig
 
@@ -192,11 +193,12 @@ class VQGAN(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        taming = config.network == "taming"
+        self.encoder: Encoder | maskgit.Encoder = Encoder(config) if taming else maskgit.Encoder(config)
+        self.decoder: Decoder | maskgit.Decoder = Decoder(config) if taming else maskgit.Decoder(config)
         self.quantize = Codebook(config)
-        self.quant_conv = nn.Conv2d(encoder_channels(config), config.embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+        self.quant_conv = nn.Conv2d(encoder_channels(config), config.embed_dim, 1) if taming else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1) if taming else nn.Identity()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def latents(self, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Options of the VQ-GAN: its architecture and its training. Must not import torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ MODEL = "VQ-GAN"
 LOSS = "Loss"
 CODEBOOK = "Codebook"
 
-Lookup = Literal["nearest", "cosine", "logits"]
+Lookup = Literal["nearest", "cosine", "logits", "dot"]
+Network = Literal["taming", "maskgit"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
 REVIVE_BELOW = 0.05  # of an equal share
@@ -29,6 +30,7 @@ RATES = {"muon": 3e-3, "adam": 4.5e-6}  # by optimiser; the latter is the origin
 LARGEST_RATE_OF_DISCRIMINATOR = 1e-3
 MOST_PIXELS = 2**16  # of the side of an image
 GROUPS = 32  # of the group normalisation
+LATER_FIELDS = {"mid_attention", "network"}  # of VQGANConfig: there were caches before them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +75,11 @@ class VQGANConfig:
     """The whole architecture. All but dropout, size and attn_resolutions can be read off the weights' names and shapes.
 
     Levels count the halvings of the resolution: level 0 is the whole image. `lookup` is how a latent finds its code:
-    the nearest code, the nearest by direction, or the largest of learned logits (GumbelVQ). With `used_codes`, only so
+    the nearest code, the nearest by direction, the largest of learned logits (GumbelVQ), or the largest dot product
+    (IBQ). With `used_codes`, only so
     many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`). Some networks have no
     attention in the middle either, at the lowest resolution (`mid_attention`).
+    `network` names the layout of the layers: taming-transformers' (`model.py`) or MaskGIT's (`maskgit.py`).
     `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
     pixels; None where a checkpoint does not say. With resolutions and no size, these are its family's defaults: then
     attention at a higher resolution is taken for a mistake.
@@ -96,9 +100,13 @@ class VQGANConfig:
     size: int | None = None
     attn_resolutions: tuple[int, ...] | None = None
     mid_attention: bool = True
+    network: Network = "taming"
 
     def __post_init__(self) -> None:
         _check_network(self)
+        if self.network == "maskgit":
+            alike = f"{self.z_channels} as z_channels are: MaskGIT has no layers between encoder and codebook"
+            check(self.embed_dim == self.z_channels, "embed_dim", self.embed_dim, alike)
         check(self.image_channels > 0, "image_channels", self.image_channels, "positive")
         check(0 < (self.used_codes or 1) <= 2**16, "used_codes", self.used_codes, "between 1 and 65536")
         check(0 < (1 if self.size is None else self.size) <= MOST_PIXELS, "size", self.size, f"1 to {MOST_PIXELS}")
@@ -139,9 +147,10 @@ class VQGANConfig:
     def what_codes_depend_on(self) -> dict[str, Any]:
         """The fields that, with the weights, decide which codes an image has: not those of training alone.
 
-        The attention in the middle stands there where it is absent: caches know the identity without it.
+        `LATER_FIELDS` count only where they are not the default: caches know the identity without them.
         """
-        left_out = {"dropout", "size", "attn_resolutions", *(["mid_attention"] if self.mid_attention else [])}
+        as_ever = {field.name for field in fields(self) if getattr(self, field.name) == field.default}
+        left_out = {"dropout", "size", "attn_resolutions", *(as_ever & LATER_FIELDS)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def grid(self, size: int) -> tuple[int, int]:

@@ -1,29 +1,25 @@
-"""Other people's VQ-GAN checkpoints: file -> weights under our names, and the architecture, read off names and shapes.
+"""Other people's VQ-GAN checkpoints: what a file holds -> the VQ-GAN in it, its weights under our names.
 
-Reads taming-transformers and latent-diffusion (Lightning files, bare or wrapped state dicts, safetensors), LlamaGen and
-GenerativeZoo. Levels, blocks and attention are counted by their names, widths come from the shapes: nothing has to be
-given. Tensors are loaded only when asked for.
+Finds the state dict in Lightning files, bare or wrapped state dicts and safetensors, under any prefix, and chooses
+between the model's weights and their moving average. What the names mean is in `layouts.py`. Tensors are loaded only
+when asked for.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from vqgpt.errors import InputError, UsageError
+from vqgpt.errors import InputError
 from vqgpt.options.codec import one_line
-from vqgpt.storage import checkpoint
-from vqgpt.storage.checkpoint import Shapes, read_tensor, shape_text
+from vqgpt.storage.checkpoint import read_tensor
 from vqgpt.storage.stored_tensor import StoredTensor, check_stored
-from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import Lookup, VQGANConfig
+from vqgpt.vqgan.layouts import in_our_names, infer_config
+from vqgpt.vqgan.options import VQGANConfig
 
-LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
-MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")
 FIRST_WEIGHT = "encoder.conv_in.weight"  # every VQ-GAN has it; what stands before it is the prefix of all
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into names
@@ -31,81 +27,6 @@ TRAINING_BUFFERS = re.compile(r"quantize\.(codebook_used|.*cluster_size|.*embed_
 GENERATIVEZOO_ATTENTION = (16,)  # its --attn_resolutions; its files do not say at which size they were trained
 WhichWeights = Literal["model", "ema"]
 StateDict = dict[str, StoredTensor]
-
-
-def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
-    """The architecture that has weights of just these names and shapes.
-
-    Raises InputError, naming `source`, if the layout is not known, or if some weight does not fit the others.
-    """
-    num_levels = _count(shapes, r"encoder\.down\.(\d+)\.")
-    if not num_levels:
-        raise InputError(
-            f"{source}: its layout is none of taming-transformers, LlamaGen or GenerativeZoo",
-            "give a VQ-GAN of one of these, or train one with: vqgpt vqgan train",
-        )
-    _check_computable(shapes, num_levels, source)
-    dimensions = partial(_dimensions, shapes, source)
-    channels, image_channels = dimensions("encoder.conv_in.weight")[:2]
-    widths = [dimensions(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
-    z_channels, embed_dim = dimensions("post_quant_conv.weight")[:2]
-    try:
-        config = VQGANConfig(
-            image_channels=image_channels,
-            channels=channels,
-            ch_mult=tuple(max(1, width // channels) for width in widths),
-            num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-            attn_levels=tuple(n for n in range(num_levels) if f"encoder.down.{n}.attn.0.q.weight" in shapes),
-            z_channels=z_channels,
-            double_z=dimensions("encoder.conv_out.weight")[0] == 2 * z_channels,
-            n_embed=dimensions("quantize.embedding.weight")[0],
-            embed_dim=embed_dim,
-            lookup=lookup,
-            used_codes=dimensions("quantize.used")[0] if "quantize.used" in shapes else None,
-            mid_attention=any(MIDDLE_ATTENTION.match(name) for name in shapes),
-        )
-    except UsageError as error:
-        raise InputError(f"{source}: {error.message}", error.hint) from None
-    check_fits(shapes, config, source)
-    return config
-
-
-def _check_computable(shapes: Shapes, num_levels: int, source: str) -> None:
-    """Raise InputError for two layouts of latent-diffusion that are known, and that our network does not compute."""
-    if any(LINEAR_ATTENTION.match(name) for name in shapes):
-        raise InputError(
-            f"{source}: its attention is linear (attn_type: linear), which vqgpt does not compute",
-            "give a VQ-GAN with attn_type vanilla or none",
-        )
-    if num_levels > 1 and not any(".downsample." in name or ".upsample." in name for name in shapes):
-        raise InputError(
-            f"{source}: it resizes without convolutions (resamp_with_conv: false), which vqgpt does not compute",
-            "give a VQ-GAN with resamp_with_conv: true",
-        )
-
-
-def check_fits(shapes: Shapes, config: VQGANConfig, source: str) -> None:
-    """Raise InputError if the weights are not just those of this architecture; names the first that differ."""
-    remedy = "get the file again, or give a VQ-GAN of taming-transformers, LlamaGen or GenerativeZoo"
-    blocks = len(config.ch_mult) * config.num_res_blocks
-    checkpoint.check_fits(shapes, lambda: VQGAN(config), blocks, source, remedy)
-
-
-def _count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers, from 0 on, stand in the place of the group of `pattern`."""
-    numbers = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
-    return len(numbers) if numbers == set(range(len(numbers))) else 0
-
-
-def _dimensions(shapes: Shapes, source: str, name: str) -> tuple[int, ...]:
-    if name not in shapes:
-        raise InputError(f"{source}: {name} is missing", "get the file again, or give a checkpoint of a VQ-GAN")
-    rank = 1 if name == "quantize.used" else 2 if name.startswith("quantize.") else 4
-    if len(shapes[name]) != rank or not all(shapes[name]):
-        raise InputError(
-            f"{source}: {name} is {shape_text(shapes[name])}, not of {rank} dimensions", "get the file again"
-        )
-    return shapes[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +66,7 @@ def open_third_party(path: Path, content: Any, which: WhichWeights | None) -> Th
         )
     check_stored(parts.items(), path)
     bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
-    family, lookup, parts = _in_our_names(parts, "GenerativeZoo" if bare else "taming-transformers")
+    family, lookup, parts = in_our_names(parts, "GenerativeZoo" if bare else "taming-transformers")
     config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
     if family == "GenerativeZoo":
         config = replace(config, attn_resolutions=GENERATIVEZOO_ATTENTION)
@@ -208,30 +129,6 @@ def _moving_average(tensors: StateDict, prefix: str, path: Path) -> StateDict:
     if all(averaged[key] is tensor for key, tensor in tensors.items()):
         raise InputError(f"{path} has no moving average of the weights", "leave --weights out")
     return averaged
-
-
-def _in_our_names(parts: StateDict, family: str) -> tuple[str, Lookup, StateDict]:
-    """The weights under the names of our network, which are those of taming-transformers."""
-    if any(name.startswith("encoder.conv_blocks.") for name in parts):
-        return "LlamaGen", "cosine", _from_llamagen(parts)
-    if "quantize.embed.weight" in parts:
-        parts = {name.replace("quantize.embed.", "quantize.embedding."): parts[name] for name in parts}
-        return f"{family} (GumbelVQ)", "logits", parts
-    return family, "nearest", parts
-
-
-def _from_llamagen(parts: StateDict) -> StateDict:
-    found = [re.match(r"decoder\.conv_blocks\.(\d+)\.", name) for name in parts]
-    last = max((int(match[1]) for match in found if match), default=0)
-    middle = {"0": "block_1", "1": "attn_1", "2": "block_2"}
-
-    def ours(name: str) -> str:
-        name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)
-        name = re.sub(r"^decoder\.conv_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
-        name = re.sub(r"^((?:en|de)coder)\.mid\.([012])\.", lambda match: f"{match[1]}.mid.{middle[match[2]]}.", name)
-        return re.sub(r"^(encoder\.down|decoder\.up)\.(\d+)\.res\.", r"\1.\2.block.", name)
-
-    return {ours(name): tensor for name, tensor in parts.items()}
 
 
 def _guess(content: Any) -> str:
