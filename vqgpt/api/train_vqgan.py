@@ -80,7 +80,8 @@ def _run(
             f"images of {size} pixels are too small for the perceptual loss",
             f"use {SMALLEST_FOR_LPIPS} or more, or --perceptual-weight 0",
         )
-    missed = sorted(set(config.model.attn_resolutions) - {0} - {size // 2**level for level in model.config.attn_levels})
+    attended = {model.config.resolution(size, level) for level in model.config.attn_levels}
+    missed = sorted(set(config.model.attn_resolutions) - {0} - attended)
     if missed:
         report(Notice(text=f"no attention at {missed}: no level of the network has that resolution"))
     if dry_run:

@@ -95,7 +95,7 @@ def _made_for(config: VQGANConfig, size: int) -> VQGANConfig:
     """The architecture, known to have been trained at `size`: what its attention levels are in pixels then."""
     if config.size not in (None, size):
         raise InputError(f"--size {size} contradicts the YAML, which says {config.size}", "leave --size out")
-    resolutions = tuple(size // 2**level for level in config.attn_levels)
+    resolutions = tuple(config.resolution(size, level) for level in config.attn_levels)
     return replace(config, size=size, attn_resolutions=resolutions)
 
 

@@ -17,20 +17,21 @@ from torch.nn import functional as F
 
 from vqgpt.kernels.build import call, compiled_library
 
-GROUPS = 32
+GROUPS = 32  # of the published VQ-GANs
+VECTOR_WIDTH = 8  # channels that the C code takes at once
 
 
 class Norm(nn.GroupNorm):
-    """Group normalisation of C channels in 32 groups."""
+    """Group normalisation of C channels, which lie in groups side by side (Wu and He 2018)."""
 
-    def __init__(self, channels: int, silu: bool = False) -> None:
-        super().__init__(GROUPS, channels, eps=1e-6)
+    def __init__(self, channels: int, silu: bool = False, groups: int = GROUPS) -> None:
+        super().__init__(groups, channels, eps=1e-6)
         self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         trains = torch.is_grad_enabled() and self._suits(x)
-        if x.shape[1:].numel() == GROUPS:
+        if x.shape[1:].numel() == self.num_groups:
             y = self._of_single_values(x)
         elif trains and (library := compiled_library(Path(__file__).with_name("normalisation.c"))):
             return cast(Tensor, _Normalised.apply(x, self.weight, self.bias, self, library))  # type: ignore[no-untyped-call]
@@ -41,7 +42,7 @@ class Norm(nn.GroupNorm):
     def _suits(self, x: Tensor) -> bool:
         """Whether the C code takes it; torch refuses what nothing takes."""
         numbers = (x, self.weight, self.bias)
-        channels = x.ndim == 4 and x.numel() > 0 and x.shape[1] == self.num_channels
+        channels = x.ndim == 4 and x.numel() > 0 and x.shape[1] == self.num_channels and x.shape[1] % VECTOR_WIDTH == 0
         return channels and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in numbers)
 
     def _of_single_values(self, x: Tensor) -> Tensor:
@@ -60,8 +61,8 @@ class _Normalised(torch.autograd.Function):
         """Keeps the mean and the deviation of each group."""
         pixels = x.permute(0, 2, 3, 1).contiguous()  # of channels_last memory: nothing to do
         images, height, width, channels = pixels.shape
-        sizes = torch.tensor([images, height * width, channels, GROUPS, int(norm.silu)])
-        y, (means, scales) = torch.empty_like(pixels), pixels.new_empty(2, images, GROUPS)
+        sizes = torch.tensor([images, height * width, channels, norm.num_groups, int(norm.silu)])
+        y, (means, scales) = torch.empty_like(pixels), pixels.new_empty(2, images, norm.num_groups)
         call(library, "normalise", sizes, pixels, weight, bias, y, means, scales, torch.tensor(norm.eps))
         ctx.save_for_backward(sizes, pixels, weight, bias, means, scales)
         ctx.library = library

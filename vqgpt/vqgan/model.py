@@ -33,12 +33,12 @@ class Reconstruction(NamedTuple):
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions with a skip; a 1x1 convolution on the skip where the width changes."""
 
-    def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
+    def __init__(self, width_in: int, width_out: int, config: VQGANConfig) -> None:
         super().__init__()
-        self.norm1 = Norm(width_in, silu=True)
+        self.norm1 = Norm(width_in, silu=True, groups=config.norm_groups)
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.norm2 = Norm(width_out, silu=True)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = Norm(width_out, silu=True, groups=config.norm_groups)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
 
@@ -52,9 +52,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all positions of a feature map, with a skip."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm = Norm(width)
+        self.norm = Norm(width, groups=norm_groups)
         self.q = nn.Conv2d(width, width, 1)
         self.k = nn.Conv2d(width, width, 1)
         self.v = nn.Conv2d(width, width, 1)
@@ -107,10 +107,10 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution; `resample` is named `downsample` or `upsample`, or is absent."""
 
-    def __init__(self, widths: list[int], dropout: float, attention: bool, **resample: nn.Module) -> None:
+    def __init__(self, widths: list[int], config: VQGANConfig, attention: bool, **resample: nn.Module) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attention)
+        self.block = nn.ModuleList(ResnetBlock(a, b, config) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(AttnBlock(width, config.norm_groups) for width in widths[1:] if attention)
         self.resample_name = next(iter(resample), None)
         for name, module in resample.items():
             self.add_module(name, module)
@@ -127,11 +127,11 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention where there is any, residual block, at the lowest resolution."""
 
-    def __init__(self, width: int, dropout: float, attention: bool) -> None:
+    def __init__(self, width: int, config: VQGANConfig) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(width, width, dropout)
-        self.attn_1 = AttnBlock(width) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(width, width, dropout)
+        self.block_1 = ResnetBlock(width, width, config)
+        self.attn_1 = AttnBlock(width, config.norm_groups) if config.mid_attention else nn.Identity()
+        self.block_2 = ResnetBlock(width, width, config)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, h, w) -> the same shape."""
@@ -144,19 +144,20 @@ class Encoder(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         widths = [config.channels * mult for mult in config.ch_mult]
-        self.conv_in = nn.Conv2d(config.image_channels, config.channels, 3, padding=1)
+        self.patch = config.patch
+        self.conv_in = nn.Conv2d(config.image_channels * config.patch**2, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (width_in, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
             resample = {"downsample": Downsample(width)} if level < len(widths) - 1 else {}
             attention = level in config.attn_levels
-            self.down.append(Level([width_in] + [width] * config.num_res_blocks, config.dropout, attention, **resample))
-        self.mid = Middle(widths[-1], config.dropout, config.mid_attention)
-        self.norm_out = Norm(widths[-1], silu=True)
+            self.down.append(Level([width_in] + [width] * config.num_res_blocks, config, attention, **resample))
+        self.mid = Middle(widths[-1], config)
+        self.norm_out = Norm(widths[-1], silu=True, groups=config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], encoder_channels(config), 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, z, h, w)."""
-        x = self.conv_in(images)
+        x = self.conv_in(pixels_to_channels(images, self.patch))
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_out(self.mid(x)))
@@ -169,22 +170,23 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * mult for mult in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], config.dropout, config.mid_attention)
+        self.mid = Middle(widths[-1], config)
         self.up = nn.ModuleList()
         for level, (width, width_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
             resample = {"upsample": Upsample(width)} if level > 0 else {}
             attention = level in config.attn_levels
             widths_of_level = [width_in] + [width] * (config.num_res_blocks + 1)
-            self.up.append(Level(widths_of_level, config.dropout, attention, **resample))
-        self.norm_out = Norm(widths[0], silu=True)
-        self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+            self.up.append(Level(widths_of_level, config, attention, **resample))
+        self.norm_out = Norm(widths[0], silu=True, groups=config.norm_groups)
+        self.patch = config.patch
+        self.conv_out = nn.Conv2d(widths[0], config.image_channels * config.patch**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, z, h, w) -> (B, C, H, W), not clamped."""
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(self.norm_out(x))
+        return channels_to_pixels(self.conv_out(self.norm_out(x)), self.patch)
 
 
 class VQGAN(nn.Module):
@@ -224,6 +226,21 @@ class VQGAN(nn.Module):
         quantized = self.quantize.codes_to_latents(codes)
         straight_through = latents + (quantized - latents).detach()
         return Reconstruction(self.decode_latents(straight_through), latents, quantized, codes)
+
+
+def pixels_to_channels(images: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, C*patch^2, H/patch, W/patch): squares of pixels become channels (Shi et al. 2016).
+
+    Inverse of `channels_to_pixels`.
+    """
+    if patch == 1:
+        return images
+    return F.pixel_unshuffle(images, patch).contiguous(memory_format=torch.channels_last)
+
+
+def channels_to_pixels(squares: Tensor, patch: int) -> Tensor:
+    """(B, C*patch^2, h, w) -> (B, C, h*patch, w*patch). Inverse of `pixels_to_channels`."""
+    return squares if patch == 1 else F.pixel_shuffle(squares, patch)
 
 
 def encoder_channels(config: VQGANConfig) -> int:

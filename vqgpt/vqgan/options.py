@@ -29,8 +29,8 @@ REVIVE_BELOW = 0.05  # of an equal share
 RATES = {"muon": 3e-3, "adam": 4.5e-6}  # by optimiser; the latter is the original's
 LARGEST_RATE_OF_DISCRIMINATOR = 1e-3
 MOST_PIXELS = 2**16  # of the side of an image
-GROUPS = 32  # of the group normalisation
-LATER_FIELDS = {"mid_attention", "network"}  # of VQGANConfig: there were caches before them
+LARGEST_PATCH = 16  # pixels
+LATER_FIELDS = {"mid_attention", "network", "norm_groups", "patch"}  # of VQGANConfig: there were caches before them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,18 @@ class VQGANOptions:
     z_channels: int = option(64, "Channels of the latent before quantisation.", group=MODEL)
     ch_mult: tuple[int, ...] = option(
         (1, 2, 2), "Channel multiplier per resolution; one halving between each two.", group=MODEL
+    )
+    patch: int = option(
+        1,
+        "Fold squares of so many pixels a side into channels before the first convolution, and back after the last: "
+        "2 makes the network several times as fast for small images.",
+        group=MODEL,
+    )
+    norm_groups: int = option(
+        8,
+        "Groups of each normalisation. The fewer channels are in one, the less a network can tell of an image's "
+        "colours and contrast; the original has 32.",
+        group=MODEL,
     )
     num_res_blocks: int = option(2, "Residual blocks per resolution.", group=MODEL)
     attn_resolutions: tuple[int, ...] = option(
@@ -63,8 +75,10 @@ class VQGANOptions:
 def _check_network(network: "VQGANOptions | VQGANConfig") -> None:
     for name in ("channels", "num_res_blocks", "z_channels", "embed_dim"):
         check(getattr(network, name) > 0, name, getattr(network, name), "positive")
-    groups = f"a multiple of {GROUPS} (GroupNorm has {GROUPS} groups)"
-    check(network.channels % GROUPS == 0, "channels", network.channels, groups)
+    check(network.norm_groups > 0, "norm_groups", network.norm_groups, "positive")
+    check(0 < network.patch <= LARGEST_PATCH, "patch", network.patch, f"between 1 and {LARGEST_PATCH}")
+    groups = f"a multiple of {network.norm_groups}, the groups of its normalisations (--norm-groups)"
+    check(network.channels % network.norm_groups == 0, "channels", network.channels, groups)
     check(min(network.ch_mult, default=0) > 0, "ch_mult", network.ch_mult, "one or more positive numbers")
     check(1 < network.n_embed <= 2**16, "n_embed", network.n_embed, "between 2 and 65536")
     check(0 <= network.dropout < 1, "dropout", network.dropout, "in [0, 1)")
@@ -72,14 +86,14 @@ def _check_network(network: "VQGANOptions | VQGANConfig") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """The whole architecture. All but dropout, size and attn_resolutions can be read off the weights' names and shapes.
+    """The whole architecture. The weights of another project say all but dropout, size and attn_resolutions.
 
-    Levels count the halvings of the resolution: level 0 is the whole image. `lookup` is how a latent finds its code:
-    the nearest code, the nearest by direction, the largest of learned logits (GumbelVQ), or the largest dot product
-    (IBQ). With `used_codes`, only so
-    many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`). Some networks have no
-    attention in the middle either, at the lowest resolution (`mid_attention`).
-    `network` names the layout of the layers: taming-transformers' (`model.py`) or MaskGIT's (`maskgit.py`).
+    Levels count the halvings of the resolution: level 0 has a position for each `patch` x `patch` pixels. `lookup` is
+    how a latent finds its code: the nearest code, the nearest by direction, the largest of learned logits (GumbelVQ),
+    or the largest dot product (IBQ). With `used_codes`, only so many of the `n_embed` codes are in use, and a list of
+    them is part of the weights (`remap`). Some networks have no attention in the middle either, at the lowest
+    resolution (`mid_attention`). `network` names the layout of the layers: taming-transformers' (`model.py`) or
+    MaskGIT's (`maskgit.py`). Normalisations have `norm_groups` groups, 32 in other projects, which fold no patches.
     `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
     pixels; None where a checkpoint does not say. With resolutions and no size, these are its family's defaults: then
     attention at a higher resolution is taken for a mistake.
@@ -101,6 +115,8 @@ class VQGANConfig:
     attn_resolutions: tuple[int, ...] | None = None
     mid_attention: bool = True
     network: Network = "taming"
+    norm_groups: int = 32
+    patch: int = 1
 
     def __post_init__(self) -> None:
         _check_network(self)
@@ -121,7 +137,7 @@ class VQGANConfig:
             channels=options.channels,
             ch_mult=options.ch_mult,
             num_res_blocks=options.num_res_blocks,
-            attn_levels=attention_levels(size, options.attn_resolutions, len(options.ch_mult)),
+            attn_levels=attention_levels(size // options.patch, options.attn_resolutions, len(options.ch_mult)),
             z_channels=options.z_channels,
             double_z=options.double_z,
             n_embed=options.n_embed,
@@ -131,12 +147,18 @@ class VQGANConfig:
             dropout=options.dropout,
             size=size,
             attn_resolutions=options.attn_resolutions,
+            norm_groups=options.norm_groups,
+            patch=options.patch,
         )
 
     @property
     def downsampling(self) -> int:
         """Image pixels per code, along one side."""
-        return int(2 ** (len(self.ch_mult) - 1))
+        return int(self.patch * 2 ** (len(self.ch_mult) - 1))
+
+    def resolution(self, size: int, level: int) -> int:
+        """Positions along a side at a level, for images of `size` pixels."""
+        return size // (self.patch * int(2**level))
 
     @property
     def codebook_size(self) -> int:
@@ -162,14 +184,14 @@ class VQGANConfig:
         """Raise InputError if images of this side do not divide, or would have their attention at another level."""
         if size % self.downsampling:
             raise InputError(
-                f"size = {size} cannot be used: the VQ-GAN halves the image {len(self.ch_mult) - 1} times",
+                f"size = {size} cannot be used: a code stands for {self.downsampling} x {self.downsampling} pixels",
                 f"size must be a multiple of {self.downsampling}",
             )
         if self.attn_resolutions is None:
             return
-        levels = attention_levels(size, self.attn_resolutions, len(self.ch_mult))
+        levels = attention_levels(size // self.patch, self.attn_resolutions, len(self.ch_mult))
         if self.size is None:
-            moves = any(size // 2**level > max(self.attn_resolutions, default=0) for level in self.attn_levels)
+            moves = any(self.resolution(size, n) > max(self.attn_resolutions, default=0) for n in self.attn_levels)
         else:
             moves = levels != self.attn_levels
         if moves:
