@@ -30,7 +30,7 @@ from vqgpt.vqgan.options import VQGANConfig
 class ImportConfig:
     """`vqgpt vqgan import`."""
 
-    file: Path = argument(f"A checkpoint of {THIRD_PARTIES}: .ckpt, .pt, .bin, .safetensors.")
+    file: Path = argument(f"A checkpoint of {THIRD_PARTIES}: .ckpt, .pt, .bin, .safetensors, or a folder.")
     config: Path | None = option(
         None, "The YAML beside it, of which the image size is taken; refused if it contradicts the weights.", group=DATA
     )

@@ -28,6 +28,7 @@ from vqgpt.storage.checkpoint import (
 from vqgpt.storage.files import read_regular
 from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.tokens.third_party import read_npy
+from vqgpt.vqgan.diffusers_folder import weights_in
 from vqgpt.vqgan.layouts import check_fits, is_like_ibq
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import Lookup, VQGANConfig, attention_levels
@@ -79,10 +80,12 @@ def open_vqgan(
 ) -> CheckpointFile:
     """Look into a checkpoint: whose it is, and its architecture, held against the YAML if there is one.
 
+    `path` is a file, or a folder of diffusers: then the result has the path of its weights.
     `lookup` is how its codes are found, for files that do not tell.
 
     Raises MissingDataError if there is none at `path`, InputError if it is not a VQ-GAN.
     """
+    path = weights_in(path) if path.is_dir() else path
     check_is_file(path, how_to_make(path, dataset))
     content = read_checkpoint_file(path)
     if is_ours(content):
