@@ -20,6 +20,7 @@ from vqgpt.vqgan.options import Lookup, Network, VQGANConfig
 
 LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
 MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")
+QUERIES = ("q.weight", "to_qkv.weight")  # of both kinds of attention
 RESAMPLING = re.compile(r"\.(downsample|upsample|upsample_conv)\.")
 DIFFUSERS = "diffusers"
 DIFFUSERS_NAMES = (  # of diffusers' parts, and ours; older versions name attention otherwise
@@ -105,7 +106,6 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             f"{source}: its layout is none that vqgpt knows",
             f"give a VQ-GAN of {THIRD_PARTIES}, or train one with: vqgpt vqgan train",
         )
-    _check_computable(shapes, num_levels, source)
     dimensions = partial(_dimensions, shapes, source)
     channels, image_channels = dimensions("encoder.conv_in.weight")[:2]
     widths = [dimensions(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
@@ -124,7 +124,9 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             channels=channels,
             ch_mult=tuple(width // channels for width in widths),
             num_res_blocks=_count(shapes, rf"encoder\.down\.0\.block\.({NUMBER})\."),
-            attn_levels=tuple(n for n in range(num_levels) if f"encoder.down.{n}.attn.0.q.weight" in shapes),
+            attn_levels=tuple(
+                n for n in range(num_levels) if any(f"encoder.down.{n}.attn.0.{q}" in shapes for q in QUERIES)
+            ),
             z_channels=z_channels,
             double_z=dimensions("encoder.conv_out.weight")[0] == 2 * z_channels,
             n_embed=n_embed,
@@ -133,6 +135,8 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             used_codes=dimensions("quantize.used")[0] if "quantize.used" in shapes else None,
             mid_attention=any(MIDDLE_ATTENTION.match(name) for name in shapes),
             network=network,
+            attn_type="linear" if any(LINEAR_ATTENTION.match(name) for name in shapes) else "vanilla",
+            resamp_with_conv=num_levels == 1 or any(RESAMPLING.search(name) for name in shapes),
         )
     except UsageError as error:
         raise InputError(f"{source}: {error.message}", error.hint) from None
@@ -150,20 +154,6 @@ def is_like_ibq(config: VQGANConfig) -> bool:
         and config.network == "taming"
         and (config.ch_mult, config.num_res_blocks) == IBQ_LEVELS_AND_BLOCKS
     )
-
-
-def _check_computable(shapes: Shapes, num_levels: int, source: str) -> None:
-    """Raise InputError for two layouts of latent-diffusion that are known, and that our network does not compute."""
-    if any(LINEAR_ATTENTION.match(name) for name in shapes):
-        raise InputError(
-            f"{source}: its attention is linear (attn_type: linear), which vqgpt does not compute",
-            "give a VQ-GAN with attn_type vanilla or none",
-        )
-    if num_levels > 1 and not any(RESAMPLING.search(name) for name in shapes):
-        raise InputError(
-            f"{source}: it resizes without convolutions (resamp_with_conv: false), which vqgpt does not compute",
-            "give a VQ-GAN with resamp_with_conv: true",
-        )
 
 
 def check_fits(shapes: Shapes, config: VQGANConfig, source: str) -> None:

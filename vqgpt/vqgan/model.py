@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vqgpt.kernels.normalisation import Norm
 from vqgpt.vqgan import maskgit
 from vqgpt.vqgan.codebook import Codebook
-from vqgpt.vqgan.options import VQGANConfig
+from vqgpt.vqgan.options import AttentionType, VQGANConfig
 
 MOST_POSITIONS = 1024  # of which an image's attention weights are kept in training
 
@@ -68,6 +68,24 @@ class AttnBlock(nn.Module):
         return x + seen.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
+class LinearAttnBlock(nn.Module):
+    """Single-head linear attention (Shen et al. 2018, arXiv:1812.01243) of latent-diffusion: no norm, no skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
+        self.to_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> the same shape."""
+        q, k, v = self.to_qkv(x).flatten(2).chunk(3, dim=1)  # (B, width, h*w)
+        seen = v @ k.softmax(dim=2).mT @ q
+        return self.to_out(seen.unflatten(2, x.shape[2:]))
+
+
+ATTENTION: dict[AttentionType, type[nn.Module]] = {"vanilla": AttnBlock, "linear": LinearAttnBlock}
+
+
 def _project(rows: Tensor, projection: nn.Conv2d) -> Tensor:
     """A 1x1 convolution, as the matrix product that it is."""
     return F.linear(rows, projection.weight.flatten(1), projection.bias)
@@ -107,10 +125,12 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution; `resample` is named `downsample` or `upsample`, or is absent."""
 
-    def __init__(self, widths: list[int], dropout: float, attention: bool, **resample: nn.Module) -> None:
+    def __init__(
+        self, widths: list[int], dropout: float, attention: type[nn.Module] | None, **resample: nn.Module
+    ) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(width) for width in widths[1:] if attention)
+        self.attn = nn.ModuleList(attention(width) for width in widths[1:] if attention)
         self.resample_name = next(iter(resample), None)
         for name, module in resample.items():
             self.add_module(name, module)
@@ -127,10 +147,10 @@ class Level(nn.Module):
 class Middle(nn.Module):
     """Residual block, attention where there is any, residual block, at the lowest resolution."""
 
-    def __init__(self, width: int, dropout: float, attention: bool) -> None:
+    def __init__(self, width: int, dropout: float, attention: type[nn.Module] | None) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(width, width, dropout)
-        self.attn_1 = AttnBlock(width) if attention else nn.Identity()
+        self.attn_1 = attention(width) if attention else nn.Identity()
         self.block_2 = ResnetBlock(width, width, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,10 +167,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.image_channels, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (width_in, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
-            resample = {"downsample": Downsample(width)} if level < len(widths) - 1 else {}
-            attention = level in config.attn_levels
+            smaller = Downsample(width) if config.resamp_with_conv else nn.AvgPool2d(2)
+            resample = {"downsample": smaller} if level < len(widths) - 1 else {}
+            attention = ATTENTION[config.attn_type] if level in config.attn_levels else None
             self.down.append(Level([width_in] + [width] * config.num_res_blocks, config.dropout, attention, **resample))
-        self.mid = Middle(widths[-1], config.dropout, config.mid_attention)
+        self.mid = Middle(widths[-1], config.dropout, ATTENTION[config.attn_type] if config.mid_attention else None)
         self.norm_out = Norm(widths[-1], silu=True)
         self.conv_out = nn.Conv2d(widths[-1], encoder_channels(config), 3, padding=1)
 
@@ -169,22 +190,25 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.channels * mult for mult in config.ch_mult]
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], config.dropout, config.mid_attention)
+        self.mid = Middle(widths[-1], config.dropout, ATTENTION[config.attn_type] if config.mid_attention else None)
         self.up = nn.ModuleList()
         for level, (width, width_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
-            resample = {"upsample": Upsample(width)} if level > 0 else {}
-            attention = level in config.attn_levels
+            larger = Upsample(width) if config.resamp_with_conv else nn.Upsample(scale_factor=2.0)
+            resample = {"upsample": larger} if level > 0 else {}
+            attention = ATTENTION[config.attn_type] if level in config.attn_levels else None
             widths_of_level = [width_in] + [width] * (config.num_res_blocks + 1)
             self.up.append(Level(widths_of_level, config.dropout, attention, **resample))
         self.norm_out = Norm(widths[0], silu=True)
         self.conv_out = nn.Conv2d(widths[0], config.image_channels, 3, padding=1)
+        self.tanh_out = config.tanh_out
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, z, h, w) -> (B, C, H, W), not clamped."""
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(self.norm_out(x))
+        images = self.conv_out(self.norm_out(x))
+        return images.tanh() if self.tanh_out else images
 
 
 class VQGAN(nn.Module):

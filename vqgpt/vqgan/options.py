@@ -23,12 +23,13 @@ CODEBOOK = "Codebook"
 
 Lookup = Literal["nearest", "cosine", "logits", "dot"]
 Network = Literal["taming", "maskgit"]
+AttentionType = Literal["vanilla", "linear"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
 REVIVE_BELOW = 0.05  # of an equal share
 MOST_PIXELS = 2**16  # of the side of an image
 GROUPS = 32  # of the group normalisation
-LATER_FIELDS = {"mid_attention", "network"}  # of VQGANConfig: there were caches before them
+LATER_FIELDS = {"mid_attention", "network", "attn_type", "resamp_with_conv", "tanh_out"}  # caches were before them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +71,18 @@ def _check_network(network: "VQGANOptions | VQGANConfig") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """The whole architecture. All but dropout, size and attn_resolutions can be read off the weights' names and shapes.
+    """The whole architecture, which names and shapes of the weights tell.
 
+    They do not tell dropout, size, attn_resolutions and tanh_out, nor the lookup of IBQ from that of a VQModel.
     Levels count the halvings of the resolution: level 0 is the whole image. `lookup` is how a latent finds its code:
     the nearest code, the nearest by direction, the largest of learned logits (GumbelVQ), or the largest dot product
     (IBQ). With `used_codes`, only so
     many of the `n_embed` codes are in use, and a list of them is part of the weights (`remap`). Some networks have no
     attention in the middle either, at the lowest resolution (`mid_attention`).
     `network` names the layout of the layers: taming-transformers' (`model.py`) or MaskGIT's (`maskgit.py`).
+    latent-diffusion has more kinds of the former: linear attention (`attn_type`), resizing by means and copies of
+    pixels, without convolutions (`resamp_with_conv`), and a tanh after the decoder, which weights do not tell
+    (`tanh_out`).
     `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
     pixels; None where a checkpoint does not say. With resolutions and no size, these are its family's defaults: then
     attention at a higher resolution is taken for a mistake.
@@ -99,6 +104,9 @@ class VQGANConfig:
     attn_resolutions: tuple[int, ...] | None = None
     mid_attention: bool = True
     network: Network = "taming"
+    attn_type: AttentionType = "vanilla"
+    resamp_with_conv: bool = True
+    tanh_out: bool = False
 
     def __post_init__(self) -> None:
         _check_network(self)
