@@ -2,6 +2,8 @@
 
     python -m tests.make_peer_goldens maskgit CHECKOUT    # of 1d-tokenizer; needs torch
     python -m tests.make_peer_goldens ibq CHECKOUT        # of SEED-Voken; needs torch and einops
+    python -m tests.make_peer_goldens ldm CHECKOUTS       # of latent-diffusion, and of SEED-Voken for its codebook
+    python -m tests.make_peer_goldens diffusers           # needs diffusers
 
 Run it from the root of the project. No code is taken from a checkout: its modules are imported and called.
 """
@@ -89,7 +91,52 @@ def ibq() -> None:
     save("ibq", model.state_dict(), codes, model.decoder(model.post_quant_conv(quantized)))
 
 
-MAKERS: dict[str, Callable[[], None]] = {"maskgit": maskgit, "ibq": ibq}
+def ldm() -> None:
+    codebooks = importlib.import_module("src.IBQ.modules.vqvae.quantize")
+    peer = importlib.import_module("ldm.modules.diffusionmodules.model")
+    variants: dict[str, dict[str, Any]] = {
+        "vanilla": {},
+        "linear": {"attn_type": "linear"},
+        "pooled": {"resamp_with_conv": False, "tanh_out": True, "ch_mult": [1, 1, 2]},
+    }
+    for name, changes in variants.items():
+        model: Any = autoencoder(
+            peer, codebooks.VectorQuantizer2(24, 6, beta=0.25, sane_index_shape=True), 6, **changes
+        )
+        latents = latents_of(model)
+        codes = model.quantize(latents)[2][2]
+        check_margin(by_distance(latents, model.quantize.embedding.weight), codes)
+        quantized = model.quantize.get_codebook_entry(codes.flatten(), (*codes.shape, 6))
+        save(f"ldm-{name}", model.state_dict(), codes, model.decoder(model.post_quant_conv(quantized)))
+
+
+def diffusers() -> None:
+    peer = importlib.import_module("diffusers")
+    attention: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        "block_out_channels": (32, 64),
+        "vq_embed_dim": 6,
+    }
+    plain: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (32, 32, 64),
+        "layers_per_block": 2,
+        "mid_block_add_attention": False,
+        "lookup_from_codebook": True,
+    }
+    for name, changes in (("attention", attention), ("plain", plain)):
+        model: Any = filled(peer.VQModel(latent_channels=8, num_vq_embeddings=24, sample_size=SIZE, **changes))
+        latents = model.encode(images(3, SIZE) / 127.5 - 1).latents
+        codes = model.quantize(latents)[2][2].view(2, *latents.shape[2:])
+        check_margin(by_distance(latents, model.quantize.embedding.weight), codes)
+        quantized = model.quantize.get_codebook_entry(codes.flatten(), latents.permute(0, 2, 3, 1).shape)
+        decoded = model.decoder(model.post_quant_conv(quantized))
+        save(f"diffusers-{name}", model.state_dict(), codes, decoded, model.to_json_string())
+
+
+MAKERS: dict[str, Callable[[], None]] = {"maskgit": maskgit, "ibq": ibq, "ldm": ldm, "diffusers": diffusers}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Codes and images are those that other systems' own code computed, from the file itself and after an import."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import yaml
 from tests import peer_goldens
 from tests.conftest import assert_refused, run_here
 from tests.peer_checkpoints import gumbel_names, llamagen_names, taming_state
+from vqgpt.options.codec import from_json, to_json
 from vqgpt.vqgan.checkpoint import load_vqgan, open_vqgan, tokenizer_sha256
 from vqgpt.vqgan.coding import to_unit_range
+from vqgpt.vqgan.options import VQGANConfig
 
 
 def assert_equals_golden(path, golden):
@@ -127,6 +130,11 @@ def test_a_file_of_ibqs_layers_does_not_tell_its_lookup(here):
         assert open_vqgan(Path(f"{lookup}.pt"), "x").config.lookup == lookup
 
 
+def test_more_codes_than_tokens_have_bits_for(here):
+    torch.save(peer_goldens.load("ibq").state | {"quantize.embedding.weight": torch.zeros(2**18, 6)}, "ibq.ckpt")
+    assert_refused(run_here("vqgan", "import", "ibq.ckpt", "--lookup", "dot"), 3, "ibq.ckpt", "262144", "65536")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -149,3 +157,89 @@ def test_a_lookup_that_the_weights_contradict(here):
     assert_refused(run_here("vqgan", "import", "gumbel.ckpt", "--lookup", "dot"), 3, "gumbel.ckpt", "logits")
     assert_refused(run_here("vqgan", "import", "gumbel.ckpt", *ibq_yaml()), 3, "IBQ in the YAML", "by logits")
     assert_refused(run_here("vqgan", "import", "llamagen.pt", "--lookup", "nearest"), 3, "llamagen.pt", "cosine")
+
+
+def ldm_yaml(target="ldm.models.autoencoder.VQModelInterface", params=(), **network):
+    """As latent-diffusion has it beside a first stage."""
+    described = {"double_z": False, "z_channels": 8, "resolution": 16, "in_channels": 3, "out_ch": 3, "ch": 32}
+    described |= {"ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8], "dropout": 0.0, **network}
+    section = {"target": target, "params": {"embed_dim": 6, "n_embed": 24, "ddconfig": described, **dict(params)}}
+    Path("model.yaml").write_text(yaml.safe_dump({"model": section}))
+    return ["--config", "model.yaml"]
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "linear"])
+def test_latent_diffusion(here, kind):
+    golden = peer_goldens.load(f"ldm-{kind}")
+    torch.save({"state_dict": golden.state}, "model.ckpt")
+    model = assert_same_after_import("model.ckpt", golden)
+    assert (model.config.attn_type, model.config.attn_levels, model.config.mid_attention) == (kind, (1,), True)
+    assert_same_after_import("model.ckpt", golden, *ldm_yaml(attn_type=kind), "--overwrite")
+    if kind == "linear":
+        assert_same_after_import("model.ckpt", golden, *ldm_yaml(use_linear_attn=True), "--overwrite")
+
+
+def test_latent_diffusion_without_convolutions_between_levels_and_with_a_tanh(here):
+    golden = peer_goldens.load("ldm-pooled")
+    torch.save({"state_dict": golden.state}, "model.ckpt")
+    network = {"resamp_with_conv": False, "tanh_out": True, "ch_mult": [1, 1, 2]}
+    model = assert_same_after_import("model.ckpt", golden, *ldm_yaml(**network))
+    assert (model.config.resamp_with_conv, model.config.tanh_out) == (False, True)
+    without_yaml = load_vqgan(Path("model.ckpt"), "x", torch.device("cpu"))
+    assert (without_yaml.config.resamp_with_conv, without_yaml.config.tanh_out) == (False, False)
+    with torch.no_grad():
+        assert torch.equal(without_yaml.encode(to_unit_range(golden.images)), golden.codes)
+        assert (without_yaml.decode(golden.codes) - golden.decoded).abs().max() > 0.1
+    assert tokenizer_sha256(without_yaml) != tokenizer_sha256(model)
+
+
+@pytest.mark.parametrize(
+    ("golden", "yaml_of", "words"),
+    [
+        ("linear", {"attn_type": "vanilla"}, ["attn_type: vanilla in the YAML, linear in the weights"]),
+        ("linear", {"attn_type": "none"}, ["attn_type: none in the YAML, linear in the weights"]),
+        ("vanilla", {"attn_type": "linear"}, ["attn_type: linear in the YAML, vanilla in the weights"]),
+        ("vanilla", {"resamp_with_conv": False}, ["resamp_with_conv: False in the YAML, True in the weights"]),
+        ("vanilla", {"give_pre_end": True}, ["give_pre_end", "no images"]),
+        ("vanilla", {"params": {"l2_normalize": True}}, ["l2_normalize", "does not compute"]),
+        ("pooled", {"resamp_with_conv": True, "ch_mult": [1, 1, 2]}, ["resamp_with_conv: True in the YAML"]),
+    ],
+)
+def test_a_yaml_of_another_kind_of_latent_diffusion(here, golden, yaml_of, words):
+    torch.save({"state_dict": peer_goldens.load(f"ldm-{golden}").state}, "model.ckpt")
+    outcome = run_here("vqgan", "import", "model.ckpt", *ldm_yaml(**yaml_of))
+    assert_refused(outcome, 3, "model.yaml", *words)
+
+
+@pytest.mark.parametrize(
+    ("golden", "left_out", "words"),
+    [
+        ("vanilla", "encoder.down.0.downsample.conv.weight", ["encoder.down.0.downsample.conv.weight is missing"]),
+        ("linear", "decoder.mid.attn_1.to_out.bias", ["decoder.mid.attn_1.to_out.bias is missing"]),
+        ("linear", "encoder.down.1.attn.0.to_qkv.weight", ["attn.0.to_out.weight has no place", "decoder.up.1.attn"]),
+    ],
+)
+def test_half_of_a_kind_of_latent_diffusion(here, golden, left_out, words):
+    state = peer_goldens.load(f"ldm-{golden}").state
+    torch.save({name: tensor for name, tensor in state.items() if name != left_out}, "bad.ckpt")
+    assert_refused(run_here("vqgan", "info", "bad.ckpt"), 3, "bad.ckpt", *words)
+
+
+def test_mixed_attention_is_refused(here):
+    linear, vanilla = (peer_goldens.load(f"ldm-{kind}").state for kind in ("linear", "vanilla"))
+    mixed = {name: tensor for name, tensor in linear.items() if not name.startswith("encoder.mid.attn_1")}
+    mixed |= {name: tensor for name, tensor in vanilla.items() if name.startswith("encoder.mid.attn_1")}
+    torch.save(mixed, "bad.ckpt")
+    assert_refused(run_here("vqgan", "info", "bad.ckpt"), 3, "encoder.mid.attn_1.to_qkv.weight is missing")
+
+
+def test_the_kinds_are_part_of_a_tokenizers_identity_only_where_they_are_used(here):
+    golden = peer_goldens.load("ldm-vanilla")
+    torch.save(golden.state, "model.ckpt")
+    config = open_vqgan(Path("model.ckpt"), "x").config
+    assert not {"attn_type", "resamp_with_conv", "tanh_out", "network", "mid_attention"} & set(
+        config.what_codes_depend_on
+    )
+    other = replace(config, attn_type="linear", resamp_with_conv=False, tanh_out=True)
+    assert {"attn_type", "resamp_with_conv", "tanh_out"} <= set(other.what_codes_depend_on)
+    assert from_json(VQGANConfig, to_json(other), "x") == other

@@ -30,9 +30,11 @@ from vqgpt.vqgan.options import VQGANConfig
 class ImportConfig:
     """`vqgpt vqgan import`."""
 
-    file: Path = argument(f"A checkpoint of {THIRD_PARTIES}: .ckpt, .pt, .bin, .safetensors.")
+    file: Path = argument(f"A checkpoint of {THIRD_PARTIES}: .ckpt, .pt, .bin, .safetensors, or a folder.")
     config: Path | None = option(
-        None, "The YAML beside it, of which the image size is taken; refused if it contradicts the weights.", group=DATA
+        None,
+        "The YAML beside it, for what weights do not tell, such as the image size; refused if it contradicts them.",
+        group=DATA,
     )
     weights: Literal["model", "ema"] | None = option(
         None, "Which weights to take from a file that has both (default: model).", group=DATA

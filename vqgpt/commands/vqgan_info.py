@@ -13,7 +13,7 @@ from vqgpt.progress import Report
 class VQGANInfoConfig:
     """`vqgpt vqgan info`."""
 
-    file: Path = argument("A VQ-GAN checkpoint, ours or someone else's.")
+    file: Path = argument("A VQ-GAN checkpoint, ours or someone else's; of diffusers, its folder.")
 
 
 def run(config: VQGANInfoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
@@ -21,7 +21,7 @@ def run(config: VQGANInfoConfig, flags: Flags, report: Report) -> Mapping[str, A
     from vqgpt.vqgan.checkpoint import OUR_FAMILY, describe_file, open_vqgan
 
     file = open_vqgan(config.file, "NAME")
-    result = {"file": config.file, "bytes": config.file.stat().st_size, **describe_file(file)}
+    result = {"file": config.file, "bytes": file.path.stat().st_size, **describe_file(file)}
     if file.family == OUR_FAMILY:
         result |= {"dataset": file.content["dataset"], **file.content["figures"]}
     return result

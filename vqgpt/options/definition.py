@@ -166,7 +166,9 @@ DATA_ROOT = option(
 SIZE = option(
     None, "Image size in pixels (default: that of the VQ-GAN, where it is known, else the dataset's own).", group=DATA
 )
-THIRD_PARTIES = "taming-transformers, latent-diffusion, LlamaGen, GenerativeZoo, MaskGIT or IBQ"  # of VQ-GANs
+THIRD_PARTIES = (
+    "taming-transformers, latent-diffusion, LlamaGen, GenerativeZoo, MaskGIT, IBQ or diffusers"  # of VQ-GANs
+)
 CHECKPOINT_VAE = option(
     None, f"VQ-GAN checkpoint, ours or of {THIRD_PARTIES} (default: runs/DATASET/vqgan.pt).", group=DATA
 )

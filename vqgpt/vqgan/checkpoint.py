@@ -28,6 +28,7 @@ from vqgpt.storage.checkpoint import (
 from vqgpt.storage.files import read_regular
 from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.tokens.third_party import read_npy
+from vqgpt.vqgan.diffusers_folder import weights_in
 from vqgpt.vqgan.layouts import check_fits, is_like_ibq
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import Lookup, VQGANConfig, attention_levels
@@ -79,10 +80,12 @@ def open_vqgan(
 ) -> CheckpointFile:
     """Look into a checkpoint: whose it is, and its architecture, held against the YAML if there is one.
 
+    `path` is a file, or a folder of diffusers: then the result has the path of its weights.
     `lookup` is how its codes are found, for files that do not tell.
 
     Raises MissingDataError if there is none at `path`, InputError if it is not a VQ-GAN.
     """
+    path = weights_in(path) if path.is_dir() else path
     check_is_file(path, how_to_make(path, dataset))
     content = read_checkpoint_file(path)
     if is_ours(content):
@@ -213,12 +216,8 @@ def with_yaml(config: VQGANConfig, path: Path) -> tuple[VQGANConfig, Lookup | No
     """
     target, params = _vqgan_section(path)
     network = params["ddconfig"]
-    for name in ("tanh_out", "give_pre_end"):
-        if network.get(name):  # its weights are the same
-            raise InputError(
-                f"{path}: the decoder ends in another way ({name}), which vqgpt does not compute",
-                f"give a VQ-GAN without {name}",
-            )
+    told = _lookup_of_target(target)
+    _check_computable(network, params, told, path)
     size, resolutions = network.get("resolution"), network.get("attn_resolutions")
     attention = _attention(network)
     if attention == "none" and isinstance(resolutions, list):  # then none of them has any
@@ -233,7 +232,8 @@ def with_yaml(config: VQGANConfig, path: Path) -> tuple[VQGANConfig, Lookup | No
         "double_z": config.double_z,
         "embed_dim": config.embed_dim,
         "n_embed": config.n_embed,
-        "attn_type": "vanilla" if config.mid_attention else "none",
+        "attn_type": config.attn_type if config.mid_attention else "none",
+        **({"resamp_with_conv": config.resamp_with_conv} if config.downsampling > 1 else {}),
     }
     in_yaml = {**network, **{name: params[name] for name in ("embed_dim", "n_embed") if name in params}}
     in_yaml["attn_type"] = attention or in_weights["attn_type"]
@@ -242,7 +242,6 @@ def with_yaml(config: VQGANConfig, path: Path) -> tuple[VQGANConfig, Lookup | No
         for name, value in in_weights.items()
         if name in in_yaml and _listed(in_yaml[name]) != value
     ]
-    told = _lookup_of_target(target)
     if target and told is None:
         contradictions.append(f"target: {target} in the YAML, a VQ-GAN in the weights")
     by_distance = config.lookup == "nearest" and told == "dot"  # which have the same weights
@@ -263,10 +262,25 @@ def with_yaml(config: VQGANConfig, path: Path) -> tuple[VQGANConfig, Lookup | No
         raise InputError(f"{path} contradicts the weights ({'; '.join(contradictions)})", remedy)
     made_for: dict[str, Any] = {"size": size, "attn_resolutions": tuple(resolutions)} if numbers else {}
     try:
-        dropout = float(network.get("dropout") or 0.0)
-        return replace(config, dropout=dropout, lookup=told or config.lookup, **made_for), told
+        made_for |= {"dropout": float(network.get("dropout") or 0.0), "tanh_out": bool(network.get("tanh_out"))}
+        return replace(config, lookup=told or config.lookup, **made_for), told
     except (UsageError, InputError, TypeError, ValueError) as error:
         raise InputError(f"{path}: {error}", remedy) from None
+
+
+def _check_computable(network: dict[str, Any], params: dict[str, Any], told: Lookup | None, path: Path) -> None:
+    """Raise InputError for what a YAML can ask of the same weights, and our network does not compute."""
+    if network.get("give_pre_end"):
+        raise InputError(
+            f"{path}: the decoder ends before its last layer (give_pre_end), in features, which are no images",
+            "give a VQ-GAN without give_pre_end",
+        )
+    if params.get("l2_normalize") and told == "nearest":  # IBQ has the field, and does not use it
+        raise InputError(
+            f"{path}: codes are compared by direction and decoded at their length (l2_normalize), which vqgpt does not "
+            "compute",
+            "give a VQ-GAN without l2_normalize",
+        )
 
 
 def _lookup_of_target(target: str) -> Lookup | None:

@@ -7,6 +7,7 @@ Levels, blocks and attention are counted by their names, widths come from the sh
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 
 from vqgpt.errors import InputError, UsageError
@@ -19,7 +20,26 @@ from vqgpt.vqgan.options import Lookup, Network, VQGANConfig
 
 LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
 MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")
+QUERIES = ("q.weight", "to_qkv.weight")  # of both kinds of attention
 RESAMPLING = re.compile(r"\.(downsample|upsample|upsample_conv)\.")
+DIFFUSERS = "diffusers"
+DIFFUSERS_NAMES = (  # of diffusers' parts, and ours; older versions name attention otherwise
+    (r"^encoder\.down_blocks\.", "encoder.down."),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
+    (r"\.resnets\.", ".block."),
+    (r"\.attentions\.", ".attn."),
+    (r"\.(down|up)samplers\.0\.", r".\1sample."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.group_norm\.", ".norm."),
+    (r"\.(to_q|query)\.", ".q."),
+    (r"\.(to_k|key)\.", ".k."),
+    (r"\.(to_v|value)\.", ".v."),
+    (r"\.(to_out\.0|proj_attn)\.", ".proj_out."),
+    (r"\.conv_norm_out\.", ".norm_out."),
+)
+NUMBER = r"\d{1,4}"  # of a level or a block
 IBQ_LEVELS_AND_BLOCKS = (1, 1, 2, 2, 4), 4
 MASKGIT_WEIGHT = "encoder.mid.0.conv1.weight"  # elsewhere the blocks in the middle have names
 
@@ -32,22 +52,47 @@ def in_our_names(parts: dict[str, StoredTensor], family: str) -> tuple[str, Look
         parts = {name.replace("quantize.embed.", "quantize.embedding."): parts[name] for name in parts}
         return f"{family} (GumbelVQ)", "logits", parts
     if MASKGIT_WEIGHT in parts:
-        family = "MaskGIT"
+        return "MaskGIT", "nearest", parts
+    if any(name.startswith("encoder.down_blocks.") for name in parts):
+        return DIFFUSERS, "nearest", _from_diffusers(parts)
     return family, "nearest", parts
 
 
+def _last(parts: dict[str, StoredTensor], pattern: str) -> int:
+    """The largest number in the place of the group of `pattern`; 0 without any."""
+    return max((int(match[1]) for name in parts if (match := re.match(pattern, name))), default=0)
+
+
 def _from_llamagen(parts: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    found = [re.match(r"decoder\.conv_blocks\.(\d+)\.", name) for name in parts]
-    last = max((int(match[1]) for match in found if match), default=0)
+    last = _last(parts, rf"decoder\.conv_blocks\.({NUMBER})\.")
     middle = {"0": "block_1", "1": "attn_1", "2": "block_2"}
 
     def ours(name: str) -> str:
         name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)
-        name = re.sub(r"^decoder\.conv_blocks\.(\d+)", lambda match: f"decoder.up.{last - int(match[1])}", name)
+        name = re.sub(rf"^decoder\.conv_blocks\.({NUMBER})\b", lambda match: f"decoder.up.{last - int(match[1])}", name)
         name = re.sub(r"^((?:en|de)coder)\.mid\.([012])\.", lambda match: f"{match[1]}.mid.{middle[match[2]]}.", name)
         return re.sub(r"^(encoder\.down|decoder\.up)\.(\d+)\.res\.", r"\1.\2.block.", name)
 
     return {ours(name): tensor for name, tensor in parts.items()}
+
+
+def _from_diffusers(parts: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Its decoder's blocks are in the order of execution; its attention has linear layers in place of convolutions."""
+    last = _last(parts, rf"decoder\.up_blocks\.({NUMBER})\.")
+
+    def ours(name: str) -> str:
+        name = re.sub(rf"^decoder\.up_blocks\.({NUMBER})\b", lambda match: f"decoder.up.{last - int(match[1])}", name)
+        for theirs, here in DIFFUSERS_NAMES:
+            name = re.sub(theirs, here, name)
+        return name
+
+    def as_convolution(name: str, stored: StoredTensor) -> StoredTensor:
+        if not name.endswith(".weight") or ".attn" not in name or len(stored.shape) != 2:
+            return stored
+        return replace(stored, shape=(*stored.shape, 1, 1), stride=(*stored.stride, 1, 1))
+
+    renamed = {ours(name): tensor for name, tensor in parts.items()}
+    return {name: as_convolution(name, tensor) for name, tensor in renamed.items()}
 
 
 def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
@@ -55,13 +100,12 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
 
     Raises InputError, naming `source`, if the layout is not known, or if some weight does not fit the others.
     """
-    num_levels = _count(shapes, r"encoder\.down\.(\d+)\.")
+    num_levels = _count(shapes, rf"encoder\.down\.({NUMBER})\.")
     if not num_levels:
         raise InputError(
             f"{source}: its layout is none that vqgpt knows",
             f"give a VQ-GAN of {THIRD_PARTIES}, or train one with: vqgpt vqgan train",
         )
-    _check_computable(shapes, num_levels, source)
     dimensions = partial(_dimensions, shapes, source)
     channels, image_channels = dimensions("encoder.conv_in.weight")[:2]
     widths = [dimensions(f"encoder.down.{level}.block.0.conv1.weight")[0] for level in range(num_levels)]
@@ -79,8 +123,10 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             image_channels=image_channels,
             channels=channels,
             ch_mult=tuple(width // channels for width in widths),
-            num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-            attn_levels=tuple(n for n in range(num_levels) if f"encoder.down.{n}.attn.0.q.weight" in shapes),
+            num_res_blocks=_count(shapes, rf"encoder\.down\.0\.block\.({NUMBER})\."),
+            attn_levels=tuple(
+                n for n in range(num_levels) if any(f"encoder.down.{n}.attn.0.{q}" in shapes for q in QUERIES)
+            ),
             z_channels=z_channels,
             double_z=dimensions("encoder.conv_out.weight")[0] == 2 * z_channels,
             n_embed=n_embed,
@@ -89,6 +135,8 @@ def infer_config(shapes: Shapes, lookup: Lookup, source: str) -> VQGANConfig:
             used_codes=dimensions("quantize.used")[0] if "quantize.used" in shapes else None,
             mid_attention=any(MIDDLE_ATTENTION.match(name) for name in shapes),
             network=network,
+            attn_type="linear" if any(LINEAR_ATTENTION.match(name) for name in shapes) else "vanilla",
+            resamp_with_conv=num_levels == 1 or any(RESAMPLING.search(name) for name in shapes),
         )
     except UsageError as error:
         raise InputError(f"{source}: {error.message}", error.hint) from None
@@ -106,20 +154,6 @@ def is_like_ibq(config: VQGANConfig) -> bool:
         and config.network == "taming"
         and (config.ch_mult, config.num_res_blocks) == IBQ_LEVELS_AND_BLOCKS
     )
-
-
-def _check_computable(shapes: Shapes, num_levels: int, source: str) -> None:
-    """Raise InputError for two layouts of latent-diffusion that are known, and that our network does not compute."""
-    if any(LINEAR_ATTENTION.match(name) for name in shapes):
-        raise InputError(
-            f"{source}: its attention is linear (attn_type: linear), which vqgpt does not compute",
-            "give a VQ-GAN with attn_type vanilla or none",
-        )
-    if num_levels > 1 and not any(RESAMPLING.search(name) for name in shapes):
-        raise InputError(
-            f"{source}: it resizes without convolutions (resamp_with_conv: false), which vqgpt does not compute",
-            "give a VQ-GAN with resamp_with_conv: true",
-        )
 
 
 def check_fits(shapes: Shapes, config: VQGANConfig, source: str) -> None:

@@ -7,7 +7,7 @@ Letters: B batch, C image channels, H W pixels, h w grid, D code dimension, K co
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,32 @@ class AttnBlock(nn.Module):
         return x + seen.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
+class LinearAttnBlock(nn.Module):
+    """Single-head linear attention (Shen et al. 2018, arXiv:1812.01243) of latent-diffusion: no norm, no skip."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.to_qkv = nn.Conv2d(width, 3 * width, 1, bias=False)
+        self.to_out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> the same shape."""
+        q, k, v = self.to_qkv(x).flatten(2).chunk(3, dim=1)  # (B, width, h*w)
+        seen = v @ k.softmax(dim=2).mT @ q
+        return self.to_out(seen.unflatten(2, x.shape[2:]))
+
+
+def attention_block(width: int, config: VQGANConfig) -> AttnBlock | LinearAttnBlock:
+    """The attention of this network."""
+    match config.attn_type:
+        case "vanilla":
+            return AttnBlock(width, config.norm_groups)
+        case "linear":
+            return LinearAttnBlock(width)
+        case _:
+            assert_never(config.attn_type)
+
+
 def _project(rows: Tensor, projection: nn.Conv2d) -> Tensor:
     """A 1x1 convolution, as the matrix product that it is."""
     return F.linear(rows, projection.weight.flatten(1), projection.bias)
@@ -110,7 +136,7 @@ class Level(nn.Module):
     def __init__(self, widths: list[int], config: VQGANConfig, attention: bool, **resample: nn.Module) -> None:
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(a, b, config) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(AttnBlock(width, config.norm_groups) for width in widths[1:] if attention)
+        self.attn = nn.ModuleList(attention_block(width, config) for width in widths[1:] if attention)
         self.resample_name = next(iter(resample), None)
         for name, module in resample.items():
             self.add_module(name, module)
@@ -130,7 +156,7 @@ class Middle(nn.Module):
     def __init__(self, width: int, config: VQGANConfig) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(width, width, config)
-        self.attn_1 = AttnBlock(width, config.norm_groups) if config.mid_attention else nn.Identity()
+        self.attn_1 = attention_block(width, config) if config.mid_attention else nn.Identity()
         self.block_2 = ResnetBlock(width, width, config)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -148,7 +174,8 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.image_channels * config.patch**2, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (width_in, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
-            resample = {"downsample": Downsample(width)} if level < len(widths) - 1 else {}
+            smaller = Downsample(width) if config.resamp_with_conv else nn.AvgPool2d(2)
+            resample = {"downsample": smaller} if level < len(widths) - 1 else {}
             attention = level in config.attn_levels
             self.down.append(Level([width_in] + [width] * config.num_res_blocks, config, attention, **resample))
         self.mid = Middle(widths[-1], config)
@@ -173,12 +200,13 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], config)
         self.up = nn.ModuleList()
         for level, (width, width_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
-            resample = {"upsample": Upsample(width)} if level > 0 else {}
+            larger = Upsample(width) if config.resamp_with_conv else nn.Upsample(scale_factor=2.0)
+            resample = {"upsample": larger} if level > 0 else {}
             attention = level in config.attn_levels
             widths_of_level = [width_in] + [width] * (config.num_res_blocks + 1)
             self.up.append(Level(widths_of_level, config, attention, **resample))
         self.norm_out = Norm(widths[0], silu=True, groups=config.norm_groups)
-        self.patch = config.patch
+        self.patch, self.tanh_out = config.patch, config.tanh_out
         self.conv_out = nn.Conv2d(widths[0], config.image_channels * config.patch**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -186,7 +214,8 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
-        return channels_to_pixels(self.conv_out(self.norm_out(x)), self.patch)
+        images = channels_to_pixels(self.conv_out(self.norm_out(x)), self.patch)
+        return images.tanh() if self.tanh_out else images
 
 
 class VQGAN(nn.Module):

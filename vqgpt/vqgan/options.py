@@ -23,6 +23,7 @@ CODEBOOK = "Codebook"
 
 Lookup = Literal["nearest", "cosine", "logits", "dot"]
 Network = Literal["taming", "maskgit"]
+AttentionType = Literal["vanilla", "linear"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
 REVIVE_BELOW = 0.05  # of an equal share
@@ -30,7 +31,10 @@ RATES = {"muon": 3e-3, "adam": 4.5e-6}  # by optimiser; the latter is the origin
 LARGEST_RATE_OF_DISCRIMINATOR = 1e-3
 MOST_PIXELS = 2**16  # of the side of an image
 LARGEST_PATCH = 16  # pixels
-LATER_FIELDS = {"mid_attention", "network", "norm_groups", "patch"}  # of VQGANConfig: there were caches before them
+LATER_FIELDS = {  # of VQGANConfig: there were caches before them
+    *("mid_attention", "network", "attn_type", "resamp_with_conv", "tanh_out"),
+    *("norm_groups", "patch"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +90,17 @@ def _check_network(network: "VQGANOptions | VQGANConfig") -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class VQGANConfig:
-    """The whole architecture. The weights of another project say all but dropout, size and attn_resolutions.
+    """The whole architecture, which names and shapes of the weights tell if they are of another project.
 
+    They do not tell dropout, size, attn_resolutions and tanh_out, nor the lookup of IBQ from that of a VQModel.
     Levels count the halvings of the resolution: level 0 has a position for each `patch` x `patch` pixels. `lookup` is
     how a latent finds its code: the nearest code, the nearest by direction, the largest of learned logits (GumbelVQ),
     or the largest dot product (IBQ). With `used_codes`, only so many of the `n_embed` codes are in use, and a list of
     them is part of the weights (`remap`). Some networks have no attention in the middle either, at the lowest
     resolution (`mid_attention`). `network` names the layout of the layers: taming-transformers' (`model.py`) or
-    MaskGIT's (`maskgit.py`). Normalisations have `norm_groups` groups, 32 in other projects, which fold no patches.
+    MaskGIT's (`maskgit.py`). latent-diffusion has more kinds of the former: linear attention (`attn_type`), resizing
+    by means and copies of pixels, without convolutions (`resamp_with_conv`), and a tanh after the decoder
+    (`tanh_out`). Normalisations have `norm_groups` groups, 32 in other projects, which fold no patches either.
     `size` is the image side that the network was made for and `attn_resolutions` what then placed its attention, in
     pixels; None where a checkpoint does not say. With resolutions and no size, these are its family's defaults: then
     attention at a higher resolution is taken for a mistake.
@@ -115,6 +122,9 @@ class VQGANConfig:
     attn_resolutions: tuple[int, ...] | None = None
     mid_attention: bool = True
     network: Network = "taming"
+    attn_type: AttentionType = "vanilla"
+    resamp_with_conv: bool = True
+    tanh_out: bool = False
     norm_groups: int = 32
     patch: int = 1
 

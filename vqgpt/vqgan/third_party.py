@@ -17,7 +17,8 @@ from vqgpt.errors import InputError
 from vqgpt.options.codec import one_line
 from vqgpt.storage.checkpoint import read_tensor
 from vqgpt.storage.stored_tensor import StoredTensor, check_stored
-from vqgpt.vqgan.layouts import in_our_names, infer_config
+from vqgpt.vqgan.diffusers_folder import check_agrees, read_description
+from vqgpt.vqgan.layouts import DIFFUSERS, in_our_names, infer_config
 from vqgpt.vqgan.options import VQGANConfig
 
 FIRST_WEIGHT = "encoder.conv_in.weight"  # every VQ-GAN has it; what stands before it is the prefix of all
@@ -67,7 +68,10 @@ def open_third_party(path: Path, content: Any, which: WhichWeights | None) -> Th
     check_stored(parts.items(), path)
     bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
     family, lookup, parts = in_our_names(parts, "GenerativeZoo" if bare else "taming-transformers")
+    description = read_description(path) if family == DIFFUSERS else None
     config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
+    if description is not None:
+        check_agrees(description, config, path)
     if family == "GenerativeZoo":
         config = replace(config, attn_resolutions=GENERATIVEZOO_ATTENTION)
     return ThirdPartyVQGAN(family=family, tensors=parts, config=config, extra=len(tensors) - len(parts))
