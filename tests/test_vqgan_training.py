@@ -18,12 +18,12 @@ from vqgpt.vqgan.codebook import to_vectors
 from vqgpt.vqgan.coding import to_unit_range
 from vqgpt.vqgan.losses import FEATURE_CHANNELS, PatchDiscriminator, PerceptualLoss, hinge_loss
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.optimizers import learning_rate
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.training import (
     VQGANTraining,
     codebook_term,
     first_adversarial_step,
-    learning_rate,
     reconstruction_loss,
 )
 

@@ -90,6 +90,18 @@ def to_vectors(latents: Tensor) -> Tensor:
     return latents.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def moments_of(vectors: Tensor) -> Tensor:
+    """Of vectors (M, D): M, their sum and the sum of their products, as (1, v)^T (1, v) summed, (1+D, 1+D)."""
+    padded = F.pad(vectors, (1, 0), value=1.0)
+    return padded.T @ padded
+
+
+def covariance_of(moments: Tensor) -> Tensor:
+    """(D, D), from `moments_of` or a sum of them."""
+    means = moments / moments[0, 0].clamp(min=1)
+    return means[1:, 1:] - torch.outer(means[0, 1:], means[0, 1:])
+
+
 @torch.no_grad()
 def nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """(M, D), (K, D) -> (M,) int64: argmin over k of |v - e_k|^2, without the |v|^2 that all k share."""

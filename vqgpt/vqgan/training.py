@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ from vqgpt.runtime.device import (
     sum_over_ranks,
 )
 from vqgpt.tokens.arrays import effective_rank, statistics_of_counts
-from vqgpt.training.muon import Muon
 from vqgpt.training.schedule import Schedule, Step, check_finite
 from vqgpt.training.weights import add_gradients, check_alike, check_optimizer, load_whole_optimizer, move_average
 from vqgpt.vqgan.codebook import (
@@ -37,12 +36,15 @@ from vqgpt.vqgan.codebook import (
     EMACodebook,
     codebook_loss,
     commitment_loss,
+    covariance_of,
+    moments_of,
     start_codebook,
     to_vectors,
 )
 from vqgpt.vqgan.coding import figures_of, images_per_pass, reconstruct, to_unit_range
 from vqgpt.vqgan.losses import PatchDiscriminator, PerceptualLoss, adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, Reconstruction
+from vqgpt.vqgan.optimizers import adam, learning_rate, new_optimizers
 from vqgpt.vqgan.options import VQGANTrainingOptions
 
 SHOWN_IMAGES = 16
@@ -100,7 +102,7 @@ class VQGANTraining:
         if self.adversary_start is not None:
             torch.manual_seed(derived_seed(schedule.seed, "discriminator"))
             self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
-            self.optimizers["discriminator_optimizer"] = _adam(list(self.discriminator.parameters()), options)
+            self.optimizers["discriminator_optimizer"] = adam(list(self.discriminator.parameters()), options)
         self.averaged = copy.deepcopy(model) if options.ema else None
         one_pass = device.type != "cpu" or model.config.dropout > 0  # whose draws have an order
         self.threads = 1 if one_pass else torch.get_num_threads()
@@ -108,7 +110,7 @@ class VQGANTraining:
         winograd = options.winograd == "auto" and not one_pass
         self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
         self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
-        self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=device)  # of latents; see `_moments`
+        self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=device)  # of latents
 
     @property
     def result(self) -> VQGAN:
@@ -148,7 +150,7 @@ class VQGANTraining:
         latents = torch.cat([each.out.latents.detach() for each in passes])
         if self.codebook:
             self.codebook.update(latents, codes, counted=share > 0)
-        self.epoch_moments += sum_over_ranks(_moments(latents) * (share > 0))
+        self.epoch_moments += sum_over_ranks(moments_of(to_vectors(latents)) * (share > 0))
         counts = torch.bincount(codes, minlength=len(self.epoch_counts)) * (share > 0)
         self.epoch_counts += sum_over_ranks(counts)
         if self.averaged:
@@ -228,7 +230,7 @@ class VQGANTraining:
     def epoch_figures(self) -> dict[str, float]:
         """Codes used, their perplexity and the rank of the latents over the epoch that ends; starts to count anew."""
         usage = statistics_of_counts(self.epoch_counts.cpu().numpy())
-        rank = effective_rank(_covariance(self.epoch_moments).cpu().numpy())
+        rank = effective_rank(covariance_of(self.epoch_moments).cpu().numpy())
         self.epoch_counts.zero_()
         self.epoch_moments.zero_()
         return {"epoch_used_codes": usage.used_codes, "epoch_perplexity": usage.perplexity, "epoch_latent_rank": rank}
@@ -272,18 +274,6 @@ def _states(parts: Mapping[str, nn.Module | EMACodebook | torch.optim.Optimizer]
     return {name: part.state_dict() for name, part in parts.items()}
 
 
-def _moments(latents: Tensor) -> Tensor:
-    """Number, sums and sums of products of latents (B, D, h, w): of (1, latent) with itself, (1+D, 1+D)."""
-    vectors = F.pad(to_vectors(latents), (1, 0), value=1.0)
-    return vectors.T @ vectors
-
-
-def _covariance(moments: Tensor) -> Tensor:
-    """Of latents, (D, D), from their summed moments."""
-    moments = moments.double() / moments[0, 0].clamp(min=1)
-    return moments[1:, 1:] - torch.outer(moments[0, 1:], moments[0, 1:])
-
-
 @torch.no_grad()
 def latents_of(model: VQGAN, images: Tensor, rows: Tensor) -> Tensor:
     """The latents (n, D, h, w) of some rows of images (N, C, H, W) uint8. Sets eval mode."""
@@ -298,13 +288,6 @@ def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) ->
     return start if options.disc_weight and start < schedule.num_steps else None
 
 
-def learning_rate(step: int, schedule: Schedule, options: VQGANTrainingOptions) -> float:
-    """The learning rate of a step: constant, or half a cosine from `lr` to 0."""
-    if options.lr_schedule == "constant":
-        return options.peak_rate
-    return options.peak_rate * (1 + math.cos(math.pi * step / schedule.num_steps)) / 2
-
-
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Mean absolute plus mean squared error of the pixels: L1 for sharp edges, L2 because PSNR measures it."""
     return F.l1_loss(reconstruction, images) + F.mse_loss(reconstruction, images)
@@ -314,34 +297,6 @@ def codebook_term(out: Reconstruction, options: VQGANTrainingOptions) -> Tensor:
     """The commitment loss, and the codebook's own loss where gradients train it."""
     term = COMMITMENT_WEIGHT * commitment_loss(out.latents, out.quantized)
     return term + codebook_loss(out.latents, out.quantized) if options.codebook == "loss" else term
-
-
-def new_optimizers(
-    model: VQGAN, parameters: list[nn.Parameter], options: VQGANTrainingOptions
-) -> dict[str, torch.optim.Optimizer]:
-    """What moves these parameters of a model, by the name in a saved state; each is moved by one of them.
-
-    With Muon, the kernels between the images and the latents are matrices to it; the first and the last convolution,
-    whose rows are pixels, biases and norms are Adam's.
-    """
-    match options.optimizer:
-        case "adam":
-            return {"optimizer": _adam(parameters, options)}
-        case "muon":
-            outer = (model.encoder.conv_in.weight, model.decoder.conv_out.weight)
-            kernels = [weight for weight in parameters if weight.ndim == 4 and not _is_among(weight, outer)]
-            others = [weight for weight in parameters if not _is_among(weight, kernels)]
-            return {"optimizer": _adam(others, options), "muon": Muon(kernels, options.peak_rate, weight_decay=0.0)}
-        case _:
-            assert_never(options.optimizer)
-
-
-def _is_among(weight: Tensor, weights: Iterable[Tensor]) -> bool:
-    return any(weight is other for other in weights)
-
-
-def _adam(parameters: list[nn.Parameter], options: VQGANTrainingOptions) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=options.peak_rate, betas=(0.5, 0.9), fused=True)
 
 
 def _over_ranks(losses: dict[str, Tensor], share: float) -> dict[str, float]:
