@@ -100,6 +100,11 @@ def open_vqgan(
     config, told = with_yaml(third_party.config, yaml) if yaml else (third_party.config, None)
     if lookup is not None:
         config = _with_lookup(config, told, lookup, path)
+    if config.lookup == "dot" and which is None and third_party.has_average:
+        raise InputError(
+            f"{path} has the weights and their moving average, and IBQ's own code encodes with the average",
+            "give --weights ema, or --weights model for the others",
+        )
     known = (told or lookup) is not None or not is_like_ibq(config)
     file = CheckpointFile(path=path, family=third_party.family, config=config, content={}, third_party=third_party)
     return replace(file, lookup_is_known=known)
