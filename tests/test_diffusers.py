@@ -70,6 +70,20 @@ def test_attention_under_its_older_names(here):
     assert_equals_golden(save_folder(Path("vq"), golden, state=state), golden)
 
 
+def test_attention_under_both_names(here):
+    golden = peer_goldens.load("diffusers-attention")
+    state = golden.state | {"encoder.mid_block.attentions.0.query.weight": torch.zeros(64, 64)}
+    save_folder(Path("vq"), golden, state=state)
+    assert_refused(run_here("vqgan", "info", "vq"), 3, f"vq/{SAFETENSORS}", "under two names")
+
+
+def test_the_current_folder(here, monkeypatch):
+    golden = peer_goldens.load("diffusers-plain")
+    monkeypatch.chdir(save_folder(Path("vq"), golden))
+    assert run_here("vqgan", "import", ".").code == 0
+    assert_equals_golden("runs/vq/vqgan.pt", golden)
+
+
 def test_what_an_older_config_leaves_out(here):
     golden = peer_goldens.load("diffusers-attention")
     left_out = ["norm_type", "mid_block_add_attention", "lookup_from_codebook", "force_upcast", "_class_name", "act_fn"]

@@ -97,6 +97,20 @@ def test_ibq(here, told):
     assert tokenizer_sha256(by_distance) != tokenizer_sha256(model)
 
 
+def test_ibq_with_a_moving_average_asks_for_one_of_them(here):
+    golden = peer_goldens.load("ibq")
+    plain = {name: tensor + 0.1 for name, tensor in golden.state.items()}
+    average = {"model_ema." + name.replace(".", ""): tensor for name, tensor in golden.state.items()}
+    torch.save({"state_dict": {**plain, **average, "model_ema.decay": torch.tensor(0.999)}}, "ibq.ckpt")
+    outcome = run_here("vqgan", "import", "ibq.ckpt", *ibq_yaml(), "--out", "ours.pt")
+    assert_refused(outcome, 3, "ibq.ckpt", "moving average", "--weights ema")
+    assert_same_after_import("ibq.ckpt", golden, *ibq_yaml(), "--weights", "ema")
+    command = ["vqgan", "import", "ibq.ckpt", "--lookup", "dot", "--weights", "model", "--out", "plain.pt"]
+    assert run_here(*command).code == 0
+    state = load_vqgan(Path("plain.pt"), "x", torch.device("cpu")).state_dict()
+    assert all(torch.equal(state[name], plain[name]) for name in plain)
+
+
 def test_used_codes_of_ibq(here):
     """`--remap` leaves the largest product of those codes."""
     golden = peer_goldens.load("ibq")

@@ -56,7 +56,7 @@ class ImportConfig:
     @property
     def result(self) -> Path:
         """The checkpoint to write."""
-        return self.out or vqgan_path(self.dataset or self.file.stem)
+        return self.out or vqgan_path(self.dataset or self.file.absolute().stem)
 
 
 def run(config: ImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]:

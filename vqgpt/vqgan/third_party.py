@@ -32,12 +32,16 @@ StateDict = dict[str, StoredTensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ThirdPartyVQGAN:
-    """A VQ-GAN in a file: `tensors` have the names of our network. `extra` counts the tensors that are left out."""
+    """A VQ-GAN in a file: `tensors` have the names of our network. `extra` counts the tensors that are left out.
+
+    With `has_average`, a moving average of the weights lies beside them, under latent-diffusion's names.
+    """
 
     family: str
     tensors: StateDict
     config: VQGANConfig
     extra: int
+    has_average: bool
 
     __repr__ = one_line
 
@@ -67,14 +71,22 @@ def open_third_party(path: Path, content: Any, which: WhichWeights | None) -> Th
         )
     check_stored(parts.items(), path)
     bare = not place and not prefix and any(key.startswith("loss.") for key in tensors)
-    family, lookup, parts = in_our_names(parts, "GenerativeZoo" if bare else "taming-transformers")
+    family, lookup, renamed = in_our_names(parts, "GenerativeZoo" if bare else "taming-transformers")
+    if len(renamed) < len(parts):
+        raise InputError(f"{path}: some of its weights are there twice, under two names", "get the file again")
     description = read_description(path) if family == DIFFUSERS else None
-    config = infer_config({name: tensor.shape for name, tensor in parts.items()}, lookup, str(path))
+    config = infer_config({name: tensor.shape for name, tensor in renamed.items()}, lookup, str(path))
     if description is not None:
         check_agrees(description, config, path)
     if family == "GenerativeZoo":
         config = replace(config, attn_resolutions=GENERATIVEZOO_ATTENTION)
-    return ThirdPartyVQGAN(family=family, tensors=parts, config=config, extra=len(tensors) - len(parts))
+    return ThirdPartyVQGAN(
+        family=family,
+        tensors=renamed,
+        config=config,
+        extra=len(tensors) - len(renamed),
+        has_average=_name_of_average(FIRST_WEIGHT, prefix) in tensors,
+    )
 
 
 def _state_dicts(content: Any, place: str = "", depth: int = 3) -> Iterator[tuple[str, StateDict]]:
@@ -124,11 +136,15 @@ def _check_one(places: list[str], path: Path) -> None:
         raise InputError(f"{path} has several VQ-GANs in it ({several})", "save the one you want as a file of its own")
 
 
+def _name_of_average(name: str, prefix: str) -> str:
+    """Where latent-diffusion and IBQ keep the moving average of a weight: `model_ema.` and its name without dots."""
+    return f"{prefix}model_ema.{name.replace('.', '')}"
+
+
 def _moving_average(tensors: StateDict, prefix: str, path: Path) -> StateDict:
-    """The averaged weights that latent-diffusion keeps beside the others, as `model_ema.` and the name without dots."""
+    """The averaged weights that are kept beside the others, under the names of these."""
     averaged = {
-        key: tensors.get(f"{prefix}model_ema.{key.removeprefix(prefix).replace('.', '')}", tensor)
-        for key, tensor in tensors.items()
+        key: tensors.get(_name_of_average(key.removeprefix(prefix), prefix), tensor) for key, tensor in tensors.items()
     }
     if all(averaged[key] is tensor for key, tensor in tensors.items()):
         raise InputError(f"{path} has no moving average of the weights", "leave --weights out")
