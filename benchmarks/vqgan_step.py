@@ -1,12 +1,12 @@
 """How fast the VQ-GAN trains and encodes, beside the original's way to do it and beside what the machine can do.
 
-    python benchmarks/vqgan_step.py [--rounds 3] [--losses pixels discriminator lpips] [--precision fp32 bf16]
+    python benchmarks/vqgan_step.py [--rounds 3] [--losses pixels discriminator lpips stlpips] [--precision fp32 bf16]
 
-The default network (32 x 32 RGB) on random images, batch 64, with three losses: of the pixels alone, with the
-discriminator, with LPIPS too. Images/s of whole training steps (batch from memory, losses, clipping, optimisers,
-codebook); of a step as taming-transformers arranges it; of the bare step, which is forward and backward of the
-networks on one fixed batch, with plain convolutions; and of the encoder alone. Medians of interleaved rounds, with a
-1024 x 1024 x 1024 float32 matrix product in each: beside its GFLOP/s those that the bare step reaches. Where the two
+The default network (32 x 32 RGB) on random images, batch 64, with four losses: of the pixels alone, with the
+discriminator, with either perceptual loss too. Images/s of whole training steps (batch from memory, losses, clipping,
+optimisers, codebook); of a step as taming-transformers arranges it; of the bare step, which is forward and backward of
+the networks on one fixed batch, with plain convolutions; and of the encoder alone. Medians of interleaved rounds, with
+a 1024 x 1024 x 1024 float32 matrix product in each: beside its GFLOP/s those that the bare step reaches. Where the two
 are equal, only less arithmetic can be faster. The perceptual loss runs on random weights here: its speed is the same,
 and nothing is downloaded. glibc's allocator keeps its pages for all of them, the original's included.
 """
@@ -25,19 +25,21 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vqgpt.runtime.device import autocast
-from vqgpt.runtime.process import import_torchvision, keep_memory_pages
+from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule, Step
+from vqgpt.vqgan.adversary import adaptive_weight, hinge_loss
 from vqgpt.vqgan.coding import to_unit_range
-from vqgpt.vqgan.losses import FEATURE_CHANNELS, PerceptualLoss, adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, AttnBlock
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.options import PerceptualKind, VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.perceptual import untrained_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining
 
 SIZE = 32
 LOSSES: dict[str, dict[str, Any]] = {
     "pixels": {"disc_weight": 0.0},
     "discriminator": {"disc_start": 0, "warmup": 0},
-    "lpips": {"disc_start": 0, "warmup": 0, "perceptual_weight": 1.0},
+    "lpips": {"disc_start": 0, "warmup": 0, "perceptual": "lpips"},
+    "stlpips": {"disc_start": 0, "warmup": 0, "perceptual": "stlpips"},
 }
 
 
@@ -48,10 +50,8 @@ def new_training(batch: int, precision: str, losses: dict[str, Any]) -> VQGANTra
     images = torch.randint(256, (4 * batch, 3, SIZE, SIZE), dtype=torch.uint8)
     options = VQGANTrainingOptions(batch_size=batch, n_epochs=1000, **losses)
     schedule = Schedule(seed=0, num_rows=len(images), batch_size=batch, n_epochs=options.n_epochs)
-    perceptual_loss = None
-    if options.perceptual_weight:
-        features = import_torchvision("models").vgg16(weights=None).features
-        perceptual_loss = PerceptualLoss(features, [torch.rand(width) for width in FEATURE_CHANNELS])
+    kind: PerceptualKind | None = None if options.perceptual == "off" else options.perceptual
+    perceptual_loss = untrained_perceptual_loss(kind) if kind else None
     return VQGANTraining(model, perceptual_loss, images, images[:batch], options, schedule, precision, lambda *_: None)
 
 

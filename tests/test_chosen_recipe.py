@@ -78,7 +78,7 @@ def test_every_chosen_recipe_is_valid(device, images, side):
         for table in ("vqgan-train", "tokenize", "train", "sample")
     }
     assert made["vqgan-train"].size in SIZES
-    assert made["vqgan-train"].training.perceptual_weight_at(made["vqgan-train"].size) == 0
+    assert made["vqgan-train"].training.perceptual_weight == 0
     assert made["vqgan-train"].training.batch_size <= images
 
 

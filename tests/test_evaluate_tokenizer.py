@@ -22,8 +22,7 @@ from vqgpt.evaluation.tokenizer import (
     pixel_figures,
     pixel_figures_by_class,
 )
-from vqgpt.runtime.process import import_torchvision
-from vqgpt.vqgan.losses import FEATURE_CHANNELS, FEATURE_LAYERS, PerceptualLoss
+from vqgpt.vqgan.perceptual import untrained_perceptual_loss
 
 WORDS = ["evaluate", "tokenizer", "--dataset", "digits", "--features", "lite0", "--limit", "20"]
 pytestmark = pytest.mark.skipif(not is_installed("lite0"), reason="the package of the lite0 features is absent")
@@ -53,8 +52,7 @@ def test_neighbours_are_those_of_a_plain_search(codes, dimensions, seed):
 
 
 def test_lpips_is_the_perceptual_loss_of_bytes():
-    features = import_torchvision("models").vgg16(weights=None).features[: FEATURE_LAYERS[-1] + 1]
-    loss = PerceptualLoss(features, [torch.rand(width) for width in FEATURE_CHANNELS])
+    loss = untrained_perceptual_loss("lpips")
     images = torch.randint(256, (3, 1, 16, 16), dtype=torch.uint8)
     others = images.flip(3)
     lpips = lpips_metric(loss, torch.device("cpu"))

@@ -49,7 +49,7 @@ def test_a_home_that_is_no_folder_keeps_no_images(here, monkeypatch):
 
 def test_the_weights_of_the_perceptual_loss_have_no_place(homeless, monkeypatch):
     monkeypatch.delenv("TORCH_HOME", raising=False)
-    words = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--perceptual-weight", "1", "-q"]
+    words = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--perceptual", "lpips", "-q"]
     assert_refused(run_here(*words), 4, "no home folder", "set HOME or TORCH_HOME")
     assert not Path("~").exists()
 
@@ -57,7 +57,7 @@ def test_the_weights_of_the_perceptual_loss_have_no_place(homeless, monkeypatch)
 def test_a_home_that_cannot_be_written_to_is_told_with_what_to_set(here, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(here / "file" / "torch"))
     Path("file").touch()
-    words = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--perceptual-weight", "1", "-q"]
+    words = ["vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--perceptual", "lpips", "-q"]
     assert_refused(run_here(*words), 4, f"cannot be written to {here}/file/torch", "set TORCH_HOME")
 
 

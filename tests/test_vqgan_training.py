@@ -1,31 +1,21 @@
 """The VQ-GAN in training: each term of its loss against its definition, and what a step moves and what it does not."""
 
 import copy
-import importlib.util
-import os
-import warnings
 
 import pytest
 import torch
 
-from tests.conftest import assert_refused, run_here
-from vqgpt.errors import MissingDataError, NonFiniteError
-from vqgpt.progress import silent
+from vqgpt.errors import NonFiniteError
 from vqgpt.tokens.arrays import effective_rank
 from vqgpt.training.schedule import Schedule
-from vqgpt.vqgan import losses
+from vqgpt.vqgan.adversary import PatchDiscriminator, hinge_loss
 from vqgpt.vqgan.codebook import to_vectors
 from vqgpt.vqgan.coding import to_unit_range
-from vqgpt.vqgan.losses import FEATURE_CHANNELS, PatchDiscriminator, PerceptualLoss, hinge_loss
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import learning_rate
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.vqgan.training import (
-    VQGANTraining,
-    codebook_term,
-    first_adversarial_step,
-    reconstruction_loss,
-)
+from vqgpt.vqgan.perceptual import VGG16_CHANNELS, VGG16_LAYERS, PerceptualLoss
+from vqgpt.vqgan.training import VQGANTraining, codebook_term, first_adversarial_step, reconstruction_loss
 
 ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}
 
@@ -47,15 +37,16 @@ def small_perceptual_loss() -> PerceptualLoss:
     torch.manual_seed(2)
     layers, width = [], 3
     for index in range(30):
-        if index in losses.FEATURE_LAYERS:
+        if index in VGG16_LAYERS:
             layers.append(torch.nn.ReLU())
-        elif index + 1 in losses.FEATURE_LAYERS:
-            following = FEATURE_CHANNELS[losses.FEATURE_LAYERS.index(index + 1)]
+        elif index + 1 in VGG16_LAYERS:
+            following = VGG16_CHANNELS[VGG16_LAYERS.index(index + 1)]
             layers.append(torch.nn.Conv2d(width, following, 1))
             width = following
         else:
             layers.append(torch.nn.Identity())
-    return PerceptualLoss(torch.nn.Sequential(*layers), [torch.rand(width) for width in FEATURE_CHANNELS])
+    channel_weights = [torch.rand(width) for width in VGG16_CHANNELS]
+    return PerceptualLoss(torch.nn.Sequential(*layers), VGG16_LAYERS, channel_weights)
 
 
 def weights(model):
@@ -251,69 +242,3 @@ def test_state_comes_back_whole():
         assert not changed(weights(getattr(training, name)), getattr(other, name))
     assert torch.equal(training.codebook.counts, other.codebook.counts)
     assert torch.equal(training.epoch_counts, other.epoch_counts)
-
-
-needs_lpips = pytest.mark.skipif(importlib.util.find_spec("lpips") is None, reason="the package lpips is not there")
-
-
-@needs_lpips
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_perceptual_loss_is_that_of_the_lpips_package(monkeypatch, channels, tmp_path):
-    """The same random VGG16 in both, the published weights of the channels in both."""
-    models = losses.import_torchvision("models")
-    import lpips
-
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it calls torchvision and torch.load in their old ways
-        theirs = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()
-    vgg16 = models.vgg16(weights=None)
-    inner = [part for index in range(1, 6) for part in getattr(theirs.net, f"slice{index}").children()]
-    vgg16.features.load_state_dict(torch.nn.Sequential(*inner).state_dict(), strict=False)
-    monkeypatch.setattr(losses, "_vgg16_weights", lambda report: vgg16.state_dict())
-    ours = losses.load_perceptual_loss(torch.device("cpu"), silent)
-    images, others = torch.rand(2, 2, channels, 32, 32) * 2 - 1
-    others.requires_grad_(True)
-    distance = ours(images, others)
-    expected = theirs(images.expand(-1, 3, -1, -1), others.expand(-1, 3, -1, -1)).flatten()
-    torch.testing.assert_close(distance, expected, rtol=1e-3, atol=1e-6)
-    distance.sum().backward()
-    assert others.grad.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in ours.parameters())
-
-
-@needs_lpips
-def test_without_the_weights_of_vgg16_the_error_says_what_to_do(here, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
-    monkeypatch.setattr("torch.hub.download_url_to_file", refuse_to_download)
-    outcome = run_here("vqgan", "train", "--dataset", "digits", "--perceptual-weight", "0.5", "--size", "16")
-    place = str(here / "torch" / "hub" / "checkpoints" / "vgg16-397923af.pth")
-    assert_refused(outcome, 4, "VGG16", place, "https://", "--perceptual-weight 0")
-    assert not (here / "runs").exists()
-
-
-@pytest.mark.timeout(60)
-@needs_lpips
-def test_a_pipe_in_place_of_the_weights_of_vgg16_is_not_waited_for(here, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(here))
-    (here / "hub/checkpoints").mkdir(parents=True)
-    os.mkfifo(here / "hub/checkpoints/vgg16-397923af.pth")
-    outcome = run_here("vqgan", "train", "--dataset", "digits", "--perceptual-weight", "0.5", "--size", "16")
-    assert_refused(outcome, 3, "vgg16-397923af.pth is a pipe")
-
-
-def refuse_to_download(*_arguments, **_named):
-    raise OSError("no network")
-
-
-def test_without_the_package_lpips_the_error_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingDataError, match="lpips") as caught:
-        losses.load_perceptual_loss(torch.device("cpu"), silent)
-    assert "--perceptual-weight 0" in caught.value.hint
-    assert "vqgpt[lpips]" in caught.value.hint
-
-
-@pytest.mark.parametrize(("size", "given", "expected"), [(32, None, 0), (64, None, 1), (128, 0.0, 0), (16, 0.5, 0.5)])
-def test_the_perceptual_loss_is_on_from_64_pixels(size, given, expected):
-    assert VQGANTrainingOptions(perceptual_weight=given).perceptual_weight_at(size) == expected

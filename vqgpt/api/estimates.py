@@ -25,12 +25,11 @@ from vqgpt.gpt.sequences import Sequences
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
 from vqgpt.runtime.device import resolve_precision, select_device
-from vqgpt.runtime.process import import_torchvision
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.coding import encode_images
-from vqgpt.vqgan.losses import FEATURE_CHANNELS, FEATURE_LAYERS, PerceptualLoss
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.perceptual import choose_perceptual_loss, untrained_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
 
 PIXELS = 2**15  # of the images of a timed step
@@ -100,10 +99,8 @@ def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, num_images: int,
     count = max(1, min(options.batch_size, PIXELS // size**2))
     whole = Schedule(seed=0, num_rows=num_images, batch_size=options.batch_size, n_epochs=options.n_epochs)
     weight = options.disc_weight if first_adversarial_step(options, whole) is not None else 0.0
-    perceptual_loss = None
-    if options.perceptual_weight_at(size):
-        features = import_torchvision("models").vgg16(weights=None).features[: FEATURE_LAYERS[-1] + 1]
-        perceptual_loss = PerceptualLoss(features, [torch.rand(width) for width in FEATURE_CHANNELS]).to(device)
+    kind, _ = choose_perceptual_loss(options, size)
+    perceptual_loss = untrained_perceptual_loss(kind).to(device) if kind else None
     images = torch.randint(256, (count, model.config.image_channels, size, size), dtype=torch.uint8).to(device)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     precision = resolve_precision(config.run.precision, device)

@@ -12,12 +12,12 @@ from vqgpt.data.images import ImageDataset, load_tensor
 from vqgpt.data.options import Preprocessing
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
-from vqgpt.errors import InputError
 from vqgpt.options.codec import num_parameters, to_json
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
     derived_seed,
     main_first,
+    of_main,
     process_group,
     rank,
     resolve_precision,
@@ -29,9 +29,9 @@ from vqgpt.training.loop import train
 from vqgpt.training.run import Job, check_result
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
-from vqgpt.vqgan.losses import SMALLEST_FOR_LPIPS, load_perceptual_loss
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
+from vqgpt.vqgan.perceptual import choose_perceptual_loss, load_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
 
 
@@ -69,17 +69,16 @@ def _run(
     preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
     model = new_model(config, channels, size)
     result = check_result(config.result, overwrite)
+    kind, told = of_main(choose_perceptual_loss(config.training, size))
+    used = kind or "off"
     plan = {
         "parameters": num_parameters(model),
         "grid": model.config.grid(size),
-        "perceptual_weight": config.training.perceptual_weight_at(size),
+        "perceptual": used,
         "checkpoint": result,
     }
-    if plan["perceptual_weight"] and size < SMALLEST_FOR_LPIPS:
-        raise InputError(
-            f"images of {size} pixels are too small for the perceptual loss",
-            f"use {SMALLEST_FOR_LPIPS} or more, or --perceptual-weight 0",
-        )
+    if told:
+        report(Notice(text=told))
     attended = {model.config.resolution(size, level) for level in model.config.attn_levels}
     missed = sorted(set(config.model.attn_resolutions) - {0} - attended)
     if missed:
@@ -88,7 +87,7 @@ def _run(
         return plan
     with main_first():  # which downloads what is missing
         images = images or read_images(config, dataset, size, report)
-        perceptual_loss = load_perceptual_loss(device, report) if plan["perceptual_weight"] else None
+        perceptual_loss = load_perceptual_loss(kind, device, report) if kind else None
         held_out_name = held_out_split(images.splits, dataset.name)
         train_images, held_out = (
             load_tensor(images.splits[name], preprocessing, config.images.workers, f"{dataset.name} {name}", report)
@@ -96,7 +95,7 @@ def _run(
         )
     identity = {
         "architecture": to_json(model.config),
-        "training": to_json(config.training),
+        "training": to_json(replace(config.training, perceptual=used)),
         "images": images.sha256,
         "rows": [len(train_images), len(held_out)],
         "preprocessing": preprocessing.rule,
@@ -111,7 +110,7 @@ def _run(
         n_epochs=config.training.n_epochs,
     )
     report(Notice(text=adversary_notice(config.training, schedule)))
-    panel, configuration = result.with_suffix(".png"), to_json(config)
+    panel, configuration = result.with_suffix(".png"), {**to_json(config), "perceptual_loss": used}
 
     def show(originals: Tensor, reconstructions: Tensor, code_counts: Tensor) -> None:
         if rank() == 0:

@@ -13,7 +13,11 @@ from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, default_data_root
 from vqgpt.progress import Report
 from vqgpt.runtime.process import keep_memory_pages
 
-EXTRAS = {"lpips": "the perceptual loss", "wandb": "logging to Weights & Biases"}
+EXTRAS = {  # by distribution
+    "lpips": ("lpips", "the perceptual loss LPIPS"),
+    "stlpips-pytorch": ("stlpips", "the perceptual loss stlpips"),
+    "wandb": ("wandb", "logging to Weights & Biases"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,7 @@ def run(config: NoConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
 
     from vqgpt.runtime.process import LIBRARIES, installed_version
 
-    extras = {name: f"not there; for {use}: pip install 'vqgpt[{name}]'" for name, use in EXTRAS.items()}
+    extras = {name: f"not there; for {use}: pip install 'vqgpt[{extra}]'" for name, (extra, use) in EXTRAS.items()}
     needed = {name: f"missing: pip install {name}" for name in (*LIBRARIES, "medmnist", "scikit-learn")}
     return {
         "python": platform.python_version(),

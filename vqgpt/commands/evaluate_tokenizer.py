@@ -153,12 +153,12 @@ def _measure(
         pixel_figures_by_class,
         reconstructed,
     )
-    from vqgpt.vqgan.losses import has_perceptual_loss, load_perceptual_loss
+    from vqgpt.vqgan.perceptual import has_perceptual_loss, load_perceptual_loss
 
     metrics, precision = dict(METRICS), config.vqgan.precision
-    if fits_lpips(images) and has_perceptual_loss():
+    if fits_lpips(images) and has_perceptual_loss("lpips"):
         device = model.quantize.embedding.weight.device
-        metrics["lpips"] = lpips_metric(load_perceptual_loss(device, report), device)
+        metrics["lpips"] = lpips_metric(load_perceptual_loss("lpips", device, report), device)
     found = measure_reconstruction(images, model, metrics, precision, report)
     made = {
         "reconstructions": reconstructed(images, model, precision),

@@ -11,7 +11,6 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -23,6 +22,7 @@ from vqgpt.evaluation.classifier import PREPROCESSING as CLASSIFIER_PREPROCESSIN
 from vqgpt.evaluation.classifier import Classifier, classifier_sha256, features_of
 from vqgpt.evaluation.efficientnet import FEATURES as LITE0_FEATURES
 from vqgpt.evaluation.efficientnet import load_lite0_features
+from vqgpt.runtime.process import packaged_file
 from vqgpt.storage.files import read_regular, sha256
 
 FeatureKind = Literal["inception", "lite0", "classifier"]
@@ -79,7 +79,7 @@ def is_installed(kind: FeatureKind) -> bool:
     """True if the weights of an extractor are on this machine. Those of a classifier are trained here."""
     match kind:
         case "inception" | "lite0":
-            path = _packaged_file(kind)
+            path = packaged_file(*PACKAGES[kind])
             return path is not None and path.is_file()
         case "classifier":
             return True
@@ -211,18 +211,9 @@ def _distance_name(kind: FeatureKind) -> str:
             assert_never(kind)
 
 
-def _packaged_file(kind: PackagedKind) -> Path | None:
-    """Where an installed package keeps weights; None if it is not installed. The package is not imported."""
-    name, file = PACKAGES[kind]
-    try:
-        return Path(str(distribution(name).locate_file(file)))
-    except PackageNotFoundError:
-        return None
-
-
 def _read_weights(kind: PackagedKind, digest: str, file: Path | None) -> bytes:
     """The bytes of a file with this digest. Raises MissingDataError if it is not there, InputError if it differs."""
-    path = file or _packaged_file(kind)
+    path = file or packaged_file(*PACKAGES[kind])
     if path is None:
         raise MissingDataError(f"the weights of the {kind} features are missing ({PACKAGES[kind][0]})", INSTALL)
     data = _read(path, "check the path" if file else INSTALL)

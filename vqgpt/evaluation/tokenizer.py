@@ -23,8 +23,8 @@ from vqgpt.runtime.device import gather_to_main, rank, world_size
 from vqgpt.tokens.arrays import count_codes, statistics_of_counts
 from vqgpt.vqgan.checkpoint import tokenizer_sha256
 from vqgpt.vqgan.coding import Metric, decode_codes, encode_images, images_per_pass, to_unit_range
-from vqgpt.vqgan.losses import SMALLEST_FOR_LPIPS, PerceptualLoss
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.perceptual import SMALLEST_SIZES, PerceptualLoss
 
 SHARE_OF_NEIGHBOURS = 0.024  # of the codebook: RobustTok takes 100 of 4,096
 CODES_AT_ONCE = 1024
@@ -82,7 +82,7 @@ def lpips_metric(loss: PerceptualLoss, device: torch.device) -> Metric:
 
 def fits_lpips(images: ImageSet) -> bool:
     """True if images are large enough for VGG16."""
-    return min(images.shape[1:]) >= SMALLEST_FOR_LPIPS
+    return min(images.shape[1:]) >= SMALLEST_SIZES["lpips"]
 
 
 def reconstructed(images: ImageSet, model: VQGAN, precision: str) -> ImageSet:

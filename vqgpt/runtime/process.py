@@ -18,6 +18,7 @@ import time
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -42,6 +43,16 @@ def installed_version(distribution: str) -> str | None:
 
     try:
         return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def packaged_file(distribution: str, file: str) -> Path | None:
+    """Where an installed distribution has a file, be it there or not; None if it is not installed. Imports nothing."""
+    from importlib import metadata
+
+    try:
+        return Path(str(metadata.distribution(distribution).locate_file(file)))
     except metadata.PackageNotFoundError:
         return None
 

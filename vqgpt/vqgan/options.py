@@ -24,6 +24,7 @@ CODEBOOK = "Codebook"
 Lookup = Literal["nearest", "cosine", "logits", "dot"]
 Network = Literal["taming", "maskgit"]
 AttentionType = Literal["vanilla", "linear"]
+PerceptualKind = Literal["lpips", "stlpips"]
 SMALLEST_PERCEPTUAL_SIZE = 64  # pixels; below, the perceptual loss is off unless asked for
 CODEBOOK_DECAY = 0.95
 REVIVE_BELOW = 0.05  # of an equal share
@@ -257,10 +258,16 @@ class VQGANTrainingOptions:
         group=TRAINING,
     )
     sample_and_save_freq: int = SAMPLE_AND_SAVE_FREQ
+    perceptual: Literal["lpips", "stlpips", "off"] | None = option(
+        None,
+        "The perceptual loss: LPIPS with VGG16 (extra 'lpips', and 530 MB that are downloaded), or shift-tolerant "
+        f"LPIPS (extra 'stlpips', whole). Default: off below {SMALLEST_PERCEPTUAL_SIZE} pixels; from there on LPIPS if "
+        "all its weights are on this machine, else stlpips if it is installed, else off.",
+        group=LOSS,
+    )
     perceptual_weight: float | None = option(
         None,
-        "Weight of the perceptual loss (LPIPS with VGG16, of the extra 'lpips'); 0 for none "
-        f"(default: 1 for images of {SMALLEST_PERCEPTUAL_SIZE} pixels or more, else 0).",
+        "Weight of the perceptual loss, 0 for none (default: 1). Given alone it turns the loss on at any size.",
         group=LOSS,
     )
     disc_weight: float = option(0.8, "Weight of the adversarial term; 0 for no discriminator.", group=LOSS)
@@ -303,13 +310,15 @@ class VQGANTrainingOptions:
         check((self.revive_below or 0) < 1, "revive_below", self.revive_below, "below 1")
         for name in ("ema", "codebook_decay"):
             check(0 <= (getattr(self, name) or 0) < 1, name, getattr(self, name), "in [0, 1)")
+        if self.perceptual == "off":
+            none = not self.perceptual_weight
+            check(none, "perceptual_weight", self.perceptual_weight, "left out, or 0, with --perceptual off")
+        elif self.perceptual:
+            requirement = f"positive with --perceptual {self.perceptual}; --perceptual off is without"
+            check(self.perceptual_weight != 0, "perceptual_weight", self.perceptual_weight, requirement)
         for name in ("codebook_decay", "revive_below"):
             fits = self.codebook == "ema" or getattr(self, name) is None
             check(fits, name, getattr(self, name), "left out with --codebook loss, which has no moving averages")
-
-    def perceptual_weight_at(self, size: int) -> float:
-        """The weight of the perceptual loss for images of this side, in pixels."""
-        return float(size >= SMALLEST_PERCEPTUAL_SIZE) if self.perceptual_weight is None else self.perceptual_weight
 
     @property
     def peak_rate(self) -> float:

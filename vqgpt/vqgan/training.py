@@ -31,6 +31,7 @@ from vqgpt.runtime.device import (
 from vqgpt.tokens.arrays import effective_rank, statistics_of_counts
 from vqgpt.training.schedule import Schedule, Step, check_finite
 from vqgpt.training.weights import add_gradients, check_alike, check_optimizer, load_whole_optimizer, move_average
+from vqgpt.vqgan.adversary import PatchDiscriminator, adaptive_weight, hinge_loss
 from vqgpt.vqgan.codebook import (
     COMMITMENT_WEIGHT,
     EMACodebook,
@@ -42,10 +43,10 @@ from vqgpt.vqgan.codebook import (
     to_vectors,
 )
 from vqgpt.vqgan.coding import figures_of, images_per_pass, reconstruct, to_unit_range
-from vqgpt.vqgan.losses import PatchDiscriminator, PerceptualLoss, adaptive_weight, hinge_loss
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.optimizers import adam, learning_rate, new_optimizers
 from vqgpt.vqgan.options import VQGANTrainingOptions
+from vqgpt.vqgan.perceptual import PerceptualLoss
 
 SHOWN_IMAGES = 16
 START_VECTORS = 2**14  # latents that the codebook starts from
@@ -66,7 +67,7 @@ class _Pass(NamedTuple):
 class VQGANTraining:
     """A VQ-GAN in training; the models and both image sets are on one device.
 
-    `perceptual_loss` is None where its weight is 0. `show` gets, at each validation, some held-out images (n, C, H, W)
+    `perceptual_loss` is None for none. `show` gets, at each validation, some held-out images (n, C, H, W)
     uint8, their reconstructions, and how often each code occurs in all of them, (K,).
     """
 
@@ -86,7 +87,7 @@ class VQGANTraining:
         self.model, self.perceptual_loss, self.images, self.held_out = model, perceptual_loss, images, held_out
         self.options, self.schedule, self.precision, self.show = options, schedule, precision, show
         device, size = images.device, images.shape[-1]
-        self.perceptual_weight = options.perceptual_weight_at(size)
+        self.perceptual_weight = 1.0 if options.perceptual_weight is None else options.perceptual_weight
         vectors_per_image = math.prod(model.config.grid(size))
         if options.start_of_codebook != "uniform":
             torch.manual_seed(derived_seed(schedule.seed, "codebook"))
