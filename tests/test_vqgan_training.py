@@ -4,11 +4,13 @@ import copy
 import importlib.util
 import os
 import warnings
+from functools import partial
 
 import pytest
 import torch
 
 from tests.conftest import assert_refused, run_here
+from vqgpt.data.training_images import LoadedImages
 from vqgpt.errors import MissingDataError, NonFiniteError
 from vqgpt.progress import silent
 from vqgpt.training.schedule import Schedule
@@ -31,7 +33,9 @@ def start_training(images=40, perceptual_loss=None, precision="fp32", **changes)
     values = {"batch_size": 8, "n_epochs": 2, "lr": 1e-3, "disc_weight": 0.0}
     training = VQGANTrainingOptions(**{**values, **changes})
     schedule = Schedule(seed=0, num_rows=images, batch_size=training.batch_size, n_epochs=training.n_epochs)
-    return VQGANTraining(model, perceptual_loss, pixels, pixels[:8], training, schedule, precision, lambda *_: None)
+    loaded = LoadedImages(pixels)
+    held_out = partial(pixels[:8].split, 8)
+    return VQGANTraining(model, perceptual_loss, loaded, held_out, training, schedule, precision, lambda *_: None)
 
 
 def small_perceptual_loss() -> PerceptualLoss:
@@ -65,7 +69,7 @@ def test_the_gradient_is_that_of_the_whole_loss(with_perceptual_loss):
     training = start_training(perceptual_loss=loss, perceptual_weight=0.7, grad_clip=0.0, winograd="off", **ADVERSARIAL)
     step = next(training.schedule.steps(0))
     model, discriminator = training.model, training.discriminator
-    images = to_unit_range(training.images[step.rows])
+    images = to_unit_range(training.images.batch(step))
     model.train()
     out = model(images)
     image_loss = reconstruction_loss(out.images, images)
@@ -142,7 +146,7 @@ def test_usage_is_counted_over_the_epoch():
     for step in training.schedule.steps(0):
         with torch.no_grad():
             training.model.train()
-            seen.append(training.model(to_unit_range(training.images[step.rows])).codes)
+            seen.append(training.model(to_unit_range(training.images.batch(step))).codes)
         training.take_step(step)
         if step.ends_epoch:
             break
@@ -197,7 +201,7 @@ def test_bfloat16_leaves_the_codebook_in_float32():
     assert figures["loss"] == figures["loss"]
     assert training.model.quantize.embedding.weight.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = training.model(to_unit_range(training.images[:2]))
+        out = training.model(to_unit_range(training.images.images[:2]))
     assert out.latents.dtype == out.quantized.dtype == torch.float32
 
 

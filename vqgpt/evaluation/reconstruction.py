@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vqgpt.vqgan.coding import TRAINING_METRICS, Metric, figures_of
+from vqgpt.vqgan.coding import TRAINING_METRICS, Metric, figures_of, likeness
 
 METRICS: dict[str, Metric] = {**TRAINING_METRICS}
 
@@ -17,7 +17,7 @@ METRICS: dict[str, Metric] = {**TRAINING_METRICS}
 def reconstruction_figures(images: Tensor, reconstructions: Tensor, code_counts: Tensor) -> dict[str, Any]:
     """The mean of each metric; codes in use, their perplexity, how many there are, the share of the most used one."""
     return {
-        **figures_of(images, reconstructions, code_counts, METRICS),
+        **figures_of([likeness(images, reconstructions, METRICS)], code_counts),
         "codebook_size": len(code_counts),
         "share_of_the_most_used_code": float(code_counts.max() / code_counts.sum()),
     }
