@@ -10,6 +10,7 @@ mean and range over the seeds. Results are appended to the --out file as they co
 import argparse
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from vqgpt.data.images import FileImages, ImageSplit, load_tensor
 from vqgpt.data.options import ImageOptions, Preprocessing, PreprocessingOptions
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
+from vqgpt.data.training_images import LoadedImages
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule
+from vqgpt.vqgan.coding import images_per_pass
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.training import VQGANTraining
@@ -70,7 +73,8 @@ def train(images: Tensor, held_out: Tensor, variant: str, steps: int, seed: int)
     training = VQGANTrainingOptions(**{**TRAINING, **training_options})
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: steps * training.batch_size]
     schedule = Schedule(seed=seed, num_rows=len(rows), batch_size=training.batch_size, n_epochs=1)
-    run = VQGANTraining(model, None, images[rows], held_out, training, schedule, "fp32", lambda *_: None)
+    loaded, passes = LoadedImages(images[rows]), partial(held_out.split, images_per_pass(SIZE, SIZE))
+    run = VQGANTraining(model, None, loaded, passes, training, schedule, "fp32", lambda *_: None)
     for step in schedule.steps(0):
         run.take_step(step)
     return run.validate()

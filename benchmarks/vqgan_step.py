@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from vqgpt.data.training_images import LoadedImages
 from vqgpt.runtime.device import autocast
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule, Step
@@ -52,12 +53,18 @@ def new_training(batch: int, precision: str, losses: dict[str, Any]) -> VQGANTra
     schedule = Schedule(seed=0, num_rows=len(images), batch_size=batch, n_epochs=options.n_epochs)
     kind: PerceptualKind | None = None if options.perceptual == "off" else options.perceptual
     perceptual_loss = untrained_perceptual_loss(kind) if kind else None
-    return VQGANTraining(model, perceptual_loss, images, images[:batch], options, schedule, precision, lambda *_: None)
+    loaded, held_out = LoadedImages(images), partial(images[:batch].split, batch)
+    return VQGANTraining(model, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)
 
 
 def next_step(training: VQGANTraining, steps: Iterator[Step]) -> None:
     """One whole step."""
     training.take_step(next(steps))
+
+
+def first_batch(training: VQGANTraining) -> torch.Tensor:
+    """The images of the first step, -1 to 1."""
+    return to_unit_range(training.images.batch(next(training.schedule.outlook(0))))
 
 
 def bare_step(training: VQGANTraining, images: torch.Tensor, precision: str) -> None:
@@ -162,7 +169,7 @@ def seconds(call: Callable[[], object]) -> float:
 def measure(losses: str, batch: int, precision: str, rounds: int) -> dict[str, float]:
     """The medians, over interleaved rounds, of the seconds of each kind of step, the encoder and a matrix product."""
     training = new_training(batch, precision, LOSSES[losses])
-    images = to_unit_range(training.images[:batch])
+    images = first_batch(training)
     matrix = torch.randn(1024, 1024)
     calls: dict[str, Callable[[], object]] = {
         "matrix": partial(torch.mm, matrix, matrix),
@@ -185,7 +192,7 @@ def flops_per_image(losses: str, precision: str) -> float:
     """Floating-point operations of a bare step with plain convolutions, per image."""
     training = new_training(2, precision, LOSSES[losses])
     with FlopCounterMode(display=False) as counter:
-        bare_step(training, to_unit_range(training.images[:2]), precision)
+        bare_step(training, first_batch(training), precision)
     return counter.get_total_flops() / 2
 
 

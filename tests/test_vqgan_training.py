@@ -1,10 +1,12 @@
 """The VQ-GAN in training: each term of its loss against its definition, and what a step moves and what it does not."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
+from vqgpt.data.training_images import LoadedImages
 from vqgpt.errors import NonFiniteError
 from vqgpt.tokens.arrays import effective_rank
 from vqgpt.training.schedule import Schedule
@@ -29,7 +31,9 @@ def start_training(images=40, perceptual_loss=None, precision="fp32", **changes)
     values = {"batch_size": 8, "n_epochs": 2, "lr": 1e-3, "disc_weight": 0.0}
     training = VQGANTrainingOptions(**{**values, **changes})
     schedule = Schedule(seed=0, num_rows=images, batch_size=training.batch_size, n_epochs=training.n_epochs)
-    return VQGANTraining(model, perceptual_loss, pixels, pixels[:8], training, schedule, precision, lambda *_: None)
+    loaded = LoadedImages(pixels)
+    held_out = partial(pixels[:8].split, 8)
+    return VQGANTraining(model, perceptual_loss, loaded, held_out, training, schedule, precision, lambda *_: None)
 
 
 def small_perceptual_loss() -> PerceptualLoss:
@@ -64,7 +68,7 @@ def test_the_gradient_is_that_of_the_whole_loss(with_perceptual_loss):
     training = start_training(perceptual_loss=loss, perceptual_weight=0.7, grad_clip=0.0, winograd="off", **ADVERSARIAL)
     step = next(training.schedule.steps(0))
     model, discriminator = training.model, training.discriminator
-    images = to_unit_range(training.images[step.rows])
+    images = to_unit_range(training.images.batch(step))
     model.train()
     out = model(images)
     image_loss = reconstruction_loss(out.images, images)
@@ -141,7 +145,7 @@ def test_usage_is_counted_over_the_epoch():
     for step in training.schedule.steps(0):
         with torch.no_grad():
             training.model.train()
-            out = training.model(to_unit_range(training.images[step.rows]))
+            out = training.model(to_unit_range(training.images.batch(step)))
         seen.append(out.codes)
         latents.append(to_vectors(out.latents))
         training.take_step(step)
@@ -224,7 +228,7 @@ def test_bfloat16_leaves_the_codebook_in_float32():
     assert figures["loss"] == figures["loss"]
     assert training.model.quantize.embedding.weight.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = training.model(to_unit_range(training.images[:2]))
+        out = training.model(to_unit_range(training.images.images[:2]))
     assert out.latents.dtype == out.quantized.dtype == torch.float32
 
 

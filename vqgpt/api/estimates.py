@@ -7,6 +7,7 @@ from the names of one's own files. A first step, which compiles and allocates, i
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from vqgpt.data.folder import read_folder
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import SHARE_HELD_OUT
 from vqgpt.data.table import find_dataset
+from vqgpt.data.training_images import LoadedImages
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig
@@ -101,12 +103,13 @@ def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, num_images: int,
     weight = options.disc_weight if first_adversarial_step(options, whole) is not None else 0.0
     kind, _ = choose_perceptual_loss(options, size)
     perceptual_loss = untrained_perceptual_loss(kind).to(device) if kind else None
-    images = torch.randint(256, (count, model.config.image_channels, size, size), dtype=torch.uint8).to(device)
+    images = torch.randint(256, (count, model.config.image_channels, size, size), dtype=torch.uint8)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     precision = resolve_precision(config.run.precision, device)
     options = replace(options, disc_start=0, warmup=0, disc_weight=weight, codebook_start="uniform")
     network = model.to(device)
-    training = VQGANTraining(network, perceptual_loss, images, images, options, schedule, precision, lambda *_: None)
+    loaded, held_out = LoadedImages(images), partial(images.split, count)
+    training = VQGANTraining(network, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)
     steps = schedule.steps(0)
     return _seconds(lambda: training.take_step(next(steps))["loss"]) / count
 

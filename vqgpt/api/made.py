@@ -29,6 +29,7 @@ LEAVE_THE_RESULT_ALIKE = {  # where files lie is not what is in them, which is a
     *("dataset", "data_root", "out", "cache", "checkpoint_vae", "checkpoint_gpt"),
     *("device", "num_workers", "wandb", "tensorboard", "keep_last", "shard", "show", "samples", "seconds"),
 }
+ALIKE_IN_STAGE = {"tokenize": {"batch_size"}, "vqgan-train": {"stream"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def write_record(path: Path, made: Made) -> None:
 
 def options_that_count(table: str, configuration: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration in JSON form, the options that the stage's result depends on, by name."""
-    alike = LEAVE_THE_RESULT_ALIKE | ({"batch_size"} if table == "tokenize" else set())
+    alike = LEAVE_THE_RESULT_ALIKE | ALIKE_IN_STAGE.get(table, set())
     return {name: value for name, value in flat(configuration).items() if name not in alike}
 
 

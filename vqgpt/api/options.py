@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vqgpt.data.augmentation import parse_augment
 from vqgpt.data.options import IMAGES, ImageOptions, parse_views
 from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.options.definition import (
@@ -23,6 +24,7 @@ from vqgpt.options.definition import (
     SHOW,
     SIZE,
     SPLIT_OF_ROWS,
+    TRAINING,
     LoggingOptions,
     RunOptions,
     check,
@@ -47,7 +49,20 @@ class VQGANTrainConfig:
     images: ImageOptions
     size: int | None = option(None, "Image size in pixels (default: the dataset's own).", group=DATA)
     limit: int | None = option(
-        None, "Train on this many of the training images, evenly spaced; all are held in memory.", group=DATA
+        None, "Train on this many of the training images, evenly spaced (default: all).", group=DATA
+    )
+    augment: tuple[str, ...] = option(
+        (),
+        "Show training images in random views, other ones in each epoch: crop (a window of 0.8 to 1 of the sides, "
+        "anywhere), hflip (mirrored or not), with a comma between (default: none). Mirrored digits and letters are "
+        "others. Crops are cut out of the files, so that images are read while training, as with --stream.",
+        group=IMAGES,
+    )
+    stream: bool = option(
+        False,
+        "Read the images while training, instead of loading them first; those larger than memory always are. "
+        "The result is the same.",
+        group=TRAINING,
     )
     out: Path | None = out_option("The checkpoint to write", "runs/DATASET/vqgan.pt")
     model: VQGANOptions
@@ -58,6 +73,7 @@ class VQGANTrainConfig:
     def __post_init__(self) -> None:
         check_positive(self, "size", "limit")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for a VQ-GAN")
+        parse_augment(self.augment)
 
     @property
     def result(self) -> Path:

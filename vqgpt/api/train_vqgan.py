@@ -1,6 +1,12 @@
-"""`vqgpt vqgan train`: images of a dataset -> a VQ-GAN checkpoint, metrics, and panels of reconstructions."""
+"""`vqgpt vqgan train`: images of a dataset -> a VQ-GAN checkpoint, metrics, and panels of reconstructions.
 
+Images that fit into memory are loaded first; others, and those to be cropped, are decoded while the network computes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,10 +14,12 @@ from torch import Tensor
 
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.api.render import reconstruction_png
-from vqgpt.data.images import ImageDataset, load_tensor
+from vqgpt.data.augmentation import Augmentation, parse_augment
+from vqgpt.data.images import ImageDataset, ImageSplit, lack_of_memory, load_tensor
 from vqgpt.data.options import Preprocessing
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
+from vqgpt.data.training_images import LoadedImages, StreamedImages, whole_images
 from vqgpt.options.codec import num_parameters, to_json
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
@@ -24,11 +32,13 @@ from vqgpt.runtime.device import (
     select_device,
     world_size,
 )
+from vqgpt.runtime.process import processes_here
 from vqgpt.storage.files import write_atomically
 from vqgpt.training.loop import train
 from vqgpt.training.run import Job, check_result
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
+from vqgpt.vqgan.coding import images_per_pass
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import choose_perceptual_loss, load_perceptual_loss
@@ -63,6 +73,8 @@ def _run(
     precision = resolve_precision(config.run.precision, device)
     dataset = find_dataset(config.images.dataset)
     check_options(dataset, config.images)
+    if "hflip" in parse_augment(config.augment) and not dataset.hflip_keeps_meaning and dataset.reader != "folder":
+        report(Notice(text=f"images are mirrored, as requested; in {dataset.name} they may mean something else"))
     size = config.size if config.size is not None else dataset.default_size
     images = read_images(config, dataset, size, report) if dataset.reader == "folder" else None
     channels = config.images.preprocessing.image_channels or (images or dataset).channels
@@ -88,27 +100,25 @@ def _run(
     with main_first():  # which downloads what is missing
         images = images or read_images(config, dataset, size, report)
         perceptual_loss = load_perceptual_loss(kind, device, report) if kind else None
-        held_out_name = held_out_split(images.splits, dataset.name)
-        train_images, held_out = (
-            load_tensor(images.splits[name], preprocessing, config.images.workers, f"{dataset.name} {name}", report)
-            for name in ("train", held_out_name)
+        splits = {name: images.splits[name] for name in ("train", held_out_split(images.splits, dataset.name))}
+        schedule = Schedule(
+            seed=config.run.seed,
+            num_rows=len(splits["train"]),
+            batch_size=config.training.batch_size,
+            n_epochs=config.training.n_epochs,
         )
+        train_images, held_out = open_images(config, splits, preprocessing, schedule, report)
     identity = {
         "architecture": to_json(model.config),
         "training": to_json(replace(config.training, perceptual=used)),
         "images": images.sha256,
-        "rows": [len(train_images), len(held_out)],
+        "rows": [len(split) for split in splits.values()],
         "preprocessing": preprocessing.rule,
+        "augment": list(parse_augment(config.augment)),
         "seed": config.run.seed,
         "precision": precision,
         "processes": world_size(),
     }
-    schedule = Schedule(
-        seed=config.run.seed,
-        num_rows=len(train_images),
-        batch_size=config.training.batch_size,
-        n_epochs=config.training.n_epochs,
-    )
     report(Notice(text=adversary_notice(config.training, schedule)))
     panel, configuration = result.with_suffix(".png"), {**to_json(config), "perceptual_loss": used}
 
@@ -117,10 +127,9 @@ def _run(
             seed = config.run.seed
             write_atomically(panel, reconstruction_png(originals, reconstructions, code_counts, configuration, seed))
 
-    images_on_device = train_images.to(device), held_out.to(device)
     job = VQGANJob(
         training=VQGANTraining(
-            model.to(device), perceptual_loss, *images_on_device, config.training, schedule, precision, show
+            model.to(device), perceptual_loss, train_images, held_out, config.training, schedule, precision, show
         ),
         result=result,
         pictures=[panel],
@@ -132,7 +141,44 @@ def _run(
         every_epochs=config.training.sample_and_save_freq,
         dataset=dataset.name,
     )
-    return {**plan, **train(job), "picture": panel}
+    with closing(train_images):
+        return {**plan, **train(job), "picture": panel}
+
+
+def open_images(
+    config: VQGANTrainConfig,
+    splits: Mapping[str, ImageSplit],
+    preprocessing: Preprocessing,
+    schedule: Schedule,
+    report: Report,
+) -> tuple[LoadedImages | StreamedImages, Callable[[], Iterable[Tensor]]]:
+    """The images to train on, and the held-out ones, pass after pass; both are loaded, or both read as needed."""
+    kinds, workers, size = parse_augment(config.augment), config.images.workers, preprocessing.size
+    augmentation = Augmentation(kinds=kinds, seed=config.run.seed) if kinds else None
+    train_split, held_out_split = splits.values()
+    at_once = images_per_pass(size, size)
+    if reason := reason_to_stream(config, splits, preprocessing):
+        report(Notice(text=f"the images are read while training: {reason}"))
+        train_images = StreamedImages(train_split, preprocessing, workers, schedule, augmentation)
+        rows = torch.arange(len(held_out_split))
+        return train_images, partial(whole_images, held_out_split, preprocessing, workers, rows, at_once)
+    train_tensor, held_out_tensor = (
+        load_tensor(split, preprocessing, workers, f"{config.images.dataset} {name}", report)
+        for name, split in splits.items()
+    )
+    return LoadedImages(train_tensor, augmentation), partial(held_out_tensor.split, at_once)
+
+
+def reason_to_stream(config: VQGANTrainConfig, splits: Mapping[str, ImageSplit], preprocessing: Preprocessing) -> str:
+    """Why the images are not loaded, "" if they are."""
+    count, size = sum(map(len, splits.values())), preprocessing.size
+    needed = count * preprocessing.channels * size**2 * processes_here()
+    if lack := lack_of_memory(needed):
+        several = f" in {processes_here()} processes" if processes_here() > 1 else ""
+        return f"{count:,} at {size} pixels{several} {lack}"
+    if "crop" in parse_augment(config.augment):
+        return "--augment crop cuts other parts out of them in each epoch"
+    return f"--stream; loaded, they would take {needed / 1e9:.2g} GB" if config.stream else ""
 
 
 def read_images(config: VQGANTrainConfig, dataset: Dataset, size: int, report: Report) -> ImageDataset:

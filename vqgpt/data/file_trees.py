@@ -2,7 +2,8 @@
 
 A name is a relative path with `/`, as it is stored. What is hidden (`.git`, `._1.png`), and the folders in which other
 programs keep thumbnails and deleted files, are left out, and so is what leads to no file. Reading is safe in several
-threads.
+threads. A file, or an archive, that no longer has the size and the time of its last change that it had when it was
+listed is not read: what was decided about it is not about what is there now.
 """
 
 import os
@@ -18,7 +19,7 @@ from vqgpt.data.decoding import BrokenImageError, is_image_name
 from vqgpt.data.tar_members import BLOCK, LONGEST_PATH, DamagedTarError, is_tar, tar_members
 from vqgpt.errors import InputError, MissingDataError, printable
 from vqgpt.progress import Notice, Report
-from vqgpt.storage.files import open_regular, read_regular
+from vqgpt.storage.files import open_regular
 
 ENCRYPTED = 1  # flag of a member of a zip file
 LARGEST_FILE = 2**29  # bytes; a larger one is not an image, or a bomb
@@ -75,7 +76,10 @@ class FileTree(Protocol):
     left_out: dict[str, str]  # why, by name: of images, and of folders as a whole
 
     def read(self, name: str) -> bytes:
-        """A file's bytes. Raises BrokenImageError for an archive's damaged or an enormous one, and OSError."""
+        """A file's bytes. Raises BrokenImageError for an archive's damaged or an enormous one, and OSError.
+
+        Raises InputError if it has changed since it was listed, and MissingDataError if it is gone.
+        """
         ...
 
 
@@ -122,10 +126,11 @@ class Folder:
         self.path = path
         self.folders: set[str] = set()
         self.left_out: dict[str, str] = {}
+        self._times: dict[str, int] = {}  # of the last change of each file, in nanoseconds
         self.sizes = dict(sorted(self._walk(path, "", ())))
 
     def _walk(self, folder: Path, prefix: str, ancestors: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-        """Name and size of each file. Raises OSError for a folder that cannot be read."""
+        """Name and size of each file, whose times are kept. Raises OSError for a folder that cannot be read."""
         real = os.path.realpath(folder)
         if real in ancestors:
             self.left_out[prefix.rstrip("/")] = CIRCLE
@@ -148,14 +153,25 @@ class Folder:
                 elif is_folder:
                     yield from self._walk(Path(entry.path), f"{name}/", (*ancestors, real))
                 elif is_file:
-                    yield name, entry.stat().st_size
+                    status = entry.stat()
+                    self._times[name] = status.st_mtime_ns
+                    yield name, status.st_size
                 else:
                     self.left_out[name] = NOWHERE if not os.path.exists(entry) else SPECIAL
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         check_size(self, name)
-        return read_regular(self.path / name, LARGEST_FILE)
+        path = self.path / name
+        try:
+            with open_regular(path) as file:
+                data = file.read(self.sizes[name])
+                _check_unchanged(path, os.fstat(file.fileno()), (self.sizes[name], self._times[name]))
+                return data
+        except FileNotFoundError:
+            raise MissingDataError(
+                f"{path} is gone since the images were listed", "put it back, or run the command again without it"
+            ) from None
 
 
 class ZipFile:
@@ -164,6 +180,7 @@ class ZipFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.zip = zipfile.ZipFile(path)
+        self._stamp = _stamp(self._status())
         if any(info.flag_bits & ENCRYPTED for info in self.zip.infolist()):
             raise InputError(f"{path} is encrypted", "unpack it, and give the folder")
         if any(info.compress_type not in UNPACKED_IN_PARTS for info in self.zip.infolist()):
@@ -184,9 +201,14 @@ class ZipFile:
                 target = ""
             yield name, _link(name, target)
 
+    def _status(self) -> os.stat_result:
+        assert self.zip.fp is not None
+        return os.fstat(self.zip.fp.fileno())
+
     def read(self, name: str) -> bytes:
         """A member's bytes."""
         check_size(self, name)
+        _check_unchanged(self.path, self._status(), self._stamp)
         try:
             data = self._unpacked(self.members[name])
         except Exception as error:  # a damaged archive can make Python raise anything
@@ -207,6 +229,7 @@ class TarFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_regular(path) as file:
+            self._stamp = _stamp(os.fstat(file.fileno()))
             self.length = file.seek(0, os.SEEK_END)
             self.places, self.folders, self.left_out = _members(self._index(file, 0, self.length, ""))
         self.descriptor = os.open(path, os.O_RDONLY)  # for reads from several threads, each at its own place
@@ -239,6 +262,7 @@ class TarFile:
     def read(self, name: str) -> bytes:
         """A member's bytes."""
         check_size(self, name)
+        _check_unchanged(self.path, os.fstat(self.descriptor), self._stamp)
         start, size = self.places[name]
         if start + size > self.length:
             raise BrokenImageError("the archive ends in the middle of it")
@@ -249,6 +273,17 @@ def check_size(tree: FileTree, name: str) -> None:
     """Raise BrokenImageError if a file is too large to be an image."""
     if tree.sizes[name] > LARGEST_FILE:
         raise BrokenImageError(f"it would take {tree.sizes[name] / 1e9:.1f} GB")
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    """By what a file is known again, at no cost: its bytes, and when it was last changed, in nanoseconds."""
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_unchanged(path: Path, status: os.stat_result, listed: tuple[int, int]) -> None:
+    """Raise InputError if an open file is not what was listed. Reading it again gives the same bytes otherwise."""
+    if _stamp(status) != listed:
+        raise InputError(f"{path} has changed since the images were listed", "put the old one back, or run again")
 
 
 def _link(name: str, target: str) -> Link | str:

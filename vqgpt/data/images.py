@@ -9,6 +9,8 @@ hours of encoding. Pillow decodes and resizes outside Python's lock, so threads 
 """
 
 import hashlib
+import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,13 +33,14 @@ from vqgpt.progress import Notice, Progress, Report
 if TYPE_CHECKING:
     from torch import Tensor
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 MOST_BROKEN = 0.01  # share of the images that may be left out
 FILES_AHEAD_PER_WORKER = 8
 IMAGES_PER_TASK = 16
 BATCH_OF_LOADING = 1024
-SHARE_OF_MEMORY = 0.7  # that one set of images may take
+SHARE_OF_MEMORY = 0.7  # that images may take
 
 
 class ArrayImages:
@@ -52,6 +55,10 @@ class ArrayImages:
     def image(self, index: int) -> Image.Image:
         """One image."""
         return Image.fromarray(self.pixels[index])
+
+    def name_of(self, index: int) -> str:
+        """What errors call an image."""
+        return f"image {index}"
 
     def digest_parts(self) -> Iterator[bytes]:
         """The shape and all pixels."""
@@ -77,10 +84,13 @@ class FileImages:
         except BrokenImageError as error:
             raise self.broken(index, str(error)) from None
 
+    def name_of(self, index: int) -> str:
+        """What errors call an image."""
+        return str(self.tree.path / self.names[index])
+
     def broken(self, index: int, fault: str) -> InputError:
         """The error that names a broken image."""
-        path = self.tree.path / self.names[index]
-        return InputError(f"{path} is broken ({fault})", "replace it, or give --on-error skip")
+        return InputError(f"{self.name_of(index)} is broken ({fault})", "replace it, or give --on-error skip")
 
     def digest_parts(self) -> Iterator[bytes]:
         """Names and sizes, not contents: those of a published dataset do not change."""
@@ -116,6 +126,10 @@ class ImageSplit:
     def image(self, row: int) -> Image.Image:
         """Image `row` of the split."""
         return self.source.image(int(self.source_index[row]))
+
+    def name_of(self, row: int) -> str:
+        """What errors call image `row`."""
+        return self.source.name_of(int(self.source_index[row]))
 
     def evenly_spaced(self, count: int) -> "ImageSplit":
         """`count` images from all over the split, or all if it has no more."""
@@ -259,20 +273,24 @@ def ordered_map(
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """A grey or RGB image -> (V, C, size, size) uint8."""
-    image = image.convert("L" if preprocessing.channels == 1 else "RGB")
-    size, fit = preprocessing.size, preprocessing.options.fit
     views = [VIEWS[name] for name in preprocessing.views]
-    windows = {}
-    for window in dict.fromkeys(view.window for view in views):
-        box = window_box(image.size, window, fit)
-        windows[window] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
-    seen = np.stack([windows[view.window][:, ::-1] if view.mirrored else windows[view.window] for view in views])
-    return seen.reshape(len(views), size, size, -1).transpose(0, 3, 1, 2)
+    boxes = [window_box(image.size, view.window, preprocessing.options.fit) for view in views]
+    parts = [(box, view.mirrored) for box, view in zip(boxes, views, strict=True)]
+    return parts_of_image(image, preprocessing, parts)
 
 
-def window_box(
-    size: tuple[int, int], window: tuple[float, float] | None, fit: str
-) -> tuple[float, float, float, float]:
+def parts_of_image(
+    image: Image.Image, preprocessing: Preprocessing, parts: Sequence[tuple[Box, bool]]
+) -> NDArray[np.uint8]:
+    """Some parts of a grey or RGB image, mirrored or not, each resized: (n, C, size, size) uint8."""
+    image, size = image.convert("L" if preprocessing.channels == 1 else "RGB"), preprocessing.size
+    boxes = dict.fromkeys(box for box, _ in parts)
+    resized = {box: np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)) for box in boxes}
+    seen = np.stack([resized[box][:, ::-1] if mirrored else resized[box] for box, mirrored in parts])
+    return seen.reshape(len(parts), size, size, -1).transpose(0, 3, 1, 2)
+
+
+def window_box(size: tuple[int, int], window: tuple[float, float] | None, fit: str) -> Box:
     """The part of an image of (width, height) in a view's window: left, top, right, bottom in its pixels.
 
     The whole begins at a whole pixel, so that an image that needs no resizing stays as it is.
@@ -294,21 +312,35 @@ def prepared_batches(
 
     Raises InputError for a broken image.
     """
+    largest = max(map(len, batches), default=0)
+    yield from batches_ahead(split, lambda row: prepare(split.image(row), preprocessing), batches, workers, largest)
 
-    def prepare_rows(rows: Sequence[int]) -> NDArray[np.uint8]:
-        return np.stack([prepare(split.image(row), preprocessing) for row in rows])
 
-    def tasks(rows: Sequence[int]) -> list[Sequence[int]]:
-        return [rows[start : start + IMAGES_PER_TASK] for start in range(0, len(rows), IMAGES_PER_TASK)]
+def batches_ahead(
+    split: ImageSplit,
+    prepare_item: Callable[[ItemT], NDArray[np.uint8]],
+    batches: Iterable[Sequence[ItemT]],
+    workers: int,
+    largest: int,
+) -> Iterator[NDArray[np.uint8]]:
+    """What `prepare_item` makes of each item of a split, stacked batch by batch, in order.
+
+    The batches may be endless. As many items as the `largest` of them has, and those that the `workers` are making, are
+    ahead; threads take a few at a time.
+    """
+
+    def tasks(batch: Sequence[ItemT]) -> list[Sequence[ItemT]]:
+        return [batch[start : start + IMAGES_PER_TASK] for start in range(0, len(batch), IMAGES_PER_TASK)]
 
     if isinstance(split.source, ArrayImages):
         workers = min(workers, 1)  # nothing to decode: more threads would only wait for Python's lock
-    largest = max((len(tasks(rows)) for rows in batches), default=0)
+    to_make, to_give = itertools.tee(batches)
     with no_decoder_warnings():
-        every_task = (task for rows in batches for task in tasks(rows))
-        prepared = ordered_map(prepare_rows, every_task, workers, ahead=workers + largest)
-        for rows in batches:
-            yield np.concatenate([next(prepared) for _ in tasks(rows)])
+        every_task = (task for batch in to_make for task in tasks(batch))
+        ahead = workers + math.ceil(largest / IMAGES_PER_TASK)
+        made = ordered_map(lambda task: np.stack([prepare_item(item) for item in task]), every_task, workers, ahead)
+        for batch in to_give:
+            yield np.concatenate([next(made) for _ in tasks(batch)])
 
 
 def row_batches(start: int, stop: int, batch_size: int) -> list[range]:
@@ -324,7 +356,7 @@ def load_tensor(split: ImageSplit, preprocessing: Preprocessing, workers: int, n
     import torch
 
     shape = (len(split), preprocessing.channels, preprocessing.size, preprocessing.size)
-    check_fits_memory(int(np.prod(shape)), f"{len(split):,} images of {name} at {preprocessing.size} pixels")
+    check_fits_memory(math.prod(shape), f"{len(split):,} images of {name} at {preprocessing.size} pixels")
     images = torch.empty(shape, dtype=torch.uint8)
     batches = row_batches(0, len(split), BATCH_OF_LOADING)
     for rows, batch in zip(batches, prepared_batches(split, batches, preprocessing, workers), strict=True):
@@ -335,9 +367,14 @@ def load_tensor(split: ImageSplit, preprocessing: Preprocessing, workers: int, n
 
 def check_fits_memory(needed_bytes: int, what: str) -> None:
     """Raise ResourceError if this machine has not the memory."""
+    if lack := lack_of_memory(needed_bytes):
+        raise ResourceError(f"{what} {lack}", "give a smaller --size, or fewer images")
+
+
+def lack_of_memory(needed_bytes: int) -> str:
+    """What to say of images that take more memory than they may on this machine, "" if they fit."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed_bytes > SHARE_OF_MEMORY * memory:
-        raise ResourceError(
-            f"{what} take {needed_bytes / 1e9:.1f} GB of memory; this machine has {memory / 1e9:.1f} GB",
-            "train on a part of them with --limit, or give a smaller --size",
-        )
+    if needed_bytes <= SHARE_OF_MEMORY * memory:
+        return ""
+    most = f"{SHARE_OF_MEMORY:.0%} of this machine's {memory / 1e9:.1f} GB"
+    return f"take {needed_bytes / 1e9:.1f} GB of memory, more than {most}"

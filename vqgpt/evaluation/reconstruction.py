@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vqgpt.vqgan.coding import TRAINING_METRICS, Metric, figures_of
+from vqgpt.vqgan.coding import TRAINING_METRICS, Metric, figures_of, likeness
 
 METRICS: dict[str, Metric] = {**TRAINING_METRICS}
 
@@ -19,7 +19,7 @@ def reconstruction_figures(
 ) -> dict[str, Any]:
     """The mean of each metric; of the codes (K, D) how many are in use, their perplexity and rank, and more."""
     return {
-        **figures_of(images, reconstructions, code_counts, codebook, METRICS),
+        **figures_of([likeness(images, reconstructions, METRICS)], code_counts, codebook),
         "codebook_size": len(code_counts),
         "share_of_the_most_used_code": float(code_counts.max() / code_counts.sum()),
     }

@@ -85,6 +85,11 @@ def processes() -> int:
     return _number("WORLD_SIZE", alone=1, lowest=1)
 
 
+def processes_here() -> int:
+    """How many of them torchrun started on this machine. Raises UsageError if LOCAL_WORLD_SIZE is no such number."""
+    return _number("LOCAL_WORLD_SIZE", alone=1, lowest=1)
+
+
 def process_rank() -> int:
     """Which of them this is, from 0. Raises UsageError if RANK is no such number, or if they cannot find each other."""
     together = processes()
@@ -192,8 +197,11 @@ def shortage(error: BaseException) -> ResourceError | None:
 _cuttable = False  # signals concern the whole process, and so does this
 
 
-class CutShort(Exception):
-    """A signal came while a block ran that loses nothing by not being finished."""
+class CutShort(BaseException):
+    """A signal came while a block ran that loses nothing by not being finished.
+
+    As KeyboardInterrupt, it is no failure: what turns failures of a library into errors must not take it for one.
+    """
 
 
 class Terminated(KeyboardInterrupt):

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from torch import Tensor
 
-from vqgpt.errors import MissingDataError
+from vqgpt.errors import InputError, MissingDataError, ResourceError
 from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.device import cut_short_when_alone, largest_over_ranks, of_main, rank, world_size
 from vqgpt.runtime.process import CutShort, StopRequest, stop_on_signals
@@ -33,6 +33,7 @@ from vqgpt.training.run import Job, TrainingFiles
 from vqgpt.training.schedule import Step, check_finite
 from vqgpt.training.weights import StateMisfitError
 
+UNREADABLE = (InputError, MissingDataError, ResourceError)  # data that is read while the training runs
 CHECKED = {"loss": "loss", "gradient_norm": "norm of the gradient"}
 
 Log = Callable[[dict[str, Any]], None]
@@ -106,6 +107,10 @@ class Loop:
             except CutShort:
                 self.losses += read_figures(unread).get("loss", [])
                 self._leave(step.index)
+            except UNREADABLE:
+                self.losses += read_figures(unread).get("loss", [])
+                self._keep(step.index)
+                raise
             rows += len(step.rows)
             leaving = self.stop and world_size() == 1  # several ranks agree on it when all of them read
             if not (step.ends_epoch or leaving or len(unread) >= self.training.read_every):
@@ -152,6 +157,9 @@ class Loop:
                 self.held_out = of_main(self.job.validate())
         except CutShort:
             self._leave(done, unvalidated=record)
+        except UNREADABLE:
+            self._keep(done, unvalidated=record)
+            raise
         self._log(record | self.held_out)
         self.worse += 1
         score = self.held_out[self.job.judged_by] * (-1 if self.job.lower_is_better else 1)
@@ -174,6 +182,13 @@ class Loop:
         progress = {"step": done, "losses": self.losses, "best": self.best, "worse": self.worse}
         outlook = {"unvalidated": unvalidated, "ended": self._is_over(done) and not unvalidated}
         self.files.save({**progress, **outlook, "training": self.training.state_dict()})
+
+    def _keep(self, done: int, unvalidated: dict[str, Any] | None = None) -> None:
+        """Save what is done before an error ends the training; of several ranks, the others are in the next step."""
+        if world_size() == 1:
+            self._save(done, unvalidated)
+            saved = f"{done} of {self.schedule.num_steps} steps are saved in {self.files.unfinished}"
+            self.job.report(Notice(text=f"{saved}; once the data is as it was, the same command continues"))
 
     def _leave(self, done: int, unvalidated: dict[str, Any] | None = None) -> NoReturn:
         self._save(done, unvalidated)

@@ -44,8 +44,9 @@ class Training(Protocol):
     def take_step(self, step: Step) -> Mapping[str, float | Tensor]:
         """Learn from the rows of a step; returns its `loss`, its `gradient_norm` and other figures.
 
-        Where one of the two is not finite, no weight moves, neither now nor later. Raises CutShort, with nothing moved,
-        where a signal comes before it is done.
+        Where one of the two is not finite, no weight moves, neither now nor later. With nothing moved, raises CutShort
+        where a signal comes before it is done, and InputError, MissingDataError or ResourceError where its data cannot
+        be read.
         """
 
     def epoch_figures(self) -> dict[str, float]:

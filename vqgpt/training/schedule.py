@@ -100,11 +100,16 @@ class Schedule:
 
     def steps(self, first: int) -> Iterator[Step]:
         """The steps from `first` on; torch's random numbers restart at each, from (seed, step, rank)."""
+        for step in self.outlook(first):
+            torch.manual_seed(derived_seed(self.seed, "step", step.index, *([rank()] if rank() else [])))
+            yield step
+
+    def outlook(self, first: int) -> Iterator[Step]:
+        """The steps from `first` on, for those who prepare them: no random number is touched."""
         for index in range(first, self.num_steps):
             epoch, batch = divmod(index, self.steps_per_epoch)
             if batch == 0 or index == first:
                 order = self.stream.rows(epoch) if self.stream else epoch_order(self.seed, epoch, self.num_rows)
-            torch.manual_seed(derived_seed(self.seed, "step", index, *([rank()] if rank() else [])))
             rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             ends_epoch = batch == self.steps_per_epoch - 1 or index == self.num_steps - 1
             yield Step(index=index, epoch=epoch, rows=rows, ends_epoch=ends_epoch)

@@ -5,7 +5,7 @@ decode_codes     (n, h, w)                                     ->  (n, C, H, W) 
 reconstruct      (N, C, H, W) uint8 tensor                     ->  the same shape, and codes
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,23 +131,20 @@ def likeness_captions(images: Tensor, reconstructions: Tensor) -> list[str]:
 TRAINING_METRICS: dict[str, Metric] = {"psnr_db": psnr, "ssim": ssim}
 
 
-def figures_of(
-    images: Tensor,
-    reconstructions: Tensor,
-    code_counts: Tensor,
-    codebook: Tensor,
-    metrics: Mapping[str, Metric] = TRAINING_METRICS,
-) -> dict[str, float]:
-    """The mean of each metric, codes in use, their perplexity and rank.
+def likeness(
+    images: Tensor, reconstructions: Tensor, metrics: Mapping[str, Metric] = TRAINING_METRICS
+) -> dict[str, Tensor]:
+    """Each metric of (N, C, H, W) uint8 images, (N,). The float images of one pass at a time are in memory."""
+    pairs = list(zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True))
+    return {name: torch.cat([metric(*pair) for pair in pairs]) for name, metric in metrics.items()}
 
-    (N, C, H, W) uint8 images, `code_counts` (K,) over them, `codebook` (K, D).
 
-    The float images of one pass at a time are in memory.
+def figures_of(measured: Sequence[Mapping[str, Tensor]], code_counts: Tensor, codebook: Tensor) -> dict[str, float]:
+    """The mean of each metric over all passes of images, codes in use, their perplexity and rank.
+
+    `code_counts` (K,) over all of them, `codebook` (K, D).
     """
-    figures = {}
-    for name, metric in metrics.items():
-        passes = zip(images.split(IMAGES_PER_MEASURE), reconstructions.split(IMAGES_PER_MEASURE), strict=True)
-        figures[name] = float(torch.cat([metric(*pair) for pair in passes]).mean())
+    figures = {name: float(torch.cat([each[name] for each in measured]).mean()) for name in measured[0]}
     counts = code_counts.cpu().numpy()
     usage, rank = statistics_of_counts(counts), codebook_rank(codebook.detach().cpu().numpy(), counts)
     return {**figures, "used_codes": usage.used_codes, "perplexity": usage.perplexity, "codebook_rank": rank}

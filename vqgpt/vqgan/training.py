@@ -1,6 +1,6 @@
-"""Training of the VQ-GAN, from uint8 images in memory.
+"""Training of the VQ-GAN, on uint8 images from anywhere.
 
-    images (N, C, H, W) uint8 -> a trained model in place, and its figures on the held-out images
+    images (n, C, H, W) uint8 of each step -> a trained model in place, and its figures on the held-out images
 
 The generator's loss is L1 + L2 on the pixels, the perceptual loss, the adversarial term, and the codebook term. One
 forward of the generator serves both optimisers; on a CPU each thread takes its part of the batch through it.
@@ -8,10 +8,11 @@ forward of the generator serves both optimisers; on a CPU each thread takes its 
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from torch.nn import functional as F
 from vqgpt.kernels.winograd import fast_convolutions
 from vqgpt.runtime.device import (
     autocast,
+    cut_short_when_alone,
     derived_seed,
-    local_rows,
     local_share,
     new_workers,
     one_thread,
@@ -42,7 +43,7 @@ from vqgpt.vqgan.codebook import (
     start_codebook,
     to_vectors,
 )
-from vqgpt.vqgan.coding import figures_of, images_per_pass, reconstruct, to_unit_range
+from vqgpt.vqgan.coding import figures_of, images_per_pass, likeness, reconstruct, to_unit_range
 from vqgpt.vqgan.model import VQGAN, Reconstruction
 from vqgpt.vqgan.optimizers import adam, learning_rate, new_optimizers
 from vqgpt.vqgan.options import VQGANTrainingOptions
@@ -64,9 +65,22 @@ class _Pass(NamedTuple):
     image_gradient: Tensor
 
 
-class VQGANTraining:
-    """A VQ-GAN in training; the models and both image sets are on one device.
+class TrainingImages(Protocol):
+    """The images to train on, by their rows: (n, C, H, W) uint8 on the CPU. Both methods raise InputError,
+    MissingDataError or ResourceError where one cannot be read, which names it.
+    """
 
+    def batch(self, step: Step) -> Tensor:
+        """Those of this rank's rows of a step, as the step is to see them. Steps come in the order of the schedule."""
+
+    def passes(self, rows: Tensor, at_once: int) -> Iterable[Tensor]:
+        """Those of some rows as they are, so many at a time."""
+
+
+class VQGANTraining:
+    """A VQ-GAN in training; the models are on one device.
+
+    `held_out()` gives the held-out images, (n, C, H, W) uint8 on the CPU, pass after pass, each time from the first.
     `perceptual_loss` is None for none. `show` gets, at each validation, some held-out images (n, C, H, W)
     uint8, their reconstructions, and how often each code occurs in all of them, (K,).
     """
@@ -77,8 +91,8 @@ class VQGANTraining:
         self,
         model: VQGAN,
         perceptual_loss: PerceptualLoss | None,
-        images: Tensor,
-        held_out: Tensor,
+        images: TrainingImages,
+        held_out: Callable[[], Iterable[Tensor]],
         options: VQGANTrainingOptions,
         schedule: Schedule,
         precision: str,
@@ -86,13 +100,16 @@ class VQGANTraining:
     ) -> None:
         self.model, self.perceptual_loss, self.images, self.held_out = model, perceptual_loss, images, held_out
         self.options, self.schedule, self.precision, self.show = options, schedule, precision, show
-        device, size = images.device, images.shape[-1]
+        assert model.config.size is not None
+        self.device, size = model.decoder.conv_out.weight.device, model.config.size
+        device = self.device
         self.perceptual_weight = 1.0 if options.perceptual_weight is None else options.perceptual_weight
         vectors_per_image = math.prod(model.config.grid(size))
         if options.start_of_codebook != "uniform":
             torch.manual_seed(derived_seed(schedule.seed, "codebook"))
-            rows = torch.randperm(len(images))[: math.ceil(START_VECTORS / vectors_per_image)]
-            start_codebook(model.quantize, latents_of(model, images, rows), options.start_of_codebook)
+            rows = torch.randperm(schedule.num_rows)[: math.ceil(START_VECTORS / vectors_per_image)]
+            passes = images.passes(rows, images_per_pass(size, size))
+            start_codebook(model.quantize, latents_of(model, passes), options.start_of_codebook)
         self.codebook: EMACodebook | None = None
         if options.codebook == "ema":
             vectors_per_step = options.batch_size * vectors_per_image
@@ -112,6 +129,7 @@ class VQGANTraining:
         self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
         self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
         self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=device)  # of latents
+        self.waited = 0.0  # seconds of the epoch
 
     @property
     def result(self) -> VQGAN:
@@ -119,10 +137,17 @@ class VQGANTraining:
         return self.averaged or self.model
 
     def take_step(self, step: Step) -> dict[str, float]:
-        """One batch: reconstruct it, and move networks and codebook. Every rank takes its share of the rows."""
+        """One batch: reconstruct it, and move networks and codebook. Every rank takes its share of the rows.
+
+        What `images` raise, and CutShort while they are waited for, comes before anything has moved.
+        """
+        start = time.perf_counter()
+        with cut_short_when_alone():
+            pixels = self.images.batch(step)
+        self.waited += time.perf_counter() - start
         self.model.train()
         share = local_share(step.rows)
-        images = to_unit_range(self.images[local_rows(step.rows).to(self.images.device)])
+        images = to_unit_range(pixels.to(self.device))
         compute = self.workers.map if self.workers else map
         parts = images.split(math.ceil(len(images) / self.threads))
         passes = list(compute(lambda part: self._reconstruct(part, len(part) / len(images)), parts))
@@ -229,19 +254,39 @@ class VQGANTraining:
                 optimizer.step()
 
     def epoch_figures(self) -> dict[str, float]:
-        """Codes used, their perplexity and the rank of the latents over the epoch that ends; starts to count anew."""
-        usage = statistics_of_counts(self.epoch_counts.cpu().numpy())
+        """Codes used, their perplexity, the rank of the latents, seconds of waiting for images, of the epoch that ends.
+
+        All count anew.
+        """
+        usage, waited = statistics_of_counts(self.epoch_counts.cpu().numpy()), self.waited
         rank = effective_rank(covariance_of(self.epoch_moments).cpu().numpy())
         self.epoch_counts.zero_()
         self.epoch_moments.zero_()
-        return {"epoch_used_codes": usage.used_codes, "epoch_perplexity": usage.perplexity, "epoch_latent_rank": rank}
+        self.waited = 0.0
+        return {
+            "epoch_used_codes": usage.used_codes,
+            "epoch_perplexity": usage.perplexity,
+            "epoch_latent_rank": rank,
+            "waiting_seconds": waited,
+        }
 
     def validate(self) -> dict[str, float]:
-        """Likeness and codebook use on the held-out images; shows some of them."""
-        reconstructions, codes = reconstruct(self.result, self.held_out)
-        counts = torch.bincount(codes.flatten(), minlength=len(self.epoch_counts))
-        self.show(self.held_out[:SHOWN_IMAGES], reconstructions[:SHOWN_IMAGES], counts)
-        return figures_of(self.held_out, reconstructions, counts, self.result.quantize.vectors())
+        """Likeness and codebook use on the held-out images; shows some of them. A pass at a time is in memory."""
+        counts = torch.zeros_like(self.epoch_counts)
+        measured: list[dict[str, Tensor]] = []
+        shown: list[tuple[Tensor, Tensor]] = []
+        num_shown = 0
+        for pixels in self.held_out():
+            images = pixels.to(self.device)
+            reconstructions, codes = reconstruct(self.result, images)
+            counts += torch.bincount(codes.flatten(), minlength=len(counts))
+            measured.append(likeness(images, reconstructions))
+            if num_shown < SHOWN_IMAGES:
+                shown.append((images[: SHOWN_IMAGES - num_shown], reconstructions[: SHOWN_IMAGES - num_shown]))
+                num_shown += len(shown[-1][0])
+        originals, reconstructions = (torch.cat(some) for some in zip(*shown, strict=True))
+        self.show(originals, reconstructions, counts)
+        return figures_of(measured, counts, self.result.quantize.vectors())
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks and optimisers, the codebook's statistics, the moving average, what the epoch counted."""
@@ -276,11 +321,11 @@ def _states(parts: Mapping[str, nn.Module | EMACodebook | torch.optim.Optimizer]
 
 
 @torch.no_grad()
-def latents_of(model: VQGAN, images: Tensor, rows: Tensor) -> Tensor:
-    """The latents (n, D, h, w) of some rows of images (N, C, H, W) uint8. Sets eval mode."""
+def latents_of(model: VQGAN, passes: Iterable[Tensor]) -> Tensor:
+    """The latents (N, D, h, w) of images, passes of (n, C, H, W) uint8. Sets eval mode."""
     model.eval()
-    passes = rows.to(images.device).split(images_per_pass(*images.shape[2:]))
-    return torch.cat([model.latents(to_unit_range(images[some])) for some in passes])
+    device = model.decoder.conv_out.weight.device
+    return torch.cat([model.latents(to_unit_range(images.to(device))) for images in passes])
 
 
 def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) -> int | None:
