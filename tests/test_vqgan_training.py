@@ -13,6 +13,7 @@ from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.adversary import PatchDiscriminator, hinge_loss
 from vqgpt.vqgan.codebook import to_vectors
 from vqgpt.vqgan.coding import to_unit_range
+from vqgpt.vqgan.latent_norm import LatentNorm
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import learning_rate
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
@@ -159,6 +160,49 @@ def test_usage_is_counted_over_the_epoch():
     assert figures["epoch_latent_rank"] == pytest.approx(expected, rel=1e-3)
     assert figures["epoch_used_codes"] == int((counts > 0).sum())
     assert training.epoch_counts.sum() == training.epoch_moments.sum() == 0
+
+
+def test_normalised_latents_are_those_of_batch_normalisation_and_so_is_their_gradient():
+    torch.manual_seed(0)
+    latents, gradient = 3 * torch.randn(2, 5, 4, 3, 3) + 1
+    ours, theirs = latents.clone().requires_grad_(), latents.clone().requires_grad_()
+    norm, reference = LatentNorm(4), torch.nn.BatchNorm2d(4, affine=False, momentum=0.05)
+    results = norm(ours), reference(theirs)
+    for result in results:
+        result.backward(gradient)
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-6)
+    assert not norm.mean.any()  # until the step is taken
+    norm.follow()
+    torch.testing.assert_close(norm.mean, reference.running_mean)
+    norm.eval()
+    norm.start(latents)
+    torch.testing.assert_close(norm(latents), results[0], rtol=0, atol=1e-5)
+
+
+def test_latents_are_normalised_over_the_whole_batch_whatever_the_number_of_threads(monkeypatch):
+    gradients = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        training = start_training()
+        training.take_step(next(training.schedule.steps(0)))
+        gradients.append([parameter.grad for parameter in training.parameters])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_the_normalisation_of_latents_is_no_part_of_the_result_but_its_latents_are():
+    training = start_training(ema=0.5)
+    for step in list(training.schedule.steps(0))[:4]:
+        training.take_step(step)
+    images = to_unit_range(training.images.images[:8])
+    plain = VQGAN(training.model.config)
+    plain.load_state_dict(training.weights)
+    for model in (plain, training.result):
+        model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(plain.latents(images), training.result.latents(images), rtol=0, atol=1e-4)
+    assert start_training(normalise_latents=False).model.latent_norm is None
 
 
 def test_the_moving_average_is_the_result():

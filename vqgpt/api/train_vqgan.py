@@ -57,8 +57,7 @@ class VQGANJob(Job):
 
     def content(self, figures: dict[str, float]) -> dict[str, Any]:
         """A VQ-GAN checkpoint."""
-        weights = self.training.result.state_dict()
-        return vqgan_content(self.training.model, weights, self.dataset, self.configuration, figures)
+        return vqgan_content(self.training.model, self.training.weights, self.dataset, self.configuration, figures)
 
 
 def run(config: VQGANTrainConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vqgpt.kernels.normalisation import Norm
 from vqgpt.vqgan import maskgit
 from vqgpt.vqgan.codebook import Codebook
+from vqgpt.vqgan.latent_norm import LatentNorm
 from vqgpt.vqgan.options import VQGANConfig
 
 MOST_POSITIONS = 1024  # of which an image's attention weights are kept in training
@@ -27,6 +28,18 @@ class Reconstruction(NamedTuple):
     images: Tensor
     latents: Tensor
     quantized: Tensor
+    codes: Tensor
+
+
+class Quantization(NamedTuple):
+    """Latents and what stands for them, (B, D, h, w), and codes (B, h, w).
+
+    `straight_through` has the values of `quantized`, and its gradient goes to `latents` as it is.
+    """
+
+    latents: Tensor
+    quantized: Tensor
+    straight_through: Tensor
     codes: Tensor
 
 
@@ -228,13 +241,19 @@ class VQGAN(nn.Module):
         self.encoder: Encoder | maskgit.Encoder = Encoder(config) if taming else maskgit.Encoder(config)
         self.decoder: Decoder | maskgit.Decoder = Decoder(config) if taming else maskgit.Decoder(config)
         self.quantize = Codebook(config)
+        self.latent_norm: LatentNorm | None = None  # only while the network is trained
         self.quant_conv = nn.Conv2d(encoder_channels(config), config.embed_dim, 1) if taming else nn.Identity()
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1) if taming else nn.Identity()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def encoder_latents(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> (B, D, h, w) float32, before `latent_norm`."""
+        return self.quant_conv(self.encoder(images.to(memory_format=torch.channels_last))).float()
+
     def latents(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> what the codebook quantises, (B, D, h, w) float32."""
-        return self.quant_conv(self.encoder(images.to(memory_format=torch.channels_last))).float()
+        latents = self.encoder_latents(images)
+        return latents if self.latent_norm is None else self.latent_norm(latents)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> codes (B, h, w) int64."""
@@ -248,13 +267,18 @@ class VQGAN(nn.Module):
         """(B, D, h, w) -> images (B, C, H, W), not clamped."""
         return self.decoder(self.post_quant_conv(quantized)).float()
 
-    def forward(self, images: Tensor) -> Reconstruction:
-        """(B, C, H, W) in [-1, 1] -> reconstruction; the gradient passes straight through the codebook."""
-        latents = self.quantize.comparable(self.latents(images))
+    def quantize_latents(self, latents: Tensor) -> Quantization:
+        """What `latents` gives (B, D, h, w) -> the codes, and what they stand for."""
+        latents = self.quantize.comparable(latents)
         codes = self.quantize.latents_to_codes(latents)
         quantized = self.quantize.codes_to_latents(codes)
         straight_through = latents + (quantized - latents).detach()
-        return Reconstruction(self.decode_latents(straight_through), latents, quantized, codes)
+        return Quantization(latents, quantized, straight_through, codes)
+
+    def forward(self, images: Tensor) -> Reconstruction:
+        """(B, C, H, W) in [-1, 1] -> reconstruction; the gradient passes straight through the codebook."""
+        out = self.quantize_latents(self.latents(images))
+        return Reconstruction(self.decode_latents(out.straight_through), out.latents, out.quantized, out.codes)
 
 
 def pixels_to_channels(images: Tensor, patch: int) -> Tensor:

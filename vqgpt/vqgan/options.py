@@ -177,6 +177,11 @@ class VQGANConfig:
         return self.used_codes or self.n_embed
 
     @property
+    def can_normalise_latents(self) -> bool:
+        """True if the scale of latents means something to the codebook, and a convolution comes before it."""
+        return self.lookup == "nearest" and self.network == "taming"
+
+    @property
     def what_codes_depend_on(self) -> dict[str, Any]:
         """The fields that, with the weights, decide which codes an image has: not those of training alone.
 
@@ -288,6 +293,12 @@ class VQGANTrainingOptions:
         None,
         "Where the codes start: at the k-means of some images' latents, at random latents, or at random small vectors "
         "(default: kmeans with --codebook ema, uniform with loss).",
+        group=CODEBOOK,
+    )
+    normalise_latents: bool = option(
+        True,
+        "Give each channel of the latents mean 0 and variance 1 before they are compared to the codes. Not with "
+        "--l2-codes, nor with a network without a convolution before its codebook.",
         group=CODEBOOK,
     )
     codebook_decay: float | None = option(

@@ -9,7 +9,7 @@ forward of the generator serves both optimisers; on a CPU each thread takes its 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -44,7 +44,8 @@ from vqgpt.vqgan.codebook import (
     to_vectors,
 )
 from vqgpt.vqgan.coding import figures_of, images_per_pass, likeness, reconstruct, to_unit_range
-from vqgpt.vqgan.model import VQGAN, Reconstruction
+from vqgpt.vqgan.latent_norm import LatentNorm, fold_latent_norm
+from vqgpt.vqgan.model import VQGAN, Quantization, Reconstruction
 from vqgpt.vqgan.optimizers import adam, learning_rate, new_optimizers
 from vqgpt.vqgan.options import VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import PerceptualLoss
@@ -54,14 +55,14 @@ START_VECTORS = 2**14  # latents that the codebook starts from
 
 
 class _Pass(NamedTuple):
-    """Some images of a batch: what a pass through the VQ-GAN gives, and their part of the losses of the batch.
+    """Some images of a batch, decoded from `latents`, a leaf: their reconstructions and their part of the losses.
 
-    `codebook_loss` is the one with a graph; `image_gradient` is that of the other losses by the reconstructions.
+    `image_gradient` is that of the losses by the reconstructions.
     """
 
-    out: Reconstruction
+    latents: Tensor
+    images: Tensor
     losses: dict[str, Tensor]
-    codebook_loss: Tensor
     image_gradient: Tensor
 
 
@@ -105,16 +106,17 @@ class VQGANTraining:
         device = self.device
         self.perceptual_weight = 1.0 if options.perceptual_weight is None else options.perceptual_weight
         vectors_per_image = math.prod(model.config.grid(size))
-        if options.start_of_codebook != "uniform":
-            torch.manual_seed(derived_seed(schedule.seed, "codebook"))
-            rows = torch.randperm(schedule.num_rows)[: math.ceil(START_VECTORS / vectors_per_image)]
-            passes = images.passes(rows, images_per_pass(size, size))
-            start_codebook(model.quantize, latents_of(model, passes), options.start_of_codebook)
+        if options.normalise_latents and model.config.can_normalise_latents:
+            model.latent_norm = LatentNorm(model.config.embed_dim).to(device)
+        self._start_from_latents(size)
         self.codebook: EMACodebook | None = None
         if options.codebook == "ema":
             vectors_per_step = options.batch_size * vectors_per_image
             self.codebook = EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.encoder_parameters = [*model.encoder.parameters(), *model.quant_conv.parameters()]
+        self.codebook_parameters = [weight for weight in model.quantize.parameters() if weight.requires_grad]
+        self.decoder_parameters = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
+        self.parameters = [*self.encoder_parameters, *self.codebook_parameters, *self.decoder_parameters]
         self.optimizers = new_optimizers(model, self.parameters, options)
         self.adversary_start = first_adversarial_step(options, schedule)
         if self.adversary_start is not None:
@@ -130,6 +132,23 @@ class VQGANTraining:
         self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
         self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=device)  # of latents
         self.waited = 0.0  # seconds of the epoch
+
+    def _start_from_latents(self, size: int) -> None:
+        """Normalise the latents of some images, and put the codes where `codebook_start` says among them."""
+        torch.manual_seed(derived_seed(self.schedule.seed, "codebook"))
+        number = math.ceil(START_VECTORS / math.prod(self.model.config.grid(size)))
+        rows = torch.randperm(self.schedule.num_rows)[:number]
+        latents = latents_of(self.model, self.images.passes(rows, images_per_pass(size, size)))
+        if self.model.latent_norm:
+            self.model.latent_norm.start(latents)
+            latents = self.model.latent_norm(latents)
+        start_codebook(self.model.quantize, latents, self.options.start_of_codebook)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Of the result, whose normalisation of latents is in its last convolution before the codebook."""
+        weights = self.result.state_dict()
+        return fold_latent_norm(weights) if self.result.latent_norm else weights
 
     @property
     def result(self) -> VQGAN:
@@ -150,8 +169,14 @@ class VQGANTraining:
         images = to_unit_range(pixels.to(self.device))
         compute = self.workers.map if self.workers else map
         parts = images.split(math.ceil(len(images) / self.threads))
-        passes = list(compute(lambda part: self._reconstruct(part, len(part) / len(images)), parts))
+        encoded = list(compute(self._encode, parts))
+        latents = torch.cat([each.detach() for each in encoded]).requires_grad_()
+        out, codebook_loss = self._quantize(latents, share)
+        passes = list(
+            compute(partial(self._decode, batch=len(images)), parts, _split_like(out.straight_through, parts))
+        )
         losses = {name: torch.stack([each.losses[name] for each in passes]).sum() for name in passes[0].losses}
+        losses["codebook_loss"] = codebook_loss.detach()
         adversarial = self.adversary_start is not None and step.index >= self.adversary_start
         image_gradients = [each.image_gradient for each in passes]
         if adversarial:
@@ -165,15 +190,26 @@ class VQGANTraining:
 
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
-        for gradients in compute(partial(self._gradients, share=share), passes, image_gradients):  # in order
-            add_gradients(self.parameters, gradients)
+        of_decoded = []
+        for each in compute(self._decoder_gradients, passes, [share * gradient for gradient in image_gradients]):
+            of_decoded.append(each[0])  # in order
+            add_gradients(self.decoder_parameters, each[1:])
+        of_latents, *of_codebook = torch.autograd.grad(
+            [out.straight_through, codebook_loss * share],
+            [latents, *self.codebook_parameters],
+            [torch.cat(of_decoded), None],
+        )
+        add_gradients(self.codebook_parameters, of_codebook)
+        for gradients in compute(self._encoder_gradients, encoded, _split_like(of_latents, parts)):
+            add_gradients(self.encoder_parameters, gradients)
         figures["gradient_norm"] = self._finite_norm(self.parameters, step)
         if adversarial:
             (losses["discriminator_loss"] * share).backward()
             self._finite_norm(list(self.discriminator.parameters()), step)
         self._move_weights(step, adversarial)
-        codes = torch.cat([each.out.codes.flatten() for each in passes])
-        latents = torch.cat([each.out.latents.detach() for each in passes])
+        if self.model.latent_norm:
+            self.model.latent_norm.follow()
+        codes, latents = out.codes.flatten(), out.latents.detach()
         if self.codebook:
             self.codebook.update(latents, codes, counted=share > 0)
         self.epoch_moments += sum_over_ranks(moments_of(to_vectors(latents)) * (share > 0))
@@ -183,27 +219,37 @@ class VQGANTraining:
             move_average(self.averaged, self.model, self.options.ema, step.index)
         return figures
 
-    def _reconstruct(self, images: Tensor, weight: float) -> "_Pass":
-        """Some images of a batch, of which they are `weight`."""
+    def _encode(self, images: Tensor) -> Tensor:
+        """Some images of a batch -> their latents before normalisation and codebook, which look at the whole batch."""
         with autocast(images.device, self.precision), self.convolutions:
-            out = self.model(images)
-        losses = {
-            "pixel_loss": weight * reconstruction_loss(out.images, images),
-            "codebook_loss": weight * self.options.codebook_weight * codebook_term(out, self.options),
-        }
+            return self.model.encoder_latents(images)
+
+    def _quantize(self, latents: Tensor, share: float) -> tuple[Quantization, Tensor]:
+        """The latents of a batch -> what stands for them, and the codebook's loss."""
+        norm = self.model.latent_norm
+        out = self.model.quantize_latents(norm(latents, counted=share > 0) if norm else latents)
+        return out, self.options.codebook_weight * codebook_term(out, self.options)
+
+    def _decode(self, images: Tensor, latents: Tensor, batch: int) -> _Pass:
+        """Some images of a batch of so many, from what stands for their latents."""
+        leaf = latents.detach().requires_grad_()
+        with autocast(images.device, self.precision), self.convolutions:
+            decoded = self.model.decode_latents(leaf)
+        weight = len(images) / batch
+        losses = {"pixel_loss": weight * reconstruction_loss(decoded, images)}
         if self.perceptual_loss:
             with autocast(images.device, self.precision), self.convolutions:
-                distances = self.perceptual_loss(images, out.images)
+                distances = self.perceptual_loss(images, decoded)
             losses["perceptual_loss"] = weight * self.perceptual_weight * distances.mean()
-        image_loss = torch.stack([loss for name, loss in losses.items() if name != "codebook_loss"]).sum()
-        (image_gradient,) = torch.autograd.grad(image_loss, out.images)
-        detached = {name: loss.detach() for name, loss in losses.items()}
-        return _Pass(out, detached, losses["codebook_loss"], image_gradient)
+        (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), decoded)
+        return _Pass(leaf, decoded, {name: loss.detach() for name, loss in losses.items()}, gradient)
 
-    def _gradients(self, each: "_Pass", image_gradient: Tensor, share: float) -> tuple[Tensor | None, ...]:
-        """Of the parameters, by one pass."""
-        outputs = [each.out.images, each.codebook_loss * share]
-        return torch.autograd.grad(outputs, self.parameters, [image_gradient * share, None], allow_unused=True)
+    def _decoder_gradients(self, each: _Pass, image_gradient: Tensor) -> tuple[Tensor, ...]:
+        """Of what was decoded, then of the decoder's parameters."""
+        return torch.autograd.grad(each.images, [each.latents, *self.decoder_parameters], image_gradient)
+
+    def _encoder_gradients(self, encoded: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(encoded, self.encoder_parameters, gradient)
 
     def _judge(
         self, images: Tensor, passes: list["_Pass"], share: float
@@ -212,7 +258,7 @@ class VQGANTraining:
 
         The discriminator sees the whole batch at once, over which it normalises.
         """
-        reconstructions = torch.cat([each.out.images.detach() for each in passes]).requires_grad_()
+        reconstructions = torch.cat([each.images.detach() for each in passes]).requires_grad_()
         with autocast(images.device, self.precision):
             fake_logits = self.discriminator(reconstructions)
             (gradient,) = torch.autograd.grad(-fake_logits.mean(), reconstructions)
@@ -222,7 +268,7 @@ class VQGANTraining:
 
         def at_last_layer(sides: Iterable[Tensor]) -> Tensor:
             of_passes = [
-                torch.autograd.grad(each.out.images, last_layer, side, retain_graph=True)[0]
+                torch.autograd.grad(each.images, last_layer, side, retain_graph=True)[0]
                 for each, side in zip(passes, sides, strict=True)
             ]
             return sum_over_ranks(share * torch.stack(of_passes).sum(dim=0))
@@ -339,10 +385,15 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
     return F.l1_loss(reconstruction, images) + F.mse_loss(reconstruction, images)
 
 
-def codebook_term(out: Reconstruction, options: VQGANTrainingOptions) -> Tensor:
+def codebook_term(out: Quantization | Reconstruction, options: VQGANTrainingOptions) -> Tensor:
     """The commitment loss, and the codebook's own loss where gradients train it."""
     term = COMMITMENT_WEIGHT * commitment_loss(out.latents, out.quantized)
     return term + codebook_loss(out.latents, out.quantized) if options.codebook == "loss" else term
+
+
+def _split_like(batch: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """A batch in parts of as many images as these."""
+    return batch.split([len(part) for part in parts])
 
 
 def _over_ranks(losses: dict[str, Tensor], share: float) -> dict[str, float]:
