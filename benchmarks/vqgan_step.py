@@ -54,7 +54,7 @@ def new_training(batch: int, precision: str, losses: dict[str, Any]) -> VQGANTra
         features = import_torchvision("models").vgg16(weights=None).features
         perceptual_loss = PerceptualLoss(features, [torch.rand(width) for width in FEATURE_CHANNELS])
     loaded = LoadedImages(images)
-    held_out = partial(images[:batch].split, batch)
+    held_out = partial(loaded.passes, torch.arange(batch), batch)
     return VQGANTraining(model, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)
 
 
