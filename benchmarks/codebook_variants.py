@@ -73,7 +73,8 @@ def train(images: Tensor, held_out: Tensor, variant: str, steps: int, seed: int)
     training = VQGANTrainingOptions(**{**TRAINING, **training_options})
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: steps * training.batch_size]
     schedule = Schedule(seed=seed, num_rows=len(rows), batch_size=training.batch_size, n_epochs=1)
-    loaded, passes = LoadedImages(images[rows]), partial(held_out.split, images_per_pass(SIZE, SIZE))
+    loaded, in_passes = LoadedImages(images[rows]), (torch.arange(len(held_out)), images_per_pass(SIZE, SIZE))
+    passes = partial(LoadedImages(held_out).passes, *in_passes)
     run = VQGANTraining(model, None, loaded, passes, training, schedule, "fp32", lambda *_: None)
     for step in schedule.steps(0):
         run.take_step(step)

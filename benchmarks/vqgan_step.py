@@ -53,7 +53,8 @@ def new_training(batch: int, precision: str, losses: dict[str, Any]) -> VQGANTra
     schedule = Schedule(seed=0, num_rows=len(images), batch_size=batch, n_epochs=options.n_epochs)
     kind: PerceptualKind | None = None if options.perceptual == "off" else options.perceptual
     perceptual_loss = untrained_perceptual_loss(kind) if kind else None
-    loaded, held_out = LoadedImages(images), partial(images[:batch].split, batch)
+    loaded = LoadedImages(images)
+    held_out = partial(loaded.passes, torch.arange(batch), batch)
     return VQGANTraining(model, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)
 
 

@@ -117,9 +117,19 @@ def test_a_training_on_a_stream_that_is_killed_continues_bit_for_bit(here):
 def test_a_damaged_shard_in_the_stream_is_named(here):
     write_cache(Path("c.zarr"), description())
     shard = Path("c.zarr/train/codes/c/2/0/0/0")
-    shard.write_bytes(shard.read_bytes()[:-1])
-    command = ["train", "--cache", "c.zarr", *TINY_GPT, "--stream", "--shuffle-buffer", "40", "--out", "x/gpt.pt"]
-    assert_refused(run_here(*command, "-q"), 3, "train/codes/c/2/0/0/0", "vqgpt cache verify --repair c.zarr")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    command = ["train", "--cache", "c.zarr", *TINY_GPT, "--batch-size", "10", "--stream", "--shuffle-buffer", "40"]
+    damaged = run_here(*command, "--out", "x/gpt.pt", "-q")
+    assert_refused(damaged, 3, "train/codes/c/2/0/0/0", "vqgpt cache verify --repair c.zarr")
+    done = saved_step(Path("x/gpt.unfinished.pt"))
+    assert done > 0  # which came before that shard
+    shard.write_bytes(whole)
+    for folder in ("x", "y"):
+        outcome = run_here(*command, "--out", f"{folder}/gpt.pt")
+        assert outcome.code == 0, outcome.err
+        assert (f"continuing after step {done}" in outcome.err) == (folder == "x")
+    assert_same_training(Path("x"), Path("y"), "gpt.pt")
 
 
 def test_values_that_cannot_be(here):

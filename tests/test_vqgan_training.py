@@ -33,7 +33,7 @@ def start_training(images=40, perceptual_loss=None, precision="fp32", **changes)
     training = VQGANTrainingOptions(**{**values, **changes})
     schedule = Schedule(seed=0, num_rows=images, batch_size=training.batch_size, n_epochs=training.n_epochs)
     loaded = LoadedImages(pixels)
-    held_out = partial(pixels[:8].split, 8)
+    held_out = partial(loaded.passes, torch.arange(8), 8)
     return VQGANTraining(model, perceptual_loss, loaded, held_out, training, schedule, precision, lambda *_: None)
 
 
@@ -290,3 +290,17 @@ def test_state_comes_back_whole():
         assert not changed(weights(getattr(training, name)), getattr(other, name))
     assert torch.equal(training.codebook.counts, other.codebook.counts)
     assert torch.equal(training.epoch_counts, other.epoch_counts)
+
+
+def test_held_out_images_are_judged_in_passes_as_at_once():
+    training = start_training()
+    figures, shown = {}, {}
+    for at_once in (40, 7):
+        training.held_out = partial(training.images.passes, torch.arange(40), at_once)
+        training.show = lambda *images, at_once=at_once: shown.update({at_once: images})
+        figures[at_once] = training.validate()
+    assert figures[7] == pytest.approx(figures[40], rel=1e-5)
+    for one, other in zip(shown[7], shown[40], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1)
+    assert torch.equal(shown[7][0], training.images.images[:16])
+    assert shown[7][2].sum() == 40 * 8 * 8

@@ -108,7 +108,7 @@ def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, num_images: int,
     precision = resolve_precision(config.run.precision, device)
     options = replace(options, disc_start=0, warmup=0, disc_weight=weight, codebook_start="uniform")
     network = model.to(device)
-    loaded, held_out = LoadedImages(images), partial(images.split, count)
+    loaded, held_out = LoadedImages(images), partial(LoadedImages(images).passes, torch.arange(count), count)
     training = VQGANTraining(network, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)
     steps = schedule.steps(0)
     return _seconds(lambda: training.take_step(next(steps))["loss"]) / count

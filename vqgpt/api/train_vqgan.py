@@ -3,7 +3,7 @@
 Images that fit into memory are loaded first; others, and those to be cropped, are decoded while the network computes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.api.render import reconstruction_png
 from vqgpt.data.augmentation import Augmentation, parse_augment
-from vqgpt.data.images import ImageDataset, ImageSplit, lack_of_memory, load_tensor
+from vqgpt.data.images import ImageDataset, ImageSplit, lack_of_memory, load_tensor, memory_of_machine
 from vqgpt.data.options import Preprocessing
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
@@ -150,22 +150,21 @@ def open_images(
     preprocessing: Preprocessing,
     schedule: Schedule,
     report: Report,
-) -> tuple[LoadedImages | StreamedImages, Callable[[], Iterable[Tensor]]]:
+) -> tuple[LoadedImages | StreamedImages, Callable[[], Generator[Tensor]]]:
     """The images to train on, and the held-out ones, pass after pass; both are loaded, or both read as needed."""
     kinds, workers, size = parse_augment(config.augment), config.images.workers, preprocessing.size
     augmentation = Augmentation(kinds=kinds, seed=config.run.seed) if kinds else None
-    train_split, held_out_split = splits.values()
-    at_once = images_per_pass(size, size)
+    train_split, held_out = splits.values()
+    in_passes = torch.arange(len(held_out)), images_per_pass(size, size)
     if reason := reason_to_stream(config, splits, preprocessing):
         report(Notice(text=f"the images are read while training: {reason}"))
         train_images = StreamedImages(train_split, preprocessing, workers, schedule, augmentation)
-        rows = torch.arange(len(held_out_split))
-        return train_images, partial(whole_images, held_out_split, preprocessing, workers, rows, at_once)
+        return train_images, partial(whole_images, held_out, preprocessing, workers, *in_passes)
     train_tensor, held_out_tensor = (
         load_tensor(split, preprocessing, workers, f"{config.images.dataset} {name}", report)
         for name, split in splits.items()
     )
-    return LoadedImages(train_tensor, augmentation), partial(held_out_tensor.split, at_once)
+    return LoadedImages(train_tensor, augmentation), partial(LoadedImages(held_out_tensor).passes, *in_passes)
 
 
 def reason_to_stream(config: VQGANTrainConfig, splits: Mapping[str, ImageSplit], preprocessing: Preprocessing) -> str:
@@ -177,7 +176,8 @@ def reason_to_stream(config: VQGANTrainConfig, splits: Mapping[str, ImageSplit],
         return f"{count:,} at {size} pixels{several} {lack}"
     if "crop" in parse_augment(config.augment):
         return "--augment crop cuts other parts out of them in each epoch"
-    return f"--stream; loaded, they would take {needed / 1e9:.2g} GB" if config.stream else ""
+    memory = f"{needed / 1e9:.3f} GB of {memory_of_machine() / 1e9:.1f} GB of memory"
+    return f"--stream; loaded, they would take {memory}" if config.stream else ""
 
 
 def read_images(config: VQGANTrainConfig, dataset: Dataset, size: int, report: Report) -> ImageDataset:

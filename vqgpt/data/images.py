@@ -373,8 +373,12 @@ def check_fits_memory(needed_bytes: int, what: str) -> None:
 
 def lack_of_memory(needed_bytes: int) -> str:
     """What to say of images that take more memory than they may on this machine, "" if they fit."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed_bytes <= SHARE_OF_MEMORY * memory:
+    if needed_bytes <= SHARE_OF_MEMORY * memory_of_machine():
         return ""
-    most = f"{SHARE_OF_MEMORY:.0%} of this machine's {memory / 1e9:.1f} GB"
-    return f"take {needed_bytes / 1e9:.1f} GB of memory, more than {most}"
+    most = f"{SHARE_OF_MEMORY:.0%} of this machine's {memory_of_machine() / 1e9:.1f} GB"
+    return f"take {needed_bytes / 1e9:.3f} GB of memory, more than {most}"
+
+
+def memory_of_machine() -> int:
+    """Bytes, used or not."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

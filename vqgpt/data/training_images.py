@@ -6,7 +6,7 @@ Both give the same images. A crop is cut out of the image as its file has it; wh
 would give others. So crops are always decoded anew.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class LoadedImages:
         mirrored = torch.tensor([self.augmentation.view(step.epoch, row).mirrored for row in rows.tolist()])
         return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
-    def passes(self, rows: Tensor, at_once: int) -> Iterator[Tensor]:
+    def passes(self, rows: Tensor, at_once: int) -> Generator[Tensor]:
         """Some images as they are, so many at a time."""
         return (self.images[some] for some in rows.split(at_once))
 
@@ -77,7 +77,7 @@ class StreamedImages:
         self.next_step = step.index + 1
         return next(self.ahead)
 
-    def passes(self, rows: Tensor, at_once: int) -> Iterator[Tensor]:
+    def passes(self, rows: Tensor, at_once: int) -> Generator[Tensor]:
         """Some images as they are, so many at a time. Raises what `drawn_images` raises."""
         return whole_images(self.split, self.preprocessing, self.workers, rows, at_once)
 

@@ -185,7 +185,7 @@ class Loop:
 
     def _keep(self, done: int, unvalidated: dict[str, Any] | None = None) -> None:
         """Save what is done before an error ends the training; of several ranks, the others are in the next step."""
-        if world_size() == 1:
+        if done and world_size() == 1:
             self._save(done, unvalidated)
             saved = f"{done} of {self.schedule.num_steps} steps are saved in {self.files.unfinished}"
             self.job.report(Notice(text=f"{saved}; once the data is as it was, the same command continues"))

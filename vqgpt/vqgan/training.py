@@ -9,8 +9,8 @@ forward of the generator serves both optimisers; on a CPU each thread takes its 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -74,7 +74,7 @@ class TrainingImages(Protocol):
     def batch(self, step: Step) -> Tensor:
         """Those of this rank's rows of a step, as the step is to see them. Steps come in the order of the schedule."""
 
-    def passes(self, rows: Tensor, at_once: int) -> Iterable[Tensor]:
+    def passes(self, rows: Tensor, at_once: int) -> Generator[Tensor]:
         """Those of some rows as they are, so many at a time."""
 
 
@@ -93,7 +93,7 @@ class VQGANTraining:
         model: VQGAN,
         perceptual_loss: PerceptualLoss | None,
         images: TrainingImages,
-        held_out: Callable[[], Iterable[Tensor]],
+        held_out: Callable[[], Generator[Tensor]],
         options: VQGANTrainingOptions,
         schedule: Schedule,
         precision: str,
@@ -322,14 +322,15 @@ class VQGANTraining:
         measured: list[dict[str, Tensor]] = []
         shown: list[tuple[Tensor, Tensor]] = []
         num_shown = 0
-        for pixels in self.held_out():
-            images = pixels.to(self.device)
-            reconstructions, codes = reconstruct(self.result, images)
-            counts += torch.bincount(codes.flatten(), minlength=len(counts))
-            measured.append(likeness(images, reconstructions))
-            if num_shown < SHOWN_IMAGES:
-                shown.append((images[: SHOWN_IMAGES - num_shown], reconstructions[: SHOWN_IMAGES - num_shown]))
-                num_shown += len(shown[-1][0])
+        with closing(self.held_out()) as passes:  # a signal leaves it in the middle
+            for pixels in passes:
+                images = pixels.to(self.device)
+                reconstructions, codes = reconstruct(self.result, images)
+                counts += torch.bincount(codes.flatten(), minlength=len(counts))
+                measured.append(likeness(images, reconstructions))
+                if num_shown < SHOWN_IMAGES:
+                    shown.append((images[: SHOWN_IMAGES - num_shown], reconstructions[: SHOWN_IMAGES - num_shown]))
+                    num_shown += len(shown[-1][0])
         originals, reconstructions = (torch.cat(some) for some in zip(*shown, strict=True))
         self.show(originals, reconstructions, counts)
         return figures_of(measured, counts, self.result.quantize.vectors())
