@@ -79,7 +79,7 @@ def test_flag_wins_over_environment_over_recipe_over_default(here, monkeypatch):
         ("[vqgan-train]\nlr = true", ["lr", "float"]),
         ('[vqgan-train]\nch_mult = "1 2"', ["ch_mult", "a list of int"]),
         ('[vqgan-train]\ncodebook = "emma"', ["emma", "ema"]),
-        ("[vqgan-train]\nchannels = 33", ["channels", "multiple of 8"]),
+        ("[vqgan-train]\nchannels = 33", ["channels", "multiple of 2"]),
         ("n_layer = = 3", ["r.toml", "TOML"]),
     ],
 )

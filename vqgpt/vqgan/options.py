@@ -54,7 +54,7 @@ class VQGANOptions:
         group=MODEL,
     )
     norm_groups: int = option(
-        8,
+        2,
         "Groups of each normalisation. The fewer channels are in one, the less a network can tell of an image's "
         "colours and contrast; the original has 32.",
         group=MODEL,
