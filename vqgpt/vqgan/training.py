@@ -44,12 +44,13 @@ START_VECTORS = 2**14  # latents that the codebook starts from
 class _Pass(NamedTuple):
     """Some images of a batch: what a pass through the VQ-GAN gives, and their part of the losses of the batch.
 
-    `codebook_loss` is the one with a graph; `image_gradient` is that of the other losses by the reconstructions.
+    `codebook_loss` is the one with a graph, None where the decoder alone is trained; `image_gradient` is that of the
+    other losses by the reconstructions.
     """
 
     out: Reconstruction
     losses: dict[str, Tensor]
-    codebook_loss: Tensor
+    codebook_loss: Tensor | None
     image_gradient: Tensor
 
 
@@ -83,7 +84,11 @@ class VQGANTraining:
             rows = torch.randperm(len(images))[: math.ceil(START_VECTORS / vectors_per_image)]
             start_codebook(model.quantize, latents_of(model, images, rows), options.start_of_codebook)
         self.codebook: EMACodebook | None = None
-        if options.codebook == "ema":
+        self.decoder_only = options.train == "decoder"
+        if self.decoder_only:
+            for part in (model.encoder, model.quant_conv, model.quantize):
+                part.requires_grad_(False)
+        elif options.codebook == "ema":
             vectors_per_step = options.batch_size * vectors_per_image
             self.codebook = EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -109,6 +114,8 @@ class VQGANTraining:
     def take_step(self, step: Step) -> dict[str, float]:
         """One batch: reconstruct it, and move networks and codebook. Every rank takes its share of the rows."""
         self.model.train()
+        if self.decoder_only:
+            self.model.encoder.eval()  # codes are those of token caches: no dropout
         share = local_share(step.rows)
         images = to_unit_range(self.images[local_rows(step.rows).to(self.images.device)])
         compute = self.workers.map if self.workers else map
@@ -149,11 +156,10 @@ class VQGANTraining:
     def _reconstruct(self, images: Tensor, weight: float) -> "_Pass":
         """Some images of a batch, of which they are `weight`."""
         with autocast(images.device, self.precision), self.convolutions:
-            out = self.model(images)
-        losses = {
-            "pixel_loss": weight * reconstruction_loss(out.images, images),
-            "codebook_loss": weight * self.options.codebook_weight * codebook_term(out, self.options),
-        }
+            out = decode_frozen(self.model, images) if self.decoder_only else self.model(images)
+        losses = {"pixel_loss": weight * reconstruction_loss(out.images, images)}
+        if not self.decoder_only:
+            losses["codebook_loss"] = weight * self.options.codebook_weight * codebook_term(out, self.options)
         if self.perceptual_loss:
             with autocast(images.device, self.precision), self.convolutions:
                 distances = self.perceptual_loss(images, out.images)
@@ -161,12 +167,13 @@ class VQGANTraining:
         image_loss = torch.stack([loss for name, loss in losses.items() if name != "codebook_loss"]).sum()
         (image_gradient,) = torch.autograd.grad(image_loss, out.images)
         detached = {name: loss.detach() for name, loss in losses.items()}
-        return _Pass(out, detached, losses["codebook_loss"], image_gradient)
+        return _Pass(out, detached, losses.get("codebook_loss"), image_gradient)
 
     def _gradients(self, each: "_Pass", image_gradient: Tensor, share: float) -> tuple[Tensor | None, ...]:
         """Of the parameters, by one pass."""
-        outputs = [each.out.images, each.codebook_loss * share]
-        return torch.autograd.grad(outputs, self.parameters, [image_gradient * share, None], allow_unused=True)
+        losses = [] if each.codebook_loss is None else [each.codebook_loss * share]
+        outputs, sides = [each.out.images, *losses], [image_gradient * share, *[None for _ in losses]]
+        return torch.autograd.grad(outputs, self.parameters, sides, allow_unused=True)
 
     def _judge(
         self, images: Tensor, passes: list["_Pass"], share: float
@@ -266,6 +273,15 @@ def latents_of(model: VQGAN, images: Tensor, rows: Tensor) -> Tensor:
     model.eval()
     passes = rows.to(images.device).split(images_per_pass(*images.shape[2:]))
     return torch.cat([model.latents(to_unit_range(images[some])) for some in passes])
+
+
+def decode_frozen(model: VQGAN, images: Tensor) -> Reconstruction:
+    """Images (B, C, H, W) in [-1, 1] -> their reconstruction, with a graph of the decoder alone."""
+    with torch.no_grad():
+        latents = model.quantize.comparable(model.latents(images))
+        codes = model.quantize.latents_to_codes(latents)
+        quantized = model.quantize.codes_to_latents(codes)
+    return Reconstruction(model.decode_latents(quantized), latents, quantized, codes)
 
 
 def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) -> int | None:
