@@ -156,7 +156,7 @@ def new_training(images: Images, variant: str, seed: int, max_steps: int | None)
     schedule = Schedule(
         seed=seed, num_rows=len(images.train), batch_size=images.batch_size, n_epochs=epochs, max_steps=max_steps
     )
-    held_out = partial(images.held_out.split, 250)
+    held_out = partial(LoadedImages(images.held_out).passes, torch.arange(len(images.held_out)), 250)
     return VQGANTraining(model, None, LoadedImages(images.train), held_out, training, schedule, "fp32", lambda *_: None)
 
 

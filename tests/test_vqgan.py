@@ -9,11 +9,10 @@ from skimage.metrics import structural_similarity
 
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.definition import resolve
-from vqgpt.vqgan.codebook import codebook_loss, commitment_loss, nearest_codes
+from vqgpt.vqgan.codebook import codebook_loss, codebook_term, commitment_loss, nearest_codes
 from vqgpt.vqgan.coding import psnr, ssim
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
-from vqgpt.vqgan.training import codebook_term
+from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
 
 TINY = {"channels": 32, "z_channels": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "n_embed": 16, "embed_dim": 4}
 
@@ -47,10 +46,9 @@ def test_the_commitment_weight_is_on_the_commitment_term():
     """0.25 scales the gradient of the encoder; the gradient of the codebook, where it has one, is whole."""
     latents = torch.randn(2, 4, 3, 3, requires_grad=True)
     quantized = torch.randn(2, 4, 3, 3, requires_grad=True)
-    out = type("Out", (), {"latents": latents, "quantized": quantized})
     for kind in ("ema", "loss"):
         latents.grad = quantized.grad = None
-        codebook_term(out, VQGANTrainingOptions(codebook=kind)).backward()
+        codebook_term(latents, quantized, kind).backward()
         difference = 2 * (latents - quantized).detach() / latents.numel()
         torch.testing.assert_close(latents.grad, 0.25 * difference)
         if kind == "loss":

@@ -11,14 +11,14 @@ from vqgpt.errors import NonFiniteError
 from vqgpt.tokens.arrays import effective_rank
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.adversary import PatchDiscriminator, hinge_loss
-from vqgpt.vqgan.codebook import to_vectors
+from vqgpt.vqgan.codebook import codebook_term, to_vectors
 from vqgpt.vqgan.coding import to_unit_range
 from vqgpt.vqgan.latent_norm import LatentNorm
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.optimizers import learning_rate
+from vqgpt.vqgan.optimizers import first_adversarial_step, learning_rate
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import VGG16_CHANNELS, VGG16_LAYERS, PerceptualLoss
-from vqgpt.vqgan.training import VQGANTraining, codebook_term, first_adversarial_step, reconstruction_loss
+from vqgpt.vqgan.training import VQGANTraining, reconstruction_loss
 
 ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}
 
@@ -79,7 +79,11 @@ def test_the_gradient_is_that_of_the_whole_loss(with_perceptual_loss):
     last = model.decoder.conv_out.weight
     sides = [torch.autograd.grad(side, last, retain_graph=True)[0].norm() for side in (image_loss, adversarial_loss)]
     weight = 0.8 * (sides[0] / (sides[1] + 1e-4)).clamp(0, 1e4)
-    total = image_loss + codebook_term(out, training.options) + weight.detach() * adversarial_loss
+    total = (
+        image_loss
+        + codebook_term(out.latents, out.quantized, training.options.codebook)
+        + weight.detach() * adversarial_loss
+    )
     expected = torch.autograd.grad(total, training.parameters)
     discriminator_loss = hinge_loss(discriminator(images), discriminator(out.images.detach()))
     expected_of_discriminator = torch.autograd.grad(discriminator_loss, list(discriminator.parameters()))

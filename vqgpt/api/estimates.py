@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vqgpt.api.options import SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
-from vqgpt.api.train_vqgan import new_model
+from vqgpt.api.train_vqgan import new_model, open_start, started_model
 from vqgpt.data.folder import read_folder
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import SHARE_HELD_OUT
@@ -31,8 +31,9 @@ from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.coding import encode_images
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.optimizers import first_adversarial_step
 from vqgpt.vqgan.perceptual import choose_perceptual_loss, untrained_perceptual_loss
-from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
+from vqgpt.vqgan.training import VQGANTraining
 
 PIXELS = 2**15  # of the images of a timed step
 TOKENS = 2**13
@@ -55,7 +56,11 @@ def stage_seconds(configs: Mapping[str, Any]) -> dict[str, float]:
     dataset = find_dataset(source.images.dataset)
     channels = source.images.preprocessing.image_channels or dataset.channels
     size = source.size or dataset.default_size
-    if vqgan:
+    start = open_start(vqgan) if vqgan else None
+    if vqgan and start:
+        size = vqgan.size or start.config.size or size
+        model = started_model(vqgan, start, size)
+    elif vqgan:
         model = new_model(vqgan, channels, size)
     else:
         model = load_vqgan(configs["tokenize"].vqgan.path(dataset.name), dataset.name, torch.device("cpu"))

@@ -36,6 +36,7 @@ from vqgpt.options.definition import resolve
 from vqgpt.options.paths import RUNS_FOLDER, CacheURL, beside, expand_home, parse_cache_path
 from vqgpt.progress import Report, silent
 from vqgpt.tokens import TokenCache
+from vqgpt.vqgan.checkpoint import vqgan_sha256
 from vqgpt.vqgan.coding import decode_in_passes
 
 PRECISION: Literal["fp32"] = "fp32"  # of decoding
@@ -115,7 +116,7 @@ def cache_images(cache: TokenCache, split: str | None, options: SourceOptions) -
     with_classes = description.label_kind == "class"
     labels = cache.labels(split).astype(np.int64) if with_classes else np.full(count, -1)
     about = {"cache": cache.digest, "split": split, "view": description.views[0]}
-    about |= {"tokenizer": description.tokenizer_sha256, "precision": PRECISION}
+    about |= {"tokenizer": vqgan_sha256(model), "precision": PRECISION}  # its decoder makes the images
 
     def read(batches: BatchesOfRows) -> Iterator[NDArray[np.uint8]]:
         shard, codes = -1, np.empty(0, np.uint16)

@@ -134,17 +134,18 @@ def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) 
 def load_vqgan(path: str | Path, device: str = "auto", tokens_of: Generator | None = None) -> "Tokenizer":
     """A VQ-GAN in a file, ours or of taming-transformers, LlamaGen or GenerativeZoo.
 
-    With `tokens_of`, raises InputError if it is not the one that a GPT was trained with. Raises MissingDataError if
-    there is none, InputError if it is not one.
+    With `tokens_of`, raises InputError if a GPT was trained on tokens of another encoder or codebook. Raises
+    MissingDataError if there is none, InputError if it is not one.
     """
     from vqgpt.api.tokenize import Tokenizer
+    from vqgpt.vqgan.checkpoint import tokenizer_identities
 
     tokenizer = Tokenizer.load(Path(path), device)
     if tokens_of is not None and tokens_of.description is not None:
-        ours, theirs = tokenizer.sha256, tokens_of.description.tokenizer_sha256
-        if ours != theirs:
+        ours, theirs = tokenizer_identities(tokenizer.model), tokens_of.description.tokenizer_sha256
+        if theirs not in ours:
             raise InputError(
-                f"the GPT was trained with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
+                f"the GPT was trained with another VQ-GAN ({theirs[:12]}) than {path} ({ours[0][:12]})",
                 "load the VQ-GAN that encoded its training images",
             )
     return tokenizer

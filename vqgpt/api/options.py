@@ -7,6 +7,7 @@ from typing import Literal
 
 from vqgpt.data.augmentation import parse_augment
 from vqgpt.data.options import IMAGES, ImageOptions, parse_views
+from vqgpt.errors import UsageError
 from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.options.definition import (
     CACHE,
@@ -29,6 +30,8 @@ from vqgpt.options.definition import (
     RunOptions,
     check,
     check_positive,
+    flat_values,
+    names_given,
     option,
     out_option,
 )
@@ -39,6 +42,7 @@ StageName = Literal[  # in the order they run
     "vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample", "evaluate-samples"
 ]
 ROWS_ON_A_SHEET = 100
+OF_ENCODER_OR_CODEBOOK = ("codebook", "codebook_decay", "revive_below", "codebook_weight", "remap")
 NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
 
 
@@ -47,7 +51,13 @@ class VQGANTrainConfig:
     """`vqgpt vqgan train`."""
 
     images: ImageOptions
-    size: int | None = option(None, "Image size in pixels (default: the dataset's own).", group=DATA)
+    size: int | None = SIZE
+    checkpoint_vae: Path | None = option(
+        None,
+        "VQ-GAN to start from, ours or of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo: weights, "
+        "codebook and architecture are its own.",
+        group=DATA,
+    )
     limit: int | None = option(
         None, "Train on this many of the training images, evenly spaced (default: all).", group=DATA
     )
@@ -69,11 +79,20 @@ class VQGANTrainConfig:
     training: VQGANTrainingOptions
     run: RunOptions
     logging: LoggingOptions
+    given: frozenset[str] = names_given()
 
     def __post_init__(self) -> None:
         check_positive(self, "size", "limit")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for a VQ-GAN")
         parse_augment(self.augment)
+        decoder, values = self.training.train == "decoder", flat_values(self)
+        if decoder and self.checkpoint_vae is None:
+            raise UsageError("--train decoder needs a VQ-GAN that has one", "name it with --checkpoint-vae")
+        free = self.checkpoint_vae is None or "codebook_start" not in self.given
+        check(free, "codebook_start", values["codebook_start"], "left out with --checkpoint-vae, which has its codes")
+        for name in OF_ENCODER_OR_CODEBOOK:
+            free = not decoder or name not in self.given
+            check(free, name, values[name], "left out with --train decoder, which leaves encoder and codebook alone")
 
     @property
     def result(self) -> Path:

@@ -37,7 +37,7 @@ from vqgpt.tokens import Description, TokenCache
 from vqgpt.tokens.arrays import names_without, occurring
 from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
 from vqgpt.tokens.reader import Part, parts_of
-from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
+from vqgpt.vqgan.checkpoint import decoder_sha256, load_vqgan, tokenizer_identities, vqgan_sha256
 from vqgpt.vqgan.coding import (
     decode_batches,
     decode_codes,
@@ -66,7 +66,7 @@ def run(config: RenderConfig, overwrite: bool, dry_run: bool, report: Report) ->
 
 
 def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:
-    """Render with a VQ-GAN that is that of the tokens. Raises what `run` raises."""
+    """Render with a VQ-GAN whose codes the tokens are. Raises what `run` raises."""
     cache = TokenCache(config.cache)
     description = cache.description
     split = config.split or cache.split_names[0]
@@ -87,6 +87,8 @@ def render(config: RenderConfig, model: VQGAN, overwrite: bool, dry_run: bool, r
     if config.form in ("png", "tree"):
         identity: dict[str, Any] = {"cache_digest": cache.digest, "split": split, "rows": [rows.start, rows.stop]}
         identity |= {"view": description.views[view], "format": config.form, "precision": precision}
+        if description.tokenizer_sha256 != vqgan_sha256(model):  # which names the decoder too
+            identity["decoder"] = decoder_sha256(model)
         folders = class_folders(description.class_names) if config.form == "tree" else None
         if folders:
             numbered = enumerate(zip(folders, description.class_names, strict=True))
@@ -181,11 +183,11 @@ def plain_sheet(codes: NDArray[np.int64], model: VQGAN, description: Description
 
 
 def vqgan_at(path: Path, description: Description) -> VQGAN | None:
-    """The VQ-GAN at `path`, on the CPU; None if there is none, or if it is not the one of these tokens."""
+    """The VQ-GAN at `path`, on the CPU; None if there is none, or if its encoder did not make these tokens."""
     if not path.exists():
         return None
     model = load_vqgan(path, description.dataset, torch.device("cpu"))
-    return model if tokenizer_sha256(model) == description.tokenizer_sha256 else None
+    return model if description.tokenizer_sha256 in tokenizer_identities(model) else None
 
 
 def check_place_and_form(config: RenderConfig, description: Description, overwrite: bool) -> None:
@@ -206,7 +208,7 @@ def check_place_and_form(config: RenderConfig, description: Description, overwri
 
 
 def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
-    """The VQ-GAN that a cache was made with.
+    """The VQ-GAN that a cache was made with, or one that differs from it in its decoder.
 
     Raises InputError, with both fingerprints, if it is another or unknown, or if the cache lies about its images.
     """
@@ -217,10 +219,10 @@ def load_its_vqgan(description: Description, vqgan: EncoderOptions) -> VQGAN:
         )
     path = vqgan.path(description.dataset)
     model = load_vqgan(path, description.dataset, select_device(vqgan.device), vqgan.remap)
-    ours, theirs = tokenizer_sha256(model), description.tokenizer_sha256
-    if ours != theirs:
+    ours, theirs = tokenizer_identities(model), description.tokenizer_sha256
+    if theirs not in ours:
         raise InputError(
-            f"the tokens were made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[:12]})",
+            f"the tokens were made with another VQ-GAN ({theirs[:12]}) than {path} ({ours[0][:12]})",
             "give the VQ-GAN that made them, with --checkpoint-vae (and --remap, if tokenize had it), or tokenize and "
             "train again with this one",
         )

@@ -177,6 +177,7 @@ def stages_of(
     )
     samples = sample.out or samples_path(dataset)
     start = {"GPT that it starts from": train.checkpoint_gpt} if train.checkpoint_gpt else {}
+    first = {"VQ-GAN that it starts from": train_vqgan.checkpoint_vae} if train_vqgan.checkpoint_vae else {}
     decoder = {} if sample.tokens_only else {"VQ-GAN": sample.checkpoint_vae or train_vqgan.result}
     drawn = {"GPT": sample.checkpoint_gpt or gpt, **decoder}
     sheet = () if sample.tokens_only else (beside(samples, f"{samples.stem}.png"),)
@@ -191,7 +192,7 @@ def stages_of(
         )
 
     stages = [
-        stage("vqgan-train", train_vqgan, {}, train_vqgan.result),
+        stage("vqgan-train", train_vqgan, first, train_vqgan.result),
         stage("vqgan-reconstruct", reconstruct, {"VQ-GAN": reconstruct.vqgan.path(dataset)}, reconstruct.result),
         stage("tokenize", tokenize, {"VQ-GAN": vqgan}, tokenize.result),
         stage("train", train, {"token cache": tokens, **start}, gpt),

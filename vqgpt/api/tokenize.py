@@ -25,12 +25,13 @@ from vqgpt.errors import UsageError
 from vqgpt.options.codec import num_parameters
 from vqgpt.pictures import sheet
 from vqgpt.progress import Notice, Report, silent
-from vqgpt.runtime.device import main_first, process_group, select_device
+from vqgpt.runtime.device import main_first, of_main, process_group, select_device
 from vqgpt.tokens import Description, ShardRows, Split
 from vqgpt.tokens.arrays import code_dtype, default_shard_rows
+from vqgpt.tokens.reader import identity_to_record
 from vqgpt.tokens.store import check_can_lie_at
 from vqgpt.vqgan import checkpoint
-from vqgpt.vqgan.checkpoint import check_channels, tokenizer_sha256
+from vqgpt.vqgan.checkpoint import check_channels, decoder_sha256, tokenizer_identities, tokenizer_sha256
 from vqgpt.vqgan.coding import decode_in_passes, encode_images, images_per_pass
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANConfig
@@ -63,12 +64,13 @@ def _run(
     if dry_run:
         return {**plan, **expected_work(config, dataset, plan["bytes_per_image"], model, preprocessing)}
     check_can_lie_at(config.result)
+    sha256 = of_main(identity_to_record(config.result, tokenizer_identities(model)))
     with main_first():  # which downloads what is missing
         images = read_dataset(dataset, config.images, size, report)
     if config.limit is not None:
         some = {name: split.evenly_spaced(config.limit) for name, split in images.splits.items()}
         images = replace(images, splits=some)
-    description = describe(config, dataset, images, model, preprocessing)
+    description = describe(config, dataset, images, model, sha256, preprocessing)
     rows = sum(split.rows for split in description.splits)
     codebook = model.quantize.vectors().detach().cpu().numpy()
 
@@ -127,9 +129,14 @@ def preprocessing_for(
 
 
 def describe(
-    config: TokenizeConfig, dataset: Dataset, images: ImageDataset, model: VQGAN, preprocessing: Preprocessing
+    config: TokenizeConfig,
+    dataset: Dataset,
+    images: ImageDataset,
+    model: VQGAN,
+    sha256: str,
+    preprocessing: Preprocessing,
 ) -> Description:
-    """What the cache will hold."""
+    """What the cache will hold; `sha256` is the identity of the tokenizer."""
     size, grid = preprocessing.size, model.config.grid(preprocessing.size)
     return Description(
         origin="encoded",
@@ -148,7 +155,7 @@ def describe(
         grid=grid,
         codebook_size=model.config.codebook_size,
         code_dimension=model.config.embed_dim,
-        tokenizer_sha256=tokenizer_sha256(model),
+        tokenizer_sha256=sha256,
         precision=config.vqgan.precision,
         sampling={},
         shard_rows=default_shard_rows(row_bytes(model.config, grid, preprocessing.views)),
@@ -207,8 +214,13 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Its identity, which token caches and GPTs record."""
+        """The identity of its encoder and codebook, which token caches and GPTs record."""
         return tokenizer_sha256(self.model)
+
+    @property
+    def decoder_sha256(self) -> str:
+        """The identity of its decoder, which may change while tokens stay valid."""
+        return decoder_sha256(self.model)
 
     def encode(self, images: NDArray[np.uint8], precision: str = "fp32") -> NDArray[np.int64]:
         """The codes of images that have the size of its training, or another that its grid divides.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.api.render import reconstruction_png
+from vqgpt.api.tokenize import image_size, preprocessing_for
 from vqgpt.data.augmentation import Augmentation, parse_augment
 from vqgpt.data.images import ImageDataset, ImageSplit, lack_of_memory, load_tensor, memory_of_machine
 from vqgpt.data.options import Preprocessing
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.data.training_images import LoadedImages, StreamedImages, whole_images
+from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import num_parameters, to_json
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
@@ -33,16 +36,18 @@ from vqgpt.runtime.device import (
     world_size,
 )
 from vqgpt.runtime.process import processes_here
+from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import write_atomically
 from vqgpt.training.loop import train
 from vqgpt.training.run import Job, check_result
 from vqgpt.training.schedule import Schedule
-from vqgpt.vqgan.checkpoint import KIND, read_remap, vqgan_content
+from vqgpt.vqgan.checkpoint import KIND, CheckpointFile, build_vqgan, open_vqgan, read_remap, vqgan_content
 from vqgpt.vqgan.coding import images_per_pass
 from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.optimizers import first_adversarial_step
 from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import choose_perceptual_loss, load_perceptual_loss
-from vqgpt.vqgan.training import VQGANTraining, first_adversarial_step
+from vqgpt.vqgan.training import VQGANTraining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +79,19 @@ def _run(
     check_options(dataset, config.images)
     if "hflip" in parse_augment(config.augment) and not dataset.hflip_keeps_meaning and dataset.reader != "folder":
         report(Notice(text=f"images are mirrored, as requested; in {dataset.name} they may mean something else"))
-    size = config.size if config.size is not None else dataset.default_size
+    start = open_start(config)
+    size = image_size(config.size, start.config, dataset, report) if start else config.size or dataset.default_size
     images = read_images(config, dataset, size, report) if dataset.reader == "folder" else None
-    channels = config.images.preprocessing.image_channels or (images or dataset).channels
-    preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
-    model = new_model(config, channels, size)
+    if start:
+        preprocessing = preprocessing_for(config.images, dataset, start.config, start.path, size)
+        model = started_model(config, start, size)
+    else:
+        channels = config.images.preprocessing.image_channels or (images or dataset).channels
+        preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
+        model = new_model(config, channels, size)
     result = check_result(config.result, overwrite)
+    if start:
+        check_not_the_start(result, start.path)
     kind, told = of_main(choose_perceptual_loss(config.training, size))
     used = kind or "off"
     plan = {
@@ -92,7 +104,7 @@ def _run(
         report(Notice(text=told))
     attended = {model.config.resolution(size, level) for level in model.config.attn_levels}
     missed = sorted(set(config.model.attn_resolutions) - {0} - attended)
-    if missed:
+    if missed and not start:
         report(Notice(text=f"no attention at {missed}: no level of the network has that resolution"))
     if dry_run:
         return plan
@@ -118,6 +130,10 @@ def _run(
         "precision": precision,
         "processes": world_size(),
     }
+    options = config.training
+    if start:
+        identity["start"] = weights_sha256(model, {})
+        options = replace(options, codebook_start="uniform", normalise_latents=False)  # which leave the codes alone
     report(Notice(text=adversary_notice(config.training, schedule)))
     panel, configuration = result.with_suffix(".png"), {**to_json(config), "perceptual_loss": used}
 
@@ -128,7 +144,7 @@ def _run(
 
     job = VQGANJob(
         training=VQGANTraining(
-            model.to(device), perceptual_loss, train_images, held_out, config.training, schedule, precision, show
+            model.to(device), perceptual_loss, train_images, held_out, options, schedule, precision, show
         ),
         result=result,
         pictures=[panel],
@@ -186,6 +202,55 @@ def read_images(config: VQGANTrainConfig, dataset: Dataset, size: int, report: R
     if config.limit is None:
         return images
     return replace(images, splits={**images.splits, "train": images.splits["train"].evenly_spaced(config.limit)})
+
+
+def open_start(config: VQGANTrainConfig) -> CheckpointFile | None:
+    """The VQ-GAN to start from, if there is one. Raises what `open_vqgan` raises, and InputError if it is no start."""
+    if config.checkpoint_vae is None:
+        return None
+    file = open_vqgan(config.checkpoint_vae, config.images.dataset)
+    if file.config.lookup == "logits" and config.training.train == "all":
+        raise InputError(
+            f"{file.path} finds codes by learned logits (GumbelVQ), which vqgpt does not train",
+            "train its decoder alone, with --train decoder, or give another VQ-GAN",
+        )
+    return file
+
+
+def started_model(config: VQGANTrainConfig, start: CheckpointFile, size: int) -> VQGAN:
+    """The network of a checkpoint, to be trained on images of this side.
+
+    Raises InputError if the size does not fit it, or an option that was given says otherwise than it, and what
+    `build_vqgan` raises.
+    """
+    start.config.check_size(size)
+    for name, (asked, actual) in start.config.contradictions(config.model, config.given, size).items():
+        flag = f"--{name.replace('_', '-')}"
+        raise InputError(
+            f"{flag} {_words(asked)} contradicts {start.path}, which has {_words(actual)}",
+            f"leave {flag} out: the architecture is that of the checkpoint",
+        )
+    architecture = start.config
+    if "dropout" in config.given:
+        architecture = replace(architecture, dropout=config.model.dropout)
+    if config.training.train == "all":
+        architecture = architecture.made_for(size)
+    return build_vqgan(replace(start, config=architecture), torch.device("cpu"), config.model.remap)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return " ".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
+def check_not_the_start(result: Path, start: Path) -> None:
+    """Raise UsageError if a training would replace the checkpoint that it starts from, which it needs to continue."""
+    for path in (result, result.with_suffix(".best.pt")):
+        if path.exists() and path.samefile(start):
+            raise UsageError(
+                f"{path} is the checkpoint that the training starts from, and would be replaced", "give another --out"
+            )
 
 
 def new_model(config: VQGANTrainConfig, image_channels: int, size: int) -> VQGAN:

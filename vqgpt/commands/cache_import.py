@@ -83,9 +83,9 @@ class CacheImportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """The VQ-GAN that is said to have made the codes: its digest, and codebook (K, D) float32."""
+    """The VQ-GAN that is said to have made the codes: its identities, the newest first, and codebook (K, D) float32."""
 
-    sha256: str
+    identities: tuple[str, ...]
     codebook: "NDArray[np.float32]"
     image_channels: int
 
@@ -136,16 +136,16 @@ def given_tokenizer(config: CacheImportConfig, usual_size: int) -> Tokenizer:
     path = config.checkpoint_vae
     if path is None:
         codebook = np.zeros((config.codebook_size or usual_size, 1), np.float32)
-        return Tokenizer(sha256=UNKNOWN_TOKENIZER, codebook=codebook, image_channels=3)
+        return Tokenizer(identities=(UNKNOWN_TOKENIZER,), codebook=codebook, image_channels=3)
     import torch
 
-    from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
+    from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_identities
 
     model = load_vqgan(path, config.dataset or DEFAULT_DATASET, torch.device("cpu"), config.remap)
     if config.codebook_size not in (None, model.config.codebook_size):
         raise InputError(f"{path} has {model.config.codebook_size} codes", "leave --codebook-size out")
     return Tokenizer(
-        sha256=tokenizer_sha256(model),
+        identities=tokenizer_identities(model),
         codebook=model.quantize.vectors().detach().numpy(),
         image_channels=model.config.image_channels,
     )
@@ -161,6 +161,7 @@ def describe(
     from vqgpt.tokens import Description, Split
     from vqgpt.tokens.arrays import code_dtype, default_shard_rows
     from vqgpt.tokens.manifest import UNKNOWN_TOKENIZER
+    from vqgpt.tokens.reader import identity_to_record
 
     dataset = config.dataset or found.dataset or DEFAULT_DATASET
     check(can_be_a_dataset(dataset), "dataset", dataset, "a shorter name: give --dataset")
@@ -175,7 +176,7 @@ def describe(
     row_bytes = found.codes[0].size * np.dtype(code_dtype(size)).itemsize
     digest = hashlib.sha256(found.codes.data)
     digest.update(found.labels.data)
-    unverified = [*UNVERIFIED, "codebook"] if tokenizer.sha256 == UNKNOWN_TOKENIZER else UNVERIFIED
+    unverified = [*UNVERIFIED, "codebook"] if UNKNOWN_TOKENIZER in tokenizer.identities else UNVERIFIED
     description = Description(
         origin="encoded",
         dataset=dataset,
@@ -198,7 +199,7 @@ def describe(
         grid=grid,
         codebook_size=size,
         code_dimension=tokenizer.codebook.shape[1],
-        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_sha256=identity_to_record(config.cache or cache_path(dataset), tokenizer.identities),
         precision="fp32",
         sampling={},
         shard_rows=default_shard_rows(row_bytes),

@@ -280,8 +280,8 @@ def _tokenizer_findings(record: Path, entry: Mapping[str, Any], extractor: "Extr
     tokenizer = latest_evaluation(record, "tokenizer")
     if tokenizer is None or sets.cache is None:
         return []
-    made_by = sets.cache.description.tokenizer_sha256
-    if tokenizer["of"].get("weights") != extractor.sha256 or tokenizer["of"].get("tokenizer") != made_by:
+    of, made_by = tokenizer["of"], sets.cache.description.tokenizer_sha256
+    if of.get("weights") != extractor.sha256 or made_by not in (of.get("tokenizer"), of.get("vqgan")):
         return []
     distance = entry["figures"].get("MIND", {}).get("value")
     return list(findings_of_tokenizer(distance, tokenizer.get("held_out_MIND"), "MIND"))

@@ -44,7 +44,7 @@ def _run(config: EvaluateTokenizerConfig, flags: Flags, report: Report, device: 
     from vqgpt.evaluation.budget import best_features, load_features
     from vqgpt.evaluation.tokenizer import findings_of_reconstructions
     from vqgpt.runtime.device import rank
-    from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256
+    from vqgpt.vqgan.checkpoint import load_vqgan, tokenizer_sha256, vqgan_sha256
 
     dataset = find_dataset(config.images.dataset)
     check_options(dataset, config.images)
@@ -83,6 +83,7 @@ def _run(config: EvaluateTokenizerConfig, flags: Flags, report: Report, device: 
         "pictures": {"worst": str(picture)} if picture else {},
         "of": {
             "tokenizer": tokenizer_sha256(model),
+            "vqgan": vqgan_sha256(model),
             "images": {name: images.sha256 for name, images in splits.items()},
             "weights": extractor.sha256,
             "perturb": config.perturb,

@@ -89,6 +89,7 @@ def run(config: ImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]
     return {
         **checkpoint.describe_file(replace(file, config=model.config)),
         "tokenizer_sha256": checkpoint.tokenizer_sha256(model),
+        "decoder_sha256": checkpoint.decoder_sha256(model),
         "checkpoint": config.result,
     }
 
@@ -97,8 +98,7 @@ def _made_for(config: VQGANConfig, size: int) -> VQGANConfig:
     """The architecture, known to have been trained at `size`: what its attention levels are in pixels then."""
     if config.size not in (None, size):
         raise InputError(f"--size {size} contradicts the YAML, which says {config.size}", "leave --size out")
-    resolutions = tuple(config.resolution(size, level) for level in config.attn_levels)
-    return replace(config, size=size, attn_resolutions=resolutions)
+    return config.made_for(size)
 
 
 COMMAND = Command(words="vqgan import", config=ImportConfig, run=run)

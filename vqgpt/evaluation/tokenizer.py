@@ -21,7 +21,7 @@ from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.runtime.device import gather_to_main, rank, world_size
 from vqgpt.tokens.arrays import count_codes, statistics_of_counts
-from vqgpt.vqgan.checkpoint import tokenizer_sha256
+from vqgpt.vqgan.checkpoint import vqgan_sha256
 from vqgpt.vqgan.coding import Metric, decode_codes, encode_images, images_per_pass, to_unit_range
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.perceptual import SMALLEST_SIZES, PerceptualLoss
@@ -121,7 +121,7 @@ def _decoded(images: ImageSet, model: VQGAN, precision: str, what: str, about: d
                 made.append(decode_codes(model, change(codes, list(rows[here])), precision))
             yield np.concatenate(made)
 
-    of = {"images": images.sha256, "tokenizer": tokenizer_sha256(model), "precision": precision, what: about}
+    of = {"images": images.sha256, "tokenizer": vqgan_sha256(model), "precision": precision, what: about}
     stem = images.features_stem
     return replace(
         images,

@@ -23,8 +23,11 @@ DataT = TypeVar("DataT")
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """The configuration as nested dicts and lists that JSON and `torch.save` can hold. Inverse of `from_json`."""
-    return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
+    """The configuration as nested dicts and lists that JSON and `torch.save` can hold. Inverse of `from_json`.
+
+    A field by which two configurations are not compared (`compare=False`) is left out.
+    """
+    return {item.name: _plain(getattr(config, item.name)) for item in fields(config) if item.compare}
 
 
 def _plain(value: Any) -> Any:

@@ -37,6 +37,11 @@ def argument(help: str) -> Any:
     return option(MISSING, help, group="")
 
 
+def names_given() -> Any:
+    """A dataclass field that is no option: the names of those that were given, anywhere, not left at their defaults."""
+    return field(default=frozenset(), compare=False, repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """One option as the command line sees it; `type` has no None in it."""
@@ -92,7 +97,9 @@ def _build(config_class: type[ConfigT], given: Mapping[str, Any]) -> ConfigT:
     hints = typing.get_type_hints(config_class)
     arguments: dict[str, Any] = {}
     for item in fields(typing.cast(Any, config_class)):
-        if is_dataclass(hints[item.name]):
+        if not item.compare:
+            arguments[item.name] = frozenset(given)
+        elif is_dataclass(hints[item.name]):
             arguments[item.name] = _build(typing.cast(type, hints[item.name]), given)
         elif item.name in given:
             arguments[item.name] = value_of(given[item.name], hints[item.name], item.name)
@@ -128,7 +135,7 @@ def check_positive(config: Any, *names: str) -> None:
 def flat_values(config: Any) -> dict[str, Any]:
     """The option values of a configuration and of those in it, by name."""
     values: dict[str, Any] = {}
-    for item in fields(config):
+    for item in (item for item in fields(config) if item.compare):
         value = getattr(config, item.name)
         values |= flat_values(value) if is_dataclass(value) else {item.name: value}
     return values

@@ -212,6 +212,15 @@ def read_root(store: Store, path: CachePath) -> bytes | None:
         raise InputError(f"{path} is not a token cache (its {ROOT} is too large)", "give another path") from None
 
 
+def identity_to_record(path: CachePath, identities: Sequence[str]) -> str:
+    """Of the identities of one tokenizer, the one that the cache at `path` has already, else the first."""
+    try:
+        recorded = read_manifest(path).description.tokenizer_sha256
+    except (MissingDataError, InputError):
+        return identities[0]
+    return recorded if recorded in identities else identities[0]
+
+
 def repair_hint(path: CachePath, description: Description) -> str:
     """What to do about a cache with missing or damaged files. One that was imported cannot be made from images."""
     if description.origin == "encoded" and description.unverified:

@@ -6,6 +6,7 @@ Knows no VQ-GAN.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,23 @@ class PatchDiscriminator(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1, h, w) float32."""
         return self.main(images).float()
+
+
+class Judgement(NamedTuple):
+    """What a discriminator finds of a batch: both losses, and the gradient of the first by the reconstructions."""
+
+    adversarial_loss: Tensor
+    discriminator_loss: Tensor
+    gradient: Tensor
+
+
+def judge(discriminator: PatchDiscriminator, images: Tensor, reconstructions: Tensor) -> Judgement:
+    """Two times (B, C, H, W), the whole batch at once, over which the discriminator normalises."""
+    reconstructions = reconstructions.detach().requires_grad_()
+    fake_logits = discriminator(reconstructions)
+    (gradient,) = torch.autograd.grad(-fake_logits.mean(), reconstructions)
+    loss = hinge_loss(discriminator(images), discriminator(reconstructions.detach()))
+    return Judgement(-fake_logits.detach().mean(), loss, gradient)
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from vqgpt.storage.checkpoint import (
     load_weights,
     read_checkpoint_file,
     read_tensors,
+    tensors_sha256,
     weights_sha256,
 )
 from vqgpt.storage.stored_tensor import check_is_file
@@ -35,6 +36,7 @@ from vqgpt.vqgan.yaml_beside import with_yaml
 
 KIND = "vqgan"
 PARTS = {"architecture": dict, "dataset": str}
+DECODER = ("decoder.", "post_quant_conv.")
 OUR_FAMILY = "vqgpt"
 LARGEST_REMAP = 2**20  # bytes, of some ten thousand ids
 
@@ -186,8 +188,25 @@ def read_remap(path: Path, n_embed: int) -> Tensor:
 
 
 def tokenizer_sha256(model: VQGAN) -> str:
-    """The tokenizer's identity, which token caches record: over all that codes and images depend on."""
+    """The identity that token caches record: over encoder and codebook, all that the codes of an image depend on."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(DECODER)}
+    return tensors_sha256({"codes": model.config.what_codes_depend_on}, weights)
+
+
+def decoder_sha256(model: VQGAN) -> str:
+    """The identity of the decoder: over all that, with the codebook, the images of codes depend on."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(DECODER)}
+    return tensors_sha256({"images": model.config.what_codes_depend_on}, weights)
+
+
+def vqgan_sha256(model: VQGAN) -> str:
+    """The identity of the whole network. Token caches recorded it before 29 November 2026."""
     return weights_sha256(model, model.config.what_codes_depend_on)
+
+
+def tokenizer_identities(model: VQGAN) -> tuple[str, str]:
+    """By which token caches may know this encoder and codebook: as they record it now, and as they did before."""
+    return tokenizer_sha256(model), vqgan_sha256(model)
 
 
 def describe_file(file: CheckpointFile) -> dict[str, Any]:

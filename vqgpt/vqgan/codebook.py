@@ -6,7 +6,7 @@ whatever the precision of the networks around it. Sums over the ranks of a distr
 rank has the same codebook.
 """
 
-from typing import assert_never
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,12 @@ def commitment_loss(latents: Tensor, quantized: Tensor) -> Tensor:
 def codebook_loss(latents: Tensor, quantized: Tensor) -> Tensor:
     """Pulls the codes to the encoder: mean |sg[z] - e|^2, second term of eq. 3 in van den Oord et al. 2017."""
     return F.mse_loss(quantized, latents.detach())
+
+
+def codebook_term(latents: Tensor, quantized: Tensor, trained_by: Literal["ema", "loss"]) -> Tensor:
+    """The commitment loss, and the codebook's own loss where gradients train it."""
+    term = COMMITMENT_WEIGHT * commitment_loss(latents, quantized)
+    return term + codebook_loss(latents, quantized) if trained_by == "loss" else term
 
 
 class EMACodebook:

@@ -45,6 +45,12 @@ def adam(parameters: list[nn.Parameter], options: VQGANTrainingOptions) -> torch
     return torch.optim.Adam(parameters, lr=options.peak_rate, betas=(0.5, 0.9), fused=True)
 
 
+def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) -> int | None:
+    """The step at which the discriminator starts, or None if it never does."""
+    start = options.discriminator_start(schedule.steps_per_epoch)
+    return start if options.disc_weight and start < schedule.num_steps else None
+
+
 def learning_rate(step: int, schedule: Schedule, options: VQGANTrainingOptions) -> float:
     """The learning rate of a step: constant, or half a cosine from `lr` to 0."""
     if options.lr_schedule == "constant":

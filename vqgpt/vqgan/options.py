@@ -1,6 +1,7 @@
 """Options of the VQ-GAN: its architecture and its training. Must not import torch."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,13 +184,33 @@ class VQGANConfig:
 
     @property
     def what_codes_depend_on(self) -> dict[str, Any]:
-        """The fields that, with the weights, decide which codes an image has: not those of training alone.
+        """The fields that, with the weights, decide which codes an image has, and which image codes have: not those of
+        training alone. Encoder and decoder share them.
 
         `LATER_FIELDS` count only where they are not the default: caches know the identity without them.
         """
         as_ever = {field.name for field in fields(self) if getattr(self, field.name) == field.default}
         left_out = {"dropout", "size", "attn_resolutions", *(as_ever & LATER_FIELDS)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    def made_for(self, size: int) -> "VQGANConfig":
+        """The same weights, known to be trained at `size`: where their attention is, in pixels, follows from it."""
+        return replace(self, size=size, attn_resolutions=tuple(self.resolution(size, n) for n in self.attn_levels))
+
+    def contradictions(self, options: VQGANOptions, given: Collection[str], size: int) -> dict[str, tuple[Any, Any]]:
+        """Those of the options `given` that mean another architecture at this image side: what they say, and what is.
+
+        Dropout and the list of used codes can be chosen for weights that exist.
+        """
+        in_place = attention_levels(size // self.patch, options.attn_resolutions, len(self.ch_mult)) == self.attn_levels
+        actual = {
+            **asdict(self),
+            "l2_codes": self.lookup == "cosine",
+            "attn_resolutions": options.attn_resolutions if in_place else self.made_for(size).attn_resolutions,
+        }
+        fixed = [item.name for item in fields(options) if item.name in given and item.name not in ("dropout", "remap")]
+        asked = {name: getattr(options, name) for name in fixed}
+        return {name: (value, actual[name]) for name, value in asked.items() if value != actual[name]}
 
     def grid(self, size: int) -> tuple[int, int]:
         """Rows and columns of the code grid of an image of this side. Raises InputError if the size cannot be used."""
@@ -256,6 +277,11 @@ class VQGANTrainingOptions:
     )
     grad_clip: float = GRAD_CLIP
     ema: float = EMA
+    train: Literal["all", "decoder"] = option(
+        "all",
+        "What to train; 'decoder' leaves encoder and codebook of --checkpoint-vae alone, and so every token cache.",
+        group=TRAINING,
+    )
     winograd: Literal["auto", "off"] = option(
         "auto",
         "On a CPU in float32, let training steps compute 3x3 convolutions by Winograd's algorithm: faster, and rounded "
@@ -339,6 +365,8 @@ class VQGANTrainingOptions:
     @property
     def start_of_codebook(self) -> str:
         """Where the codes start: what was chosen, else what suits the way the codebook learns."""
+        if self.train == "decoder":
+            return "uniform"  # which leaves them as they are
         return self.codebook_start or ("kmeans" if self.codebook == "ema" else "uniform")
 
     @property

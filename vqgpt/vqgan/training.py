@@ -32,12 +32,10 @@ from vqgpt.runtime.device import (
 from vqgpt.tokens.arrays import effective_rank, statistics_of_counts
 from vqgpt.training.schedule import Schedule, Step, check_finite
 from vqgpt.training.weights import add_gradients, check_alike, check_optimizer, load_whole_optimizer, move_average
-from vqgpt.vqgan.adversary import PatchDiscriminator, adaptive_weight, hinge_loss
+from vqgpt.vqgan.adversary import PatchDiscriminator, adaptive_weight, judge
 from vqgpt.vqgan.codebook import (
-    COMMITMENT_WEIGHT,
     EMACodebook,
-    codebook_loss,
-    commitment_loss,
+    codebook_term,
     covariance_of,
     moments_of,
     start_codebook,
@@ -45,8 +43,8 @@ from vqgpt.vqgan.codebook import (
 )
 from vqgpt.vqgan.coding import figures_of, images_per_pass, likeness, reconstruct, to_unit_range
 from vqgpt.vqgan.latent_norm import LatentNorm, fold_latent_norm
-from vqgpt.vqgan.model import VQGAN, Quantization, Reconstruction
-from vqgpt.vqgan.optimizers import adam, learning_rate, new_optimizers
+from vqgpt.vqgan.model import VQGAN, Quantization
+from vqgpt.vqgan.optimizers import adam, first_adversarial_step, learning_rate, new_optimizers
 from vqgpt.vqgan.options import VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import PerceptualLoss
 
@@ -110,12 +108,16 @@ class VQGANTraining:
             model.latent_norm = LatentNorm(model.config.embed_dim).to(device)
         self._start_from_latents(size)
         self.codebook: EMACodebook | None = None
-        if options.codebook == "ema":
+        self.decoder_only = options.train == "decoder"
+        if self.decoder_only:
+            for part in (model.encoder, model.quant_conv, model.quantize):
+                part.requires_grad_(False)
+        elif options.codebook == "ema":
             vectors_per_step = options.batch_size * vectors_per_image
             self.codebook = EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
-        self.encoder_parameters = [*model.encoder.parameters(), *model.quant_conv.parameters()]
-        self.codebook_parameters = [weight for weight in model.quantize.parameters() if weight.requires_grad]
-        self.decoder_parameters = [*model.post_quant_conv.parameters(), *model.decoder.parameters()]
+        self.encoder_parameters = _trained(model.encoder, model.quant_conv)
+        self.codebook_parameters = _trained(model.quantize)
+        self.decoder_parameters = _trained(model.post_quant_conv, model.decoder)
         self.parameters = [*self.encoder_parameters, *self.codebook_parameters, *self.decoder_parameters]
         self.optimizers = new_optimizers(model, self.parameters, options)
         self.adversary_start = first_adversarial_step(options, schedule)
@@ -165,18 +167,22 @@ class VQGANTraining:
             pixels = self.images.batch(step)
         self.waited += time.perf_counter() - start
         self.model.train()
+        if self.decoder_only:
+            self.model.encoder.eval()  # codes are those of token caches: no dropout
         share = local_share(step.rows)
         images = to_unit_range(pixels.to(self.device))
         compute = self.workers.map if self.workers else map
         parts = images.split(math.ceil(len(images) / self.threads))
         encoded = list(compute(self._encode, parts))
         latents = torch.cat([each.detach() for each in encoded]).requires_grad_()
-        out, codebook_loss = self._quantize(latents, share)
+        out = self._quantize(latents, share)
         passes = list(
             compute(partial(self._decode, batch=len(images)), parts, _split_like(out.straight_through, parts))
         )
         losses = {name: torch.stack([each.losses[name] for each in passes]).sum() for name in passes[0].losses}
-        losses["codebook_loss"] = codebook_loss.detach()
+        losses["codebook_loss"] = self.options.codebook_weight * codebook_term(
+            out.latents, out.quantized, self.options.codebook
+        )
         adversarial = self.adversary_start is not None and step.index >= self.adversary_start
         image_gradients = [each.image_gradient for each in passes]
         if adversarial:
@@ -194,14 +200,15 @@ class VQGANTraining:
         for each in compute(self._decoder_gradients, passes, [share * gradient for gradient in image_gradients]):
             of_decoded.append(each[0])  # in order
             add_gradients(self.decoder_parameters, each[1:])
-        of_latents, *of_codebook = torch.autograd.grad(
-            [out.straight_through, codebook_loss * share],
-            [latents, *self.codebook_parameters],
-            [torch.cat(of_decoded), None],
-        )
-        add_gradients(self.codebook_parameters, of_codebook)
-        for gradients in compute(self._encoder_gradients, encoded, _split_like(of_latents, parts)):
-            add_gradients(self.encoder_parameters, gradients)
+        if not self.decoder_only:
+            of_latents, *of_codebook = torch.autograd.grad(
+                [out.straight_through, losses["codebook_loss"] * share],
+                [latents, *self.codebook_parameters],
+                [torch.cat(of_decoded), None],
+            )
+            add_gradients(self.codebook_parameters, of_codebook)
+            for gradients in compute(self._encoder_gradients, encoded, _split_like(of_latents, parts)):
+                add_gradients(self.encoder_parameters, gradients)
         figures["gradient_norm"] = self._finite_norm(self.parameters, step)
         if adversarial:
             (losses["discriminator_loss"] * share).backward()
@@ -209,10 +216,10 @@ class VQGANTraining:
         self._move_weights(step, adversarial)
         if self.model.latent_norm:
             self.model.latent_norm.follow()
-        codes, latents = out.codes.flatten(), out.latents.detach()
+        codes = out.codes.flatten()
         if self.codebook:
-            self.codebook.update(latents, codes, counted=share > 0)
-        self.epoch_moments += sum_over_ranks(moments_of(to_vectors(latents)) * (share > 0))
+            self.codebook.update(out.latents.detach(), codes, counted=share > 0)
+        self.epoch_moments += sum_over_ranks(moments_of(to_vectors(out.latents.detach())) * (share > 0))
         counts = torch.bincount(codes, minlength=len(self.epoch_counts)) * (share > 0)
         self.epoch_counts += sum_over_ranks(counts)
         if self.averaged:
@@ -224,11 +231,10 @@ class VQGANTraining:
         with autocast(images.device, self.precision), self.convolutions:
             return self.model.encoder_latents(images)
 
-    def _quantize(self, latents: Tensor, share: float) -> tuple[Quantization, Tensor]:
-        """The latents of a batch -> what stands for them, and the codebook's loss."""
+    def _quantize(self, latents: Tensor, share: float) -> Quantization:
+        """The latents of a batch -> what stands for them."""
         norm = self.model.latent_norm
-        out = self.model.quantize_latents(norm(latents, counted=share > 0) if norm else latents)
-        return out, self.options.codebook_weight * codebook_term(out, self.options)
+        return self.model.quantize_latents(norm(latents, counted=share > 0) if norm else latents)
 
     def _decode(self, images: Tensor, latents: Tensor, batch: int) -> _Pass:
         """Some images of a batch of so many, from what stands for their latents."""
@@ -251,19 +257,11 @@ class VQGANTraining:
     def _encoder_gradients(self, encoded: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(encoded, self.encoder_parameters, gradient)
 
-    def _judge(
-        self, images: Tensor, passes: list["_Pass"], share: float
-    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The weighted gradient of the adversarial loss by each pass's reconstructions, and both sides' losses.
-
-        The discriminator sees the whole batch at once, over which it normalises.
-        """
-        reconstructions = torch.cat([each.images.detach() for each in passes]).requires_grad_()
+    def _judge(self, images: Tensor, passes: list[_Pass], share: float) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The weighted gradient of the adversarial loss by each pass's reconstructions, and both sides' losses."""
         with autocast(images.device, self.precision):
-            fake_logits = self.discriminator(reconstructions)
-            (gradient,) = torch.autograd.grad(-fake_logits.mean(), reconstructions)
-            loss = hinge_loss(self.discriminator(images), self.discriminator(reconstructions.detach()))
-        gradients = gradient.split([len(each.image_gradient) for each in passes])
+            judgement = judge(self.discriminator, images, torch.cat([each.images.detach() for each in passes]))
+        gradients = judgement.gradient.split([len(each.images) for each in passes])
         last_layer = self.model.decoder.conv_out.weight
 
         def at_last_layer(sides: Iterable[Tensor]) -> Tensor:
@@ -277,8 +275,8 @@ class VQGANTraining:
             at_last_layer(each.image_gradient for each in passes), at_last_layer(gradients)
         )
         return tuple(weight * gradient for gradient in gradients), {
-            "adversarial_loss": -weight * fake_logits.detach().mean(),
-            "discriminator_loss": loss,
+            "adversarial_loss": weight * judgement.adversarial_loss,
+            "discriminator_loss": judgement.discriminator_loss,
         }
 
     def _finite_norm(self, parameters: list[nn.Parameter], step: Step) -> float:
@@ -375,21 +373,13 @@ def latents_of(model: VQGAN, passes: Iterable[Tensor]) -> Tensor:
     return torch.cat([model.latents(to_unit_range(images.to(device))) for images in passes])
 
 
-def first_adversarial_step(options: VQGANTrainingOptions, schedule: Schedule) -> int | None:
-    """The step at which the discriminator starts, or None if it never does."""
-    start = options.discriminator_start(schedule.steps_per_epoch)
-    return start if options.disc_weight and start < schedule.num_steps else None
-
-
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Mean absolute plus mean squared error of the pixels: L1 for sharp edges, L2 because PSNR measures it."""
     return F.l1_loss(reconstruction, images) + F.mse_loss(reconstruction, images)
 
 
-def codebook_term(out: Quantization | Reconstruction, options: VQGANTrainingOptions) -> Tensor:
-    """The commitment loss, and the codebook's own loss where gradients train it."""
-    term = COMMITMENT_WEIGHT * commitment_loss(out.latents, out.quantized)
-    return term + codebook_loss(out.latents, out.quantized) if options.codebook == "loss" else term
+def _trained(*modules: nn.Module) -> list[nn.Parameter]:
+    return [weight for module in modules for weight in module.parameters() if weight.requires_grad]
 
 
 def _split_like(batch: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
