@@ -74,8 +74,8 @@ def bare_step(training: VQGANTraining, images: torch.Tensor, precision: str) -> 
     with autocast(images.device, precision):
         out = training.model(images)
         loss = out.images.abs().mean()
-        if training.perceptual_loss:
-            loss = loss + training.perceptual_loss(images, out.images).mean()
+        if training.passes.perceptual_loss:
+            loss = loss + training.passes.perceptual_loss(images, out.images).mean()
         if training.adversary_start is not None:
             loss = loss - training.discriminator(out.images).mean()
             decoys = out.images.detach()
@@ -95,7 +95,7 @@ class Original:
     def __init__(self, batch: int, losses: dict[str, Any]) -> None:
         self.training = new_training(batch, "fp32", {**losses, "codebook": "loss", "winograd": "off"})
         networks: list[nn.Module] = [self.training.model]
-        self.perceptual_loss = self.training.perceptual_loss
+        self.perceptual_loss = self.training.passes.perceptual_loss
         if self.perceptual_loss:
             self.perceptual_loss.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.adversarial = self.training.adversary_start is not None

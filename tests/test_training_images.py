@@ -33,9 +33,9 @@ from vqgpt.training.schedule import Schedule
 
 CROP_AND_FLIP = Augmentation(kinds=("crop", "hflip"), seed=3)
 PHOTOS = 40
-COMMAND = ["vqgan", "train", "--dataset", "folder", "--data-root", "photos", *SMALL, "--n-epochs", "6"]
+COMMAND = ["vqgan", "train", "--dataset", "folder", "--data-root", "photos", *SMALL, "--n-epochs", "10"]
 COMMAND += ["--sample-and-save-freq", "1", "--dropout", "0.1"]
-STEPS = 18  # of 36 images to train on, in batches of 16
+STEPS = 30  # of 36 images to train on, in batches of 16
 
 
 def photo_bytes(number, tmp_path):

@@ -17,8 +17,9 @@ from vqgpt.vqgan.latent_norm import LatentNorm
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import first_adversarial_step, learning_rate
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.passes import reconstruction_loss
 from vqgpt.vqgan.perceptual import VGG16_CHANNELS, VGG16_LAYERS, PerceptualLoss
-from vqgpt.vqgan.training import VQGANTraining, reconstruction_loss
+from vqgpt.vqgan.training import VQGANTraining
 
 ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}
 

@@ -2,40 +2,33 @@
 
     images (n, C, H, W) uint8 of each step -> a trained model in place, and its figures on the held-out images
 
-The generator's loss is L1 + L2 on the pixels, the perceptual loss, the adversarial term, and the codebook term. One
-forward of the generator serves both optimisers; on a CPU each thread takes its part of the batch through it.
+A step is a batch through the network and back (`vqgan.passes`), then weights, codebook and averages move.
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, nullcontext
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vqgpt.kernels.winograd import fast_convolutions
 from vqgpt.runtime.device import (
-    autocast,
     cut_short_when_alone,
     derived_seed,
     local_share,
-    new_workers,
     one_thread,
     sum_gradients,
     sum_over_ranks,
 )
 from vqgpt.tokens.arrays import effective_rank, statistics_of_counts
 from vqgpt.training.schedule import Schedule, Step, check_finite
-from vqgpt.training.weights import add_gradients, check_alike, check_optimizer, load_whole_optimizer, move_average
-from vqgpt.vqgan.adversary import PatchDiscriminator, adaptive_weight, judge
+from vqgpt.training.weights import check_alike, check_optimizer, load_whole_optimizer, move_average
+from vqgpt.vqgan.adversary import PatchDiscriminator
 from vqgpt.vqgan.codebook import (
     EMACodebook,
-    codebook_term,
     covariance_of,
     moments_of,
     start_codebook,
@@ -43,25 +36,14 @@ from vqgpt.vqgan.codebook import (
 )
 from vqgpt.vqgan.coding import figures_of, images_per_pass, likeness, reconstruct, to_unit_range
 from vqgpt.vqgan.latent_norm import LatentNorm, fold_latent_norm
-from vqgpt.vqgan.model import VQGAN, Quantization
+from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import adam, first_adversarial_step, learning_rate, new_optimizers
 from vqgpt.vqgan.options import VQGANTrainingOptions
+from vqgpt.vqgan.passes import Passes
 from vqgpt.vqgan.perceptual import PerceptualLoss
 
 SHOWN_IMAGES = 16
 START_VECTORS = 2**14  # latents that the codebook starts from
-
-
-class _Pass(NamedTuple):
-    """Some images of a batch, decoded from `latents`, a leaf: their reconstructions and their part of the losses.
-
-    `image_gradient` is that of the losses by the reconstructions.
-    """
-
-    latents: Tensor
-    images: Tensor
-    losses: dict[str, Tensor]
-    image_gradient: Tensor
 
 
 class TrainingImages(Protocol):
@@ -97,28 +79,24 @@ class VQGANTraining:
         precision: str,
         show: Callable[[Tensor, Tensor, Tensor], None],
     ) -> None:
-        self.model, self.perceptual_loss, self.images, self.held_out = model, perceptual_loss, images, held_out
-        self.options, self.schedule, self.precision, self.show = options, schedule, precision, show
+        self.model, self.images, self.held_out = model, images, held_out
+        self.options, self.schedule, self.show = options, schedule, show
         assert model.config.size is not None
         self.device, size = model.decoder.conv_out.weight.device, model.config.size
         device = self.device
-        self.perceptual_weight = 1.0 if options.perceptual_weight is None else options.perceptual_weight
         vectors_per_image = math.prod(model.config.grid(size))
         if options.normalise_latents and model.config.can_normalise_latents:
             model.latent_norm = LatentNorm(model.config.embed_dim).to(device)
         self._start_from_latents(size)
         self.codebook: EMACodebook | None = None
-        self.decoder_only = options.train == "decoder"
-        if self.decoder_only:
+        if options.train == "decoder":
             for part in (model.encoder, model.quant_conv, model.quantize):
                 part.requires_grad_(False)
         elif options.codebook == "ema":
             vectors_per_step = options.batch_size * vectors_per_image
             self.codebook = EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
-        self.encoder_parameters = _trained(model.encoder, model.quant_conv)
-        self.codebook_parameters = _trained(model.quantize)
-        self.decoder_parameters = _trained(model.post_quant_conv, model.decoder)
-        self.parameters = [*self.encoder_parameters, *self.codebook_parameters, *self.decoder_parameters]
+        self.passes = Passes(model, perceptual_loss, options, precision)
+        self.parameters = self.passes.parameters
         self.optimizers = new_optimizers(model, self.parameters, options)
         self.adversary_start = first_adversarial_step(options, schedule)
         if self.adversary_start is not None:
@@ -126,11 +104,6 @@ class VQGANTraining:
             self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
             self.optimizers["discriminator_optimizer"] = adam(list(self.discriminator.parameters()), options)
         self.averaged = copy.deepcopy(model) if options.ema else None
-        one_pass = device.type != "cpu" or model.config.dropout > 0  # whose draws have an order
-        self.threads = 1 if one_pass else torch.get_num_threads()
-        self.workers = new_workers(self.threads) if self.threads > 1 else None
-        winograd = options.winograd == "auto" and not one_pass
-        self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
         self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
         self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=device)  # of latents
         self.waited = 0.0  # seconds of the epoch
@@ -167,117 +140,37 @@ class VQGANTraining:
             pixels = self.images.batch(step)
         self.waited += time.perf_counter() - start
         self.model.train()
-        if self.decoder_only:
+        if self.options.train == "decoder":
             self.model.encoder.eval()  # codes are those of token caches: no dropout
         share = local_share(step.rows)
-        images = to_unit_range(pixels.to(self.device))
-        compute = self.workers.map if self.workers else map
-        parts = images.split(math.ceil(len(images) / self.threads))
-        encoded = list(compute(self._encode, parts))
-        latents = torch.cat([each.detach() for each in encoded]).requires_grad_()
-        out = self._quantize(latents, share)
-        passes = list(
-            compute(partial(self._decode, batch=len(images)), parts, _split_like(out.straight_through, parts))
-        )
-        losses = {name: torch.stack([each.losses[name] for each in passes]).sum() for name in passes[0].losses}
-        losses["codebook_loss"] = self.options.codebook_weight * codebook_term(
-            out.latents, out.quantized, self.options.codebook
-        )
+        batch = self.passes.forward(to_unit_range(pixels.to(self.device)), share)
         adversarial = self.adversary_start is not None and step.index >= self.adversary_start
-        image_gradients = [each.image_gradient for each in passes]
         if adversarial:
-            adversarial_gradients, adversarial_losses = self._judge(images, passes, share)
-            image_gradients = [a + b for a, b in zip(image_gradients, adversarial_gradients, strict=True)]
-            losses |= adversarial_losses
-        figures = _over_ranks(losses, share)
+            self.passes.judge(batch, self.discriminator, share)
+        figures = _over_ranks(batch.losses, share)
         figures = {"loss": sum(value for name, value in figures.items() if name != "discriminator_loss"), **figures}
         for name, value in figures.items():
             check_finite(value, name.replace("_", " "), step)
 
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
-        of_decoded = []
-        for each in compute(self._decoder_gradients, passes, [share * gradient for gradient in image_gradients]):
-            of_decoded.append(each[0])  # in order
-            add_gradients(self.decoder_parameters, each[1:])
-        if not self.decoder_only:
-            of_latents, *of_codebook = torch.autograd.grad(
-                [out.straight_through, losses["codebook_loss"] * share],
-                [latents, *self.codebook_parameters],
-                [torch.cat(of_decoded), None],
-            )
-            add_gradients(self.codebook_parameters, of_codebook)
-            for gradients in compute(self._encoder_gradients, encoded, _split_like(of_latents, parts)):
-                add_gradients(self.encoder_parameters, gradients)
+        self.passes.backward(batch, share)
         figures["gradient_norm"] = self._finite_norm(self.parameters, step)
         if adversarial:
-            (losses["discriminator_loss"] * share).backward()
+            (batch.losses["discriminator_loss"] * share).backward()
             self._finite_norm(list(self.discriminator.parameters()), step)
         self._move_weights(step, adversarial)
         if self.model.latent_norm:
             self.model.latent_norm.follow()
-        codes = out.codes.flatten()
+        latents, codes = batch.quantized.latents.detach(), batch.quantized.codes.flatten()
         if self.codebook:
-            self.codebook.update(out.latents.detach(), codes, counted=share > 0)
-        self.epoch_moments += sum_over_ranks(moments_of(to_vectors(out.latents.detach())) * (share > 0))
+            self.codebook.update(latents, codes, counted=share > 0)
+        self.epoch_moments += sum_over_ranks(moments_of(to_vectors(latents)) * (share > 0))
         counts = torch.bincount(codes, minlength=len(self.epoch_counts)) * (share > 0)
         self.epoch_counts += sum_over_ranks(counts)
         if self.averaged:
             move_average(self.averaged, self.model, self.options.ema, step.index)
         return figures
-
-    def _encode(self, images: Tensor) -> Tensor:
-        """Some images of a batch -> their latents before normalisation and codebook, which look at the whole batch."""
-        with autocast(images.device, self.precision), self.convolutions:
-            return self.model.encoder_latents(images)
-
-    def _quantize(self, latents: Tensor, share: float) -> Quantization:
-        """The latents of a batch -> what stands for them."""
-        norm = self.model.latent_norm
-        return self.model.quantize_latents(norm(latents, counted=share > 0) if norm else latents)
-
-    def _decode(self, images: Tensor, latents: Tensor, batch: int) -> _Pass:
-        """Some images of a batch of so many, from what stands for their latents."""
-        leaf = latents.detach().requires_grad_()
-        with autocast(images.device, self.precision), self.convolutions:
-            decoded = self.model.decode_latents(leaf)
-        weight = len(images) / batch
-        losses = {"pixel_loss": weight * reconstruction_loss(decoded, images)}
-        if self.perceptual_loss:
-            with autocast(images.device, self.precision), self.convolutions:
-                distances = self.perceptual_loss(images, decoded)
-            losses["perceptual_loss"] = weight * self.perceptual_weight * distances.mean()
-        (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), decoded)
-        return _Pass(leaf, decoded, {name: loss.detach() for name, loss in losses.items()}, gradient)
-
-    def _decoder_gradients(self, each: _Pass, image_gradient: Tensor) -> tuple[Tensor, ...]:
-        """Of what was decoded, then of the decoder's parameters."""
-        return torch.autograd.grad(each.images, [each.latents, *self.decoder_parameters], image_gradient)
-
-    def _encoder_gradients(self, encoded: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(encoded, self.encoder_parameters, gradient)
-
-    def _judge(self, images: Tensor, passes: list[_Pass], share: float) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """The weighted gradient of the adversarial loss by each pass's reconstructions, and both sides' losses."""
-        with autocast(images.device, self.precision):
-            judgement = judge(self.discriminator, images, torch.cat([each.images.detach() for each in passes]))
-        gradients = judgement.gradient.split([len(each.images) for each in passes])
-        last_layer = self.model.decoder.conv_out.weight
-
-        def at_last_layer(sides: Iterable[Tensor]) -> Tensor:
-            of_passes = [
-                torch.autograd.grad(each.images, last_layer, side, retain_graph=True)[0]
-                for each, side in zip(passes, sides, strict=True)
-            ]
-            return sum_over_ranks(share * torch.stack(of_passes).sum(dim=0))
-
-        weight = self.options.disc_weight * adaptive_weight(
-            at_last_layer(each.image_gradient for each in passes), at_last_layer(gradients)
-        )
-        return tuple(weight * gradient for gradient in gradients), {
-            "adversarial_loss": weight * judgement.adversarial_loss,
-            "discriminator_loss": judgement.discriminator_loss,
-        }
 
     def _finite_norm(self, parameters: list[nn.Parameter], step: Step) -> float:
         """Sum the gradients over the ranks and clip them. Raises NonFiniteError, before any weight has moved."""
@@ -371,20 +264,6 @@ def latents_of(model: VQGAN, passes: Iterable[Tensor]) -> Tensor:
     model.eval()
     device = model.decoder.conv_out.weight.device
     return torch.cat([model.latents(to_unit_range(images.to(device))) for images in passes])
-
-
-def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Mean absolute plus mean squared error of the pixels: L1 for sharp edges, L2 because PSNR measures it."""
-    return F.l1_loss(reconstruction, images) + F.mse_loss(reconstruction, images)
-
-
-def _trained(*modules: nn.Module) -> list[nn.Parameter]:
-    return [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-
-
-def _split_like(batch: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """A batch in parts of as many images as these."""
-    return batch.split([len(part) for part in parts])
 
 
 def _over_ranks(losses: dict[str, Tensor], share: float) -> dict[str, float]:
