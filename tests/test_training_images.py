@@ -221,6 +221,17 @@ def test_images_larger_than_memory_are_streamed(photos, whole, monkeypatch):
     assert_same_training(Path("plain"), whole / "plain", "vqgan.pt")
 
 
+def test_the_processes_of_a_machine_share_its_memory(photos, monkeypatch):
+    needed = PHOTOS * 3 * 8 * 8
+    monkeypatch.setattr(data_images, "SHARE_OF_MEMORY", 1.5 * needed / data_images.memory_of_machine())
+    alone = run_here(*COMMAND, "--n-epochs", "1", "--out", "1/vqgan.pt")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    two = run_here(*COMMAND, "--n-epochs", "1", "--out", "2/vqgan.pt")
+    assert alone.code == two.code == 0
+    assert "are read while training" not in alone.err
+    assert "40 at 8 pixels in 2 processes take" in two.err
+
+
 @pytest.mark.parametrize(("number", "code"), STOPS)
 def test_a_stopped_streamed_training_continues_bit_for_bit(here, photos, whole, number, code):
     command = [*COMMAND, "--augment", "crop,hflip", "--stream", "--num-workers", "2", "--out", "views/vqgan.pt"]

@@ -55,8 +55,9 @@ class _Pass(NamedTuple):
 
 
 class TrainingImages(Protocol):
-    """The images to train on, by their rows: (n, C, H, W) uint8 on the CPU. Both methods raise InputError,
-    MissingDataError or ResourceError where one cannot be read, which names it.
+    """The images to train on, by their rows: (n, C, H, W) uint8 on the CPU.
+
+    Both methods raise InputError, MissingDataError or ResourceError, which name it, for one that cannot be read.
     """
 
     def batch(self, step: Step) -> Tensor:
@@ -90,8 +91,7 @@ class VQGANTraining:
         self.model, self.perceptual_loss, self.images, self.held_out = model, perceptual_loss, images, held_out
         self.options, self.schedule, self.precision, self.show = options, schedule, precision, show
         assert model.config.size is not None
-        self.device, size = model.decoder.conv_out.weight.device, model.config.size
-        device = self.device
+        self.device, size = next(model.parameters()).device, model.config.size
         self.perceptual_weight = options.perceptual_weight_at(size)
         vectors_per_image = math.prod(model.config.grid(size))
         if options.start_of_codebook != "uniform":
@@ -108,15 +108,15 @@ class VQGANTraining:
         self.adversary_start = first_adversarial_step(options, schedule)
         if self.adversary_start is not None:
             torch.manual_seed(derived_seed(schedule.seed, "discriminator"))
-            self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
+            self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(self.device)
             self.discriminator_optimizer = _adam(list(self.discriminator.parameters()), options)
         self.averaged = copy.deepcopy(model) if options.ema else None
-        one_pass = device.type != "cpu" or model.config.dropout > 0  # whose draws have an order
+        one_pass = self.device.type != "cpu" or model.config.dropout > 0  # whose draws have an order
         self.threads = 1 if one_pass else torch.get_num_threads()
         self.workers = new_workers(self.threads) if self.threads > 1 else None
         winograd = options.winograd == "auto" and not one_pass
-        self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
-        self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
+        self.convolutions = fast_convolutions(self.device, precision) if winograd else nullcontext()
+        self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=self.device)
         self.waited = 0.0  # seconds of the epoch
 
     @property
@@ -306,7 +306,7 @@ def _states(parts: Mapping[str, nn.Module | EMACodebook | torch.optim.Optimizer]
 def latents_of(model: VQGAN, passes: Iterable[Tensor]) -> Tensor:
     """The latents (N, D, h, w) of images, passes of (n, C, H, W) uint8. Sets eval mode."""
     model.eval()
-    device = model.decoder.conv_out.weight.device
+    device = next(model.parameters()).device
     return torch.cat([model.latents(to_unit_range(images.to(device))) for images in passes])
 
 
