@@ -22,9 +22,10 @@ from tests.test_preparing import how, split_of
 from tests.test_vqgan_runs import SMALL
 from vqgpt.api.made import options_that_count
 from vqgpt.data import images as data_images
-from vqgpt.data.augmentation import SMALLEST_CROP, Augmentation, DrawnWindow, parse_augment
+from vqgpt.data.augmentation import SMALLEST_CROP, Augmentation, DrawnWindow
 from vqgpt.data.file_trees import Folder, open_tree
 from vqgpt.data.images import FileImages, ImageSplit, load_tensor
+from vqgpt.data.options import parse_augment
 from vqgpt.data.training_images import LoadedImages, StreamedImages, drawn_box, whole_images
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.progress import Notice, Progress, silent
