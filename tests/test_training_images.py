@@ -22,9 +22,10 @@ from tests.test_preparing import how, split_of
 from tests.test_vqgan_runs import SMALL
 from vqgpt.api.made import options_that_count
 from vqgpt.data import images as data_images
-from vqgpt.data.augmentation import SMALLEST_CROP, Augmentation, DrawnWindow, parse_augment
+from vqgpt.data.augmentation import SMALLEST_CROP, Augmentation, DrawnWindow
 from vqgpt.data.file_trees import Folder, open_tree
 from vqgpt.data.images import FileImages, ImageSplit, load_tensor
+from vqgpt.data.options import parse_augment
 from vqgpt.data.training_images import LoadedImages, StreamedImages, drawn_box, whole_images
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.progress import Notice, Progress, silent
@@ -219,6 +220,17 @@ def test_images_larger_than_memory_are_streamed(photos, whole, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert "the images are read while training: 40 at 8 pixels take 0.000 GB of memory, more than" in outcome.err
     assert_same_training(Path("plain"), whole / "plain", "vqgan.pt")
+
+
+def test_the_processes_of_a_machine_share_its_memory(photos, monkeypatch):
+    needed = PHOTOS * 3 * 8 * 8
+    monkeypatch.setattr(data_images, "SHARE_OF_MEMORY", 1.5 * needed / data_images.memory_of_machine())
+    alone = run_here(*COMMAND, "--n-epochs", "1", "--out", "1/vqgan.pt")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    two = run_here(*COMMAND, "--n-epochs", "1", "--out", "2/vqgan.pt")
+    assert alone.code == two.code == 0
+    assert "are read while training" not in alone.err
+    assert "40 at 8 pixels in 2 processes take" in two.err
 
 
 @pytest.mark.parametrize(("number", "code"), STOPS)

@@ -20,6 +20,7 @@ OFTEN = ["--n-epochs", "2", "--sample-and-save-freq", "1", "--out", "s/x.pt"]
 TRAININGS = {
     "gpt": ["train", "--cache", "../a.zarr", *TINY_GPT, *OFTEN],
     "vqgan": ["vqgan", "train", "--dataset", "digits", *SMALL, *OFTEN],
+    "streamed": ["vqgan", "train", "--dataset", "digits", *SMALL, *OFTEN, "--stream", "--augment", "crop"],
 }
 
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vqgpt.data.augmentation import parse_augment
-from vqgpt.data.options import IMAGES, ImageOptions, parse_views
+from vqgpt.data.options import IMAGES, ImageOptions, parse_augment, parse_views
 from vqgpt.errors import UsageError
 from vqgpt.gpt.options import SAMPLING, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.options.definition import (

@@ -16,9 +16,9 @@ from torch import Tensor
 from vqgpt.api.options import VQGANTrainConfig
 from vqgpt.api.render import reconstruction_png
 from vqgpt.api.tokenize import image_size, preprocessing_for
-from vqgpt.data.augmentation import Augmentation, parse_augment
+from vqgpt.data.augmentation import Augmentation
 from vqgpt.data.images import ImageDataset, ImageSplit, lack_of_memory, load_tensor, memory_of_machine
-from vqgpt.data.options import Preprocessing
+from vqgpt.data.options import Preprocessing, parse_augment
 from vqgpt.data.reading import check_options, read_dataset
 from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.data.training_images import LoadedImages, StreamedImages, whole_images

@@ -8,11 +8,10 @@ Nothing else counts: neither the batch, nor the threads, nor how many processes 
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
-from vqgpt.errors import UsageError, nearest_hint
+from vqgpt.data.options import Augment
 
-Augment = Literal["crop", "hflip"]
 SMALLEST_CROP = 0.8  # of the sides; as in the training of ADM (Dhariwal and Nichol 2021) and of LlamaGen
 
 
@@ -46,15 +45,6 @@ class Augmentation:
         share, top, left, side = _uniform_numbers(self.seed, epoch, row)
         window = DrawnWindow(SMALLEST_CROP + (1 - SMALLEST_CROP) * share, top, left)
         return DrawnView(window if "crop" in self.kinds else None, "hflip" in self.kinds and side < 0.5)
-
-
-def parse_augment(given: tuple[str, ...]) -> tuple[Augment, ...]:
-    """The kinds meant by `crop,hflip` and the like, in a fixed order. Raises UsageError for an unknown one."""
-    words = [word.strip() for word in ",".join(given).split(",")] if given else []
-    for word in words:
-        if word not in get_args(Augment):
-            raise UsageError(f"there is no augmentation {word!r}", nearest_hint(word, get_args(Augment)))
-    return tuple(kind for kind in get_args(Augment) if kind in words)
 
 
 def _uniform_numbers(*key: int) -> tuple[float, ...]:

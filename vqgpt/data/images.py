@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -249,25 +250,33 @@ def _report_broken(skipped: list[tuple[str, str]], total: int, report: Report) -
 
 
 def ordered_map(
-    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, ahead: int
+    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int, ahead: int, together: int = 1
 ) -> Iterator[ResultT]:
-    """`map(function, items)` with up to `ahead` results made in advance by `workers` threads; with none, plain `map`.
+    """`map(function, items)` with up to `ahead` tasks done in advance by `workers` threads; with none, plain `map`.
 
-    What `function` raises is raised here, in order. A consumer that leaves early cancels what is waiting.
+    A task is a few items `together`. What `function` raises is raised here, in order, before the results of its task.
+    A consumer that leaves early waits for the items that the threads have in hand, and no others.
     """
     if not workers:
         yield from map(function, items)
         return
     executor = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    waiting: deque[Future[ResultT]] = deque()
+    waiting: deque[Future[list[ResultT]]] = deque()
+    leaving = threading.Event()
+
+    def run(task: list[ItemT]) -> list[ResultT]:
+        return [function(item) for item in task if not leaving.is_set()]
+
     try:
-        for item in items:
-            waiting.append(executor.submit(function, item))
+        remaining = iter(items)
+        while task := list(itertools.islice(remaining, together)):
+            waiting.append(executor.submit(run, task))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
     finally:
+        leaving.set()
         executor.shutdown(cancel_futures=True)
 
 
@@ -328,19 +337,15 @@ def batches_ahead(
     The batches may be endless. As many items as the `largest` of them has, and those that the `workers` are making, are
     ahead; threads take a few at a time.
     """
-
-    def tasks(batch: Sequence[ItemT]) -> list[Sequence[ItemT]]:
-        return [batch[start : start + IMAGES_PER_TASK] for start in range(0, len(batch), IMAGES_PER_TASK)]
-
     if isinstance(split.source, ArrayImages):
         workers = min(workers, 1)  # nothing to decode: more threads would only wait for Python's lock
     to_make, to_give = itertools.tee(batches)
     with no_decoder_warnings():
-        every_task = (task for batch in to_make for task in tasks(batch))
+        every_item = itertools.chain.from_iterable(to_make)
         ahead = workers + math.ceil(largest / IMAGES_PER_TASK)
-        made = ordered_map(lambda task: np.stack([prepare_item(item) for item in task]), every_task, workers, ahead)
+        made = ordered_map(prepare_item, every_item, workers, ahead, IMAGES_PER_TASK)
         for batch in to_give:
-            yield np.concatenate([next(made) for _ in tasks(batch)])
+            yield np.stack([next(made) for _ in batch])
 
 
 def row_batches(start: int, stop: int, batch_size: int) -> list[range]:

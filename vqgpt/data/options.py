@@ -7,13 +7,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vqgpt.data.table import DATASETS
 from vqgpt.errors import UsageError, nearest_hint
 from vqgpt.options.definition import DATA, DATA_ROOT, RUN, check, option
 from vqgpt.options.paths import default_data_root
 
+Augment = Literal["crop", "hflip"]
 IMAGES = "Images"
 COLORS = {"white": "#ffffff", "black": "#000000", "grey": "#808080"}
 ZOOM_OF_CROPS = 1.1  # a crop is a window of 1/1.1 of the sides of the whole (as in LlamaGen's ten-crop)
@@ -51,6 +52,15 @@ def parse_views(given: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(views)) < len(views):
         raise UsageError(f"--views {','.join(given)} names a view twice", "name each once")
     return tuple(views)
+
+
+def parse_augment(given: tuple[str, ...]) -> tuple[Augment, ...]:
+    """The augmentations meant by `crop,hflip` and the like, in a fixed order. Raises UsageError for an unknown one."""
+    words = [word.strip() for word in ",".join(given).split(",")] if given else []
+    for word in words:
+        if word not in get_args(Augment):
+            raise UsageError(f"there is no augmentation {word!r}", nearest_hint(word, get_args(Augment)))
+    return tuple(kind for kind in get_args(Augment) if kind in words)
 
 
 @dataclass(frozen=True, kw_only=True)

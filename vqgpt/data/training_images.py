@@ -6,6 +6,7 @@ Both give the same images. A crop is cut out of the image as its file has it; wh
 would give others. So crops are always decoded anew.
 """
 
+import math
 from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from vqgpt.data.augmentation import WHOLE, Augmentation, DrawnView, DrawnWindow
 from vqgpt.data.images import Box, ImageSplit, batches_ahead, parts_of_image, window_box
 from vqgpt.data.options import Preprocessing
 from vqgpt.errors import InputError, ResourceError
-from vqgpt.runtime.device import local_rows
+from vqgpt.runtime.device import local_rows, world_size
 from vqgpt.runtime.process import shortage
 from vqgpt.training.schedule import Schedule, Step
 
@@ -90,7 +91,8 @@ class StreamedImages:
     def _follow(self, first: int) -> Generator[Tensor]:
         """The images of the steps from `first` on."""
         batches = (self._drawn(step) for step in self.schedule.outlook(first))
-        return drawn_images(self.split, self.preprocessing, self.workers, batches, self.schedule.batch_size)
+        largest = math.ceil(self.schedule.batch_size / world_size())
+        return drawn_images(self.split, self.preprocessing, self.workers, batches, largest)
 
     def _drawn(self, step: Step) -> list[Drawn]:
         rows = local_rows(step.rows).tolist()
@@ -122,7 +124,8 @@ def drawn_images(
             name = split.name_of(row)
             if lacking := shortage(error):
                 raise ResourceError(f"{name}: {lacking.message}", lacking.hint) from error
-            raise InputError(f"{name} cannot be read ({error})", "check its permissions, and the disk") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{name} cannot be read ({reason})", "check its permissions, and the disk") from error
 
     for images in batches_ahead(split, prepare_row, batches, workers, largest):
         yield torch.from_numpy(images)

@@ -47,8 +47,9 @@ START_VECTORS = 2**14  # latents that the codebook starts from
 
 
 class TrainingImages(Protocol):
-    """The images to train on, by their rows: (n, C, H, W) uint8 on the CPU. Both methods raise InputError,
-    MissingDataError or ResourceError where one cannot be read, which names it.
+    """The images to train on, by their rows: (n, C, H, W) uint8 on the CPU.
+
+    Both methods raise InputError, MissingDataError or ResourceError, which name it, for one that cannot be read.
     """
 
     def batch(self, step: Step) -> Tensor:
@@ -82,11 +83,10 @@ class VQGANTraining:
         self.model, self.images, self.held_out = model, images, held_out
         self.options, self.schedule, self.show = options, schedule, show
         assert model.config.size is not None
-        self.device, size = model.decoder.conv_out.weight.device, model.config.size
-        device = self.device
+        self.device, size = next(model.parameters()).device, model.config.size
         vectors_per_image = math.prod(model.config.grid(size))
         if options.normalise_latents and model.config.can_normalise_latents:
-            model.latent_norm = LatentNorm(model.config.embed_dim).to(device)
+            model.latent_norm = LatentNorm(model.config.embed_dim).to(self.device)
         self._start_from_latents(size)
         self.codebook: EMACodebook | None = None
         if options.train == "decoder":
@@ -101,11 +101,11 @@ class VQGANTraining:
         self.adversary_start = first_adversarial_step(options, schedule)
         if self.adversary_start is not None:
             torch.manual_seed(derived_seed(schedule.seed, "discriminator"))
-            self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(device)
+            self.discriminator = PatchDiscriminator(model.config.image_channels, size).to(self.device)
             self.optimizers["discriminator_optimizer"] = adam(list(self.discriminator.parameters()), options)
         self.averaged = copy.deepcopy(model) if options.ema else None
-        self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=device)
-        self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=device)  # of latents
+        self.epoch_counts = torch.zeros(model.config.codebook_size, dtype=torch.int64, device=self.device)
+        self.epoch_moments = torch.zeros(2 * (model.config.embed_dim + 1,), device=self.device)  # of latents
         self.waited = 0.0  # seconds of the epoch
 
     def _start_from_latents(self, size: int) -> None:
@@ -262,7 +262,7 @@ def _states(parts: Mapping[str, nn.Module | EMACodebook | torch.optim.Optimizer]
 def latents_of(model: VQGAN, passes: Iterable[Tensor]) -> Tensor:
     """The latents (N, D, h, w) of images, passes of (n, C, H, W) uint8. Sets eval mode."""
     model.eval()
-    device = model.decoder.conv_out.weight.device
+    device = next(model.parameters()).device
     return torch.cat([model.latents(to_unit_range(images.to(device))) for images in passes])
 
 
