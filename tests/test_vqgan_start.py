@@ -15,8 +15,11 @@ from tests.forked import fork_command
 from tests.peer_checkpoints import gumbel_names, llamagen_names, taming_state
 from tests.test_interruption import assert_same_training, lines_of, wait_for
 from tests.test_vqgan_training import start_training
+from vqgpt.api.image_sets import find_images
+from vqgpt.api.options import SourceOptions, VQGANTrainConfig
 from vqgpt.options.codec import to_json
 from vqgpt.options.definition import resolve
+from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter, TokenCache
 from vqgpt.vqgan.checkpoint import decoder_sha256, load_vqgan, tokenizer_sha256, vqgan_sha256
 from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
@@ -196,6 +199,17 @@ def test_a_folder_of_pictures_is_of_one_decoder(pipeline):
     assert_refused(run_here(*rendering, "--checkpoint-vae", "x/vqgan.pt", "-q"), 2, "pictures", "--overwrite")
 
 
+def test_the_images_of_a_cache_are_those_of_one_decoder(pipeline):
+    """Features that were kept for the images of one decoder are not taken for those of another."""
+    assert run_here(*DECODER).code == 0
+    found = [
+        find_images("cache/digits.zarr", None, None, SourceOptions(checkpoint_vae=Path(vqgan)), silent)
+        for vqgan in (VQGAN, "x/vqgan.pt", VQGAN)
+    ]
+    assert found[0].sha256 == found[2].sha256 != found[1].sha256
+    assert not np.array_equal(found[0].images([0, 1]), found[1].images([0, 1]))
+
+
 def test_the_decoder_needs_a_checkpoint(here):
     words = ["vqgan", "train", "--dataset", "digits", "--train", "decoder", "-q"]
     assert_refused(run_here(*words), 2, "--train decoder", "--checkpoint-vae")
@@ -312,8 +326,6 @@ def test_caches_and_gpts_that_recorded_the_whole_vqgan_stay_of_use(pipeline):
 
 
 def test_what_was_given_is_known_and_not_written():
-    from vqgpt.api.options import VQGANTrainConfig
-
     config = resolve(VQGANTrainConfig, {"channels": 64, "dataset": "digits", "seed": None})
     assert config.given == {"channels", "dataset"}
     assert config == resolve(VQGANTrainConfig, {"dataset": "digits"})
