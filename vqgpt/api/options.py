@@ -87,8 +87,6 @@ class VQGANTrainConfig:
         decoder, values = self.training.train == "decoder", flat_values(self)
         if decoder and self.checkpoint_vae is None:
             raise UsageError("--train decoder needs a VQ-GAN that has one", "name it with --checkpoint-vae")
-        free = self.checkpoint_vae is None or "codebook_start" not in self.given
-        check(free, "codebook_start", values["codebook_start"], "left out with --checkpoint-vae, which has its codes")
         for name in OF_ENCODER_OR_CODEBOOK:
             free = not decoder or name not in self.given
             check(free, name, values[name], "left out with --train decoder, which leaves encoder and codebook alone")

@@ -24,6 +24,7 @@ from vqgpt.data.table import Dataset, find_dataset, held_out_split
 from vqgpt.data.training_images import LoadedImages, StreamedImages, whole_images
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.codec import num_parameters, to_json
+from vqgpt.options.definition import check
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
     derived_seed,
@@ -205,9 +206,15 @@ def read_images(config: VQGANTrainConfig, dataset: Dataset, size: int, report: R
 
 
 def open_start(config: VQGANTrainConfig) -> CheckpointFile | None:
-    """The VQ-GAN to start from, if there is one. Raises what `open_vqgan` raises, and InputError if it is no start."""
+    """The VQ-GAN to start from, if there is one.
+
+    Raises UsageError if its codes are to start in another way, InputError if they are not of a kind that is trained,
+    and what `open_vqgan` raises.
+    """
     if config.checkpoint_vae is None:
         return None
+    own_codes, asked = "codebook_start" not in config.given, config.training.codebook_start
+    check(own_codes, "codebook_start", asked, "left out with --checkpoint-vae, whose codes are kept")
     file = open_vqgan(config.checkpoint_vae, config.images.dataset)
     if file.config.lookup == "logits" and config.training.train == "all":
         raise InputError(
