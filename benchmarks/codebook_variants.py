@@ -91,8 +91,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "these and a loss-trained codebook": ({"norm_groups": 32}, {**ADAM, **PLAIN, "codebook": "loss"}),
     "l2-normalised codes": ({"l2_codes": True}, {}),
     "code dimension 4": ({"embed_dim": 4}, {}),
-    "patches of 2 pixels": ({"patch": 2, "ch_mult": (1, 2)}, {}),
-    "patches of 2 pixels, width 64": ({"patch": 2, "channels": 64, "ch_mult": (1, 1)}, {}),
+    "patches of 2 pixels (the recipes)": ({"patch": 2, "ch_mult": (1, 1)}, {}),
+    "patches of 2 pixels, wider below": ({"patch": 2, "ch_mult": (1, 2)}, {}),
 }
 
 
