@@ -76,7 +76,10 @@ def definitions_in(config_class):
     found = {}
     for name, item in config_class.__dataclass_fields__.items():
         assert item.name == name
-        found |= definitions_in(hints[name]) if is_dataclass(hints[name]) else {id(item): item}
+        if is_dataclass(hints[name]):
+            found |= definitions_in(hints[name])
+        elif "help" in item.metadata:
+            found[id(item)] = item
     return found
 
 
