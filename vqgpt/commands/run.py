@@ -27,7 +27,7 @@ SIZES = (16, 32, 64, 128)
 LARGEST_SIZE = {"cpu": 32, "mps": 64}  # which trains in hours; elsewhere the largest of SIZES
 ARCHITECTURE = {  # of the VQ-GAN: a grid of 8 x 8 or 16 x 16 codes
     16: "channels = 32\nz_channels = 32\nch_mult = [1, 2]\nnum_res_blocks = 1\nattn_resolutions = []",
-    32: "channels = 32\nz_channels = 32\nch_mult = [1, 2, 2]\nnum_res_blocks = 1\nattn_resolutions = []",
+    32: "channels = 32\nz_channels = 32\nch_mult = [1, 1]\npatch = 2\nnum_res_blocks = 1\nattn_resolutions = []",
     64: "channels = 64\nz_channels = 64\nch_mult = [1, 2, 2]\nnum_res_blocks = 2\nattn_resolutions = [16]",
     128: "channels = 64\nz_channels = 64\nch_mult = [1, 1, 2, 2]\nnum_res_blocks = 2\nattn_resolutions = [16]",
 }
