@@ -12,6 +12,7 @@ from tests.test_score import save_gpt
 from vqgpt.api.filling import fill_cache
 from vqgpt.progress import Notice
 from vqgpt.tokens import TokenCache, read_manifest
+from vqgpt.tokens.arrays import codebook_rank
 
 DIGITS = Path("cache/digits.zarr")
 SAMPLES = Path("runs/digits/samples.zarr")
@@ -106,7 +107,7 @@ def test_the_manifest_tells_how_each_split_uses_the_codebook(finished_pipeline):
     assert attributes["statistics"]["test"]["histogram"] == list(statistics.histogram)
 
 
-def fill(path, what, codes):
+def fill(path, what, codes, codebook=None):
     """Fill a cache with one code after the other; returns what was reported."""
     events = []
 
@@ -117,7 +118,8 @@ def fill(path, what, codes):
         rows = np.arange(shard.start, shard.stop)
         return np.zeros(len(rows), np.int64), rows
 
-    codebook = np.zeros((what.codebook_size, what.code_dimension), np.float32)
+    if codebook is None:
+        codebook = np.zeros((what.codebook_size, what.code_dimension), np.float32)
     fill_cache(path, what, codebook, False, "tokenize", codes_of, labels_of, events.append)
     return events
 
@@ -133,6 +135,21 @@ def test_a_tokenizer_that_uses_under_a_tenth_of_its_codes_gets_a_warning(tmp_pat
     progress = [event for event in events if not isinstance(event, Notice)]
     assert progress[-1].done == progress[-1].total == 130
     assert progress[-1].values == {"shard": 5, "of": 5, "used_codes": used}
+
+
+@pytest.mark.parametrize(("across", "warns"), [(0.01, True), (0.5, False)])
+def test_a_tokenizer_whose_codes_lie_on_a_line_gets_a_warning(tmp_path, across, warns):
+    what = description(codebook_size=100)
+    random = np.random.default_rng(0)
+    spread = np.array([1.0] + [across] * (what.code_dimension - 1))
+    codebook = (random.normal(size=(100, what.code_dimension)) * spread).astype(np.float32)
+    events = fill(tmp_path / "c.zarr", what, np.arange(60), codebook)
+    texts = [event.text for event in events if isinstance(event, Notice) and "warning" in event.text]
+    assert len(texts) == warns
+    assert all("the 60 codes in use lie on a line (rank 1.0" in text for text in texts)
+    info = run_here("cache", "info", str(tmp_path / "c.zarr"), "--json").json
+    rank = codebook_rank(codebook, np.arange(100) < 60)
+    assert info["train_codebook_rank"] == pytest.approx(rank, rel=0.1)
 
 
 def test_few_tokens_and_sampled_ones_get_no_warning(tmp_path):

@@ -12,9 +12,11 @@ from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.device import gather_to_main, main_first, name_of_run, rank, world_size
 from vqgpt.runtime.process import StopRequest, library_versions, stop_on_signals
 from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, lock_of
+from vqgpt.tokens.arrays import codebook_rank
 
 SECONDS_TO_LEAVE = 4.0  # after a signal
 FEW_CODES = 0.1  # share of the codebook below which a tokenizer gets a warning
+LOW_RANK = 1.1  # of the codes in use, below which it gets one too: 1 is a line
 
 Made = tuple[NDArray[Any], ...]  # codes (n, V, h, w), and log_prob (n,) of those that were sampled
 Labels = tuple[NDArray[Any], NDArray[np.int64]]
@@ -51,7 +53,7 @@ def fill_cache(
                 lock.join()
                 writer = CacheWriter.join(path, description, lock.check)
         _write_missing(writer, lock.check, task, rows_of, labels_of, report, stop, saved)
-        _warn_of_unused_codes(writer.manifest, report)
+        _warn_of_sick_codebook(writer.manifest, codebook, report)
         return writer.manifest
 
 
@@ -109,15 +111,21 @@ def _gather(value: Any, stop: StopRequest, saved: str) -> list[Any]:
         ) from error
 
 
-def _warn_of_unused_codes(manifest: Manifest, report: Report) -> None:
-    """Warn of a tokenizer that uses few of its codes, where there are as many tokens as codes to judge it by."""
+def _warn_of_sick_codebook(manifest: Manifest, codebook: NDArray[np.float32], report: Report) -> None:
+    """Warn of a tokenizer whose codes say little, where there are as many tokens as codes to judge it by.
+
+    It uses few of its codes, or those that it uses lie on a line.
+    """
     size = manifest.description.codebook_size
     histogram = np.sum([statistics.histogram for statistics in manifest.statistics.values()], axis=0)
-    used = int((histogram > 0).sum())
-    if manifest.description.origin == "encoded" and histogram.sum() >= size and used < FEW_CODES * size:
-        report(
-            Notice(
-                text=f"warning: only {used} of {size} codes occur in these tokens; "
-                "the VQ-GAN's codebook has collapsed, or it does not suit these images"
-            )
-        )
+    used, rank = int((histogram > 0).sum()), codebook_rank(codebook, histogram)
+    if manifest.description.origin != "encoded" or histogram.sum() < size:
+        return
+    if used < FEW_CODES * size:
+        fault = f"only {used} of {size} codes occur in these tokens"
+    elif codebook.shape[1] > 1 and 0 < rank < LOW_RANK:
+        fault = f"the {used} codes in use lie on a line (rank {rank:.2f} in {codebook.shape[1]} dimensions)"
+    else:
+        return
+    text = f"warning: {fault}; the VQ-GAN's codebook has collapsed, or it does not suit these images"
+    report(Notice(text=text))

@@ -31,7 +31,7 @@ def advise_recipe(dataset: str, report: Report) -> None:
     if dataset not in (*known, OWN_IMAGES):
         return
     better = f"--recipe {dataset}" if dataset in known else f"`vqgpt run --dataset {dataset}`, which chooses one,"
-    defaults = "the defaults are those of GenerativeZoo, and slow to learn"
+    defaults = "the sizes are those of GenerativeZoo, and slow to learn"
     report(Notice(text=f"no recipe and no --lr: {defaults}; {better} is better"))
 
 

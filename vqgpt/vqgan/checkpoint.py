@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vqgpt.errors import InputError, MissingDataError
@@ -21,6 +22,7 @@ from vqgpt.storage.checkpoint import (
     is_ours,
     load_weights,
     read_checkpoint_file,
+    read_tensor,
     read_tensors,
     tensors_sha256,
     weights_sha256,
@@ -157,6 +159,13 @@ def build_vqgan(file: CheckpointFile, device: torch.device, remap: Path | None =
         model = VQGAN(replace(file.config, used_codes=len(weights["quantize.used"])))
         model.load_state_dict(weights)
     return model.to(device).eval()
+
+
+def read_codebook(file: CheckpointFile) -> NDArray[np.float32]:
+    """The codebook of a file alone, (K, D). Raises InputError if it is damaged."""
+    name = "quantize.embedding.weight"
+    tensors = file.third_party.tensors if file.third_party else file.content["model"]
+    return read_tensor(tensors[name], name, file.path).float().numpy()
 
 
 def load_vqgan(path: Path, dataset: str, device: torch.device, remap: Path | None = None) -> VQGAN:

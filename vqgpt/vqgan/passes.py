@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.kernels.winograd import fast_convolutions
+from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import autocast, new_workers, sum_over_ranks
 from vqgpt.training.weights import add_gradients
 from vqgpt.vqgan.adversary import PatchDiscriminator, adaptive_weight, judge
@@ -52,6 +53,8 @@ class Batch:
     decoded: list[_Part]
     losses: dict[str, Tensor]
     image_gradients: list[Tensor]
+
+    __repr__ = one_line
 
 
 class Passes:
