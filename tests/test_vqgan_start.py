@@ -107,6 +107,7 @@ def test_the_codes_of_a_gumbel_vq_are_not_trained_and_its_decoder_is(here):
         (["--size", "15"], 3, ["size = 15"]),
         (["--size", "32"], 3, ["size = 32", "attention"]),
         (["--codebook-start", "kmeans"], 2, ["codebook_start = kmeans", "--checkpoint-vae"]),
+        (["--normalise-latents"], 2, ["normalise_latents = True", "--checkpoint-vae"]),
         (["--out", VQGAN, "--overwrite"], 2, [VQGAN, "starts from", "--out"]),
         (["--out", VQGAN], 2, [VQGAN, "--out"]),
         (["--checkpoint-vae", "runs/digits/vqgan.best.pt", "--out", VQGAN, "--overwrite"], 2, ["best", "starts from"]),

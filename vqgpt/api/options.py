@@ -41,7 +41,7 @@ StageName = Literal[  # in the order they run
     "vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample", "evaluate-samples"
 ]
 ROWS_ON_A_SHEET = 100
-OF_ENCODER_OR_CODEBOOK = ("codebook", "codebook_decay", "revive_below", "codebook_weight", "remap")
+OF_ENCODER_OR_CODEBOOK = ("codebook", "codebook_decay", "revive_below", "codebook_weight", "remap", "normalise_latents")
 NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
 
 

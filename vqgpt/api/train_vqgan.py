@@ -213,8 +213,9 @@ def open_start(config: VQGANTrainConfig) -> CheckpointFile | None:
     """
     if config.checkpoint_vae is None:
         return None
-    own_codes, asked = "codebook_start" not in config.given, config.training.codebook_start
-    check(own_codes, "codebook_start", asked, "left out with --checkpoint-vae, whose codes are kept")
+    for name in ("codebook_start", "normalise_latents"):
+        asked = getattr(config.training, name)
+        check(name not in config.given, name, asked, "left out with --checkpoint-vae, whose codes are kept")
     file = open_vqgan(config.checkpoint_vae, config.images.dataset)
     if file.config.lookup == "logits" and config.training.train == "all":
         raise InputError(
