@@ -90,12 +90,13 @@ def test_a_server_that_falls_silent_is_asked_again(server, url, objects, whole, 
 def test_what_fails_for_good_is_one_error_and_the_same_command_continues(
     server, url, objects, whole, monkeypatch, fault, code, words
 ):
-    monkeypatch.setattr(object_store, "RETRY_SECONDS", 0.3)
-    monkeypatch.setattr(object_store, "IMPATIENT_RETRY_SECONDS", 0.3)
-    monkeypatch.setattr("vqgpt.api.tokenize.run", lambda *_: remote_child.fill(url))
     server.faults.append(fault)
     bucket = url.rpartition("/")[0]  # of the cache, and of its lock
-    assert_refused(run_here("tokenize", "--dataset", "digits", "--cache", url), code, bucket, *words)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(object_store, "RETRY_SECONDS", 0.3)
+        impatient.setattr(object_store, "IMPATIENT_RETRY_SECONDS", 0.3)
+        impatient.setattr("vqgpt.api.tokenize.run", lambda *_: remote_child.fill(url))
+        assert_refused(run_here("tokenize", "--dataset", "digits", "--cache", url), code, bucket, *words)
     if (objects / "zarr.json").exists():
         assert len(json.loads((objects / "zarr.json").read_text())["attributes"]["vqgpt"]["shards"]["train"]) == 1
     server.faults.clear()

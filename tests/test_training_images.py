@@ -262,7 +262,7 @@ class ChangesAfter:
 
 
 OPTIONS = {"ch_mult": (1, 1), "attn_resolutions": (0,), "size": 8, "channels": 32, "z_channels": 8, "n_embed": 16}
-OPTIONS |= {"num_res_blocks": 1, "embed_dim": 4, "lr": 1e-3, "limit": 95, "batch_size": 16, "n_epochs": 6}
+OPTIONS |= {"num_res_blocks": 1, "embed_dim": 4, "lr": 1e-3, "limit": 95, "batch_size": 16, "n_epochs": 10}
 OPTIONS |= {"sample_and_save_freq": 1, "dropout": 0.1, "dataset": "folder", "out": Path("plain/vqgan.pt")}
 
 

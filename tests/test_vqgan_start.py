@@ -154,7 +154,7 @@ def test_a_recipe_contradicts_as_a_flag_does_and_what_agrees_is_no_contradiction
 def test_every_option_of_the_network_is_compared():
     config = VQGANConfig.of(VQGANOptions(), 3, 32)
     other = {"channels": 96, "z_channels": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,)}
-    other |= {"double_z": True, "n_embed": 64, "embed_dim": 8, "l2_codes": True}
+    other |= {"double_z": True, "n_embed": 64, "embed_dim": 8, "l2_codes": True, "norm_groups": 32, "patch": 2}
     given = set(to_json(VQGANOptions()))
     contradictions = config.contradictions(VQGANOptions(**other), given, 32)
     assert set(contradictions) == given - {"dropout", "remap"}

@@ -118,9 +118,9 @@ def _warn_of_sick_codebook(manifest: Manifest, codebook: NDArray[np.float32], re
     """
     size = manifest.description.codebook_size
     histogram = np.sum([statistics.histogram for statistics in manifest.statistics.values()], axis=0)
-    used, rank = int((histogram > 0).sum()), codebook_rank(codebook, histogram)
     if manifest.description.origin != "encoded" or histogram.sum() < size:
         return
+    used, rank = int((histogram > 0).sum()), codebook_rank(codebook, histogram)
     if used < FEW_CODES * size:
         fault = f"only {used} of {size} codes occur in these tokens"
     elif codebook.shape[1] > 1 and 0 < rank < LOW_RANK:

@@ -241,7 +241,7 @@ def started_model(config: VQGANTrainConfig, start: CheckpointFile, size: int) ->
     architecture = start.config
     if "dropout" in config.given:
         architecture = replace(architecture, dropout=config.model.dropout)
-    if config.training.train == "all":
+    if config.training.train == "all" or architecture.size is None:
         architecture = architecture.made_for(size)
     return build_vqgan(replace(start, config=architecture), torch.device("cpu"), config.model.remap)
 

@@ -90,8 +90,9 @@ class Passes:
         decode = partial(self._decode, batch=len(images))
         decoded = list(self.compute(decode, parts, _split_like(quantized.straight_through, parts)))
         losses = {name: torch.stack([each.losses[name] for each in decoded]).sum() for name in decoded[0].losses}
-        term = codebook_term(quantized.latents, quantized.quantized, self.options.codebook)
-        losses["codebook_loss"] = self.options.codebook_weight * term
+        if self.of_encoder:
+            term = codebook_term(quantized.latents, quantized.quantized, self.options.codebook)
+            losses["codebook_loss"] = self.options.codebook_weight * term
         gradients = [each.image_gradient for each in decoded]
         return Batch(images, encoded, latents, quantized, decoded, losses, gradients)
 

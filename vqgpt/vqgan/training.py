@@ -85,7 +85,7 @@ class VQGANTraining:
         assert model.config.size is not None
         self.device, size = next(model.parameters()).device, model.config.size
         vectors_per_image = math.prod(model.config.grid(size))
-        if options.normalise_latents and model.config.can_normalise_latents:
+        if options.train == "all" and options.normalise_latents and model.config.can_normalise_latents:
             model.latent_norm = LatentNorm(model.config.embed_dim).to(self.device)
         self._start_from_latents(size)
         self.codebook: EMACodebook | None = None
