@@ -36,10 +36,11 @@ from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache
 from vqgpt.training.schedule import Schedule
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan, vqgan_content
 from vqgpt.vqgan.coding import encode_images
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.options import VQGANOptions
 
 SIZE = 32
 ENCODED_AT_ONCE = 64

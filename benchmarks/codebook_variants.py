@@ -46,9 +46,10 @@ from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.coding import reconstruct, to_uint8
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.training import VQGANTraining
 
 WORKERS = 2

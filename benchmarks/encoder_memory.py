@@ -14,8 +14,9 @@ from collections.abc import Callable
 import torch
 
 from vqgpt.runtime.process import keep_memory_pages
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.options import VQGANOptions
 
 ROUNDS = 3
 BATCH = 64

@@ -27,8 +27,9 @@ from vqgpt.data.training_images import LoadedImages, StreamedImages
 from vqgpt.progress import silent
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.training import TrainingImages, VQGANTraining
 
 SIZE = 32

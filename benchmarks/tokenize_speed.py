@@ -29,9 +29,10 @@ from vqgpt.options.definition import resolve
 from vqgpt.progress import Event, Progress, silent
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.storage.checkpoint import save_checkpoint
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import KIND, vqgan_content
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.options import VQGANOptions
 
 PHOTO = (375, 500)
 BATCH = 64

@@ -29,9 +29,10 @@ from vqgpt.runtime.device import autocast
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.training.schedule import Schedule, Step
 from vqgpt.vqgan.adversary import adaptive_weight, hinge_loss
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.coding import to_unit_range
 from vqgpt.vqgan.model import VQGAN, AttnBlock
-from vqgpt.vqgan.options import PerceptualKind, VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.options import PerceptualKind, VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import untrained_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vqgpt.tokens.arrays import code_statistics
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.codebook import Codebook, EMACodebook, kmeans, nearest_codes, random_rows, start_codebook
-from vqgpt.vqgan.options import VQGANConfig
 
 
 def codebook_of(n_embed: int, embed_dim: int, **changes) -> Codebook:

@@ -23,9 +23,9 @@ from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import METADATA, save_checkpoint
 from vqgpt.storage.stored_tensor import read_safetensors
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import KIND, load_vqgan
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig
 
 CPU = torch.device("cpu")
 PROTECTED = ("gpt.pt", "gpt.safetensors", "vqgan.pt", "vqgan.safetensors", "taming.ckpt")

@@ -11,8 +11,8 @@ from tests.peer_checkpoints import decode, encode, gumbel_names, taming_state
 from tests.test_third_party import LOSSES, assert_as_at_home, load, prefixed
 from tests.test_vqgan import tiny_model
 from vqgpt.options.codec import from_json, to_json
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import tokenizer_identities
-from vqgpt.vqgan.options import VQGANConfig
 
 IDENTITY = (
     "4c1002c9a73e25a0"  # of a VQ-GAN with attention in the middle, in caches that were made before there were others

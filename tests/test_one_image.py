@@ -9,8 +9,9 @@ from PIL import Image
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from vqgpt.tokens import TokenCache, read_manifest
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.options import VQGANOptions
 
 NETWORK = ["--channels", "32", "--z-channels", "4", "--embed-dim", "2", "--n-embed", "4", "--num-res-blocks", "1"]
 NETWORK += ["--attn-resolutions", "1", "--n-epochs", "2", "--sample-and-save-freq", "1", "--lr", "1e-3"]

@@ -12,9 +12,9 @@ from tests import peer_goldens
 from tests.conftest import assert_refused, run_here
 from tests.peer_checkpoints import gumbel_names, llamagen_names, taming_state
 from vqgpt.options.codec import from_json, to_json
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import load_vqgan, open_vqgan, tokenizer_sha256
 from vqgpt.vqgan.coding import to_unit_range
-from vqgpt.vqgan.options import VQGANConfig
 
 
 def assert_equals_golden(path, golden):

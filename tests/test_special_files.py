@@ -12,7 +12,8 @@ from vqgpt.errors import InputError
 from vqgpt.storage.files import SpecialFileError, open_regular
 from vqgpt.tokens import TokenCache, find_faults
 from vqgpt.tokens.third_party import read_llamagen
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.architecture import VQGANConfig
+from vqgpt.vqgan.options import VQGANOptions
 from vqgpt.vqgan.yaml_beside import with_yaml
 
 ROOT, SHARD, METADATA = "zarr.json", "train/codes/c/0/0/0/0", "train/codes/zarr.json"

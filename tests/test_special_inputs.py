@@ -14,7 +14,8 @@ from tests.test_special_files import PUT, put_fifo
 from tests.test_training_run import TRAININGS
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.storage.files import SpecialFileError, read_regular, write_atomically
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.architecture import VQGANConfig
+from vqgpt.vqgan.options import VQGANOptions
 from vqgpt.vqgan.yaml_beside import with_yaml
 
 pytestmark = pytest.mark.timeout(60)

@@ -9,10 +9,11 @@ from skimage.metrics import structural_similarity
 
 from vqgpt.errors import InputError, UsageError
 from vqgpt.options.definition import resolve
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.codebook import codebook_loss, codebook_term, commitment_loss, nearest_codes
 from vqgpt.vqgan.coding import psnr, ssim
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.options import VQGANOptions
 
 TINY = {"channels": 32, "z_channels": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "n_embed": 16, "embed_dim": 4}
 

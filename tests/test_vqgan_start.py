@@ -21,8 +21,9 @@ from vqgpt.options.codec import to_json
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
 from vqgpt.tokens import CacheWriter, TokenCache
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import decoder_sha256, load_vqgan, tokenizer_sha256, vqgan_sha256
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions
+from vqgpt.vqgan.options import VQGANOptions
 
 VQGAN = "runs/digits/vqgan.pt"
 SHORT = ["--limit", "64", "--batch-size", "32", "--n-epochs", "1", "--lr", "1e-3"]

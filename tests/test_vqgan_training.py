@@ -11,12 +11,13 @@ from vqgpt.errors import NonFiniteError
 from vqgpt.tokens.arrays import effective_rank
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.adversary import PatchDiscriminator, hinge_loss
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.codebook import codebook_term, to_vectors
 from vqgpt.vqgan.coding import to_unit_range
 from vqgpt.vqgan.latent_norm import LatentNorm
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import first_adversarial_step, learning_rate
-from vqgpt.vqgan.options import VQGANConfig, VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 from vqgpt.vqgan.passes import reconstruction_loss
 from vqgpt.vqgan.perceptual import VGG16_CHANNELS, VGG16_LAYERS, PerceptualLoss
 from vqgpt.vqgan.training import VQGANTraining
@@ -238,6 +239,13 @@ def test_each_weight_is_moved_by_one_optimiser_and_muons_are_the_inner_kernels()
         names[parameter] for part in ("optimizer", "muon") for parameter in moved[part]
     )
     assert list(start_training(optimizer="adam").optimizers) == ["optimizer"]
+
+
+def test_the_discriminators_rate_is_bounded():
+    training = start_training(lr=3e-3, lr_schedule="constant", **ADVERSARIAL)
+    training.take_step(next(training.schedule.steps(0)))
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in training.optimizers.items()}
+    assert rates == {"optimizer": 3e-3, "muon": 3e-3, "discriminator_optimizer": 1e-3}
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("muon", 3e-3), ("adam", 4.5e-6)])

@@ -31,10 +31,10 @@ from vqgpt.tokens.arrays import code_dtype, default_shard_rows
 from vqgpt.tokens.reader import identity_to_record
 from vqgpt.tokens.store import check_can_lie_at
 from vqgpt.vqgan import checkpoint
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import check_channels, decoder_sha256, tokenizer_identities, tokenizer_sha256
 from vqgpt.vqgan.coding import decode_in_passes, encode_images, images_per_pass
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import VQGANConfig
 
 
 def run(config: TokenizeConfig, overwrite: bool, dry_run: bool, report: Report) -> dict[str, Any]:

@@ -42,11 +42,12 @@ from vqgpt.storage.files import write_atomically
 from vqgpt.training.loop import train
 from vqgpt.training.run import Job, check_result
 from vqgpt.training.schedule import Schedule
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.checkpoint import KIND, CheckpointFile, build_vqgan, open_vqgan, read_remap, vqgan_content
 from vqgpt.vqgan.coding import images_per_pass
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import first_adversarial_step
-from vqgpt.vqgan.options import VQGANConfig, VQGANTrainingOptions
+from vqgpt.vqgan.options import VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import choose_perceptual_loss, load_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining
 

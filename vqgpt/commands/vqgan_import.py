@@ -23,7 +23,7 @@ from vqgpt.options.paths import vqgan_path
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written
 from vqgpt.storage.write_lock import check_place, sole_writer
-from vqgpt.vqgan.options import VQGANConfig
+from vqgpt.vqgan.architecture import VQGANConfig
 
 
 @dataclass(frozen=True, kw_only=True)

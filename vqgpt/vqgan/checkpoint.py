@@ -29,10 +29,10 @@ from vqgpt.storage.checkpoint import (
 )
 from vqgpt.storage.stored_tensor import check_is_file
 from vqgpt.tokens.third_party import read_npy
+from vqgpt.vqgan.architecture import Lookup, VQGANConfig
 from vqgpt.vqgan.diffusers_folder import weights_in
 from vqgpt.vqgan.layouts import check_fits, is_like_ibq
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import Lookup, VQGANConfig
 from vqgpt.vqgan.third_party import ThirdPartyVQGAN, WhichWeights, open_third_party
 from vqgpt.vqgan.yaml_beside import with_yaml
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.runtime.device import from_main, sum_over_ranks
-from vqgpt.vqgan.options import VQGANConfig
+from vqgpt.vqgan.architecture import VQGANConfig
 
 COMMITMENT_WEIGHT = 0.25
 SCORES_PER_PASS = 2**24  # distances held at once, in numbers: 64 MB

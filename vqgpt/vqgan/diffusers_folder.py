@@ -12,7 +12,7 @@ from vqgpt.errors import InputError, MissingDataError
 from vqgpt.kernels.normalisation import GROUPS
 from vqgpt.storage.files import read_regular
 from vqgpt.storage.stored_tensor import parse_json
-from vqgpt.vqgan.options import VQGANConfig
+from vqgpt.vqgan.architecture import VQGANConfig
 
 CONFIG = "config.json"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # the first that there is

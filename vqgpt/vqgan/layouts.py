@@ -15,8 +15,8 @@ from vqgpt.options.definition import THIRD_PARTIES
 from vqgpt.storage import checkpoint
 from vqgpt.storage.checkpoint import Shapes, shape_text
 from vqgpt.storage.stored_tensor import StoredTensor
+from vqgpt.vqgan.architecture import Lookup, Network, VQGANConfig
 from vqgpt.vqgan.model import VQGAN
-from vqgpt.vqgan.options import Lookup, Network, VQGANConfig
 
 LINEAR_ATTENTION = re.compile(r"(en|de)coder\..*\.to_qkv\.weight")
 MIDDLE_ATTENTION = re.compile(r"(en|de)coder\.mid\.attn_1\.")

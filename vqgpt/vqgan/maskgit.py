@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqgpt.kernels.normalisation import Norm
-from vqgpt.vqgan.options import VQGANConfig
+from vqgpt.vqgan.architecture import VQGANConfig
 
 
 class ResnetBlock(nn.Module):

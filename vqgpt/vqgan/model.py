@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from vqgpt.kernels.normalisation import Norm
 from vqgpt.vqgan import maskgit
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.codebook import Codebook
 from vqgpt.vqgan.latent_norm import LatentNorm
-from vqgpt.vqgan.options import VQGANConfig
 
 MOST_POSITIONS = 1024  # of which an image's attention weights are kept in training
 

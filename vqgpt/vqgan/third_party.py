@@ -17,9 +17,9 @@ from vqgpt.errors import InputError
 from vqgpt.options.codec import one_line
 from vqgpt.storage.checkpoint import read_tensor
 from vqgpt.storage.stored_tensor import StoredTensor, check_stored
+from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.diffusers_folder import check_agrees, read_description
 from vqgpt.vqgan.layouts import DIFFUSERS, in_our_names, infer_config
-from vqgpt.vqgan.options import VQGANConfig
 
 FIRST_WEIGHT = "encoder.conv_in.weight"  # every VQ-GAN has it; what stands before it is the prefix of all
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")

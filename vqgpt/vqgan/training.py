@@ -38,7 +38,7 @@ from vqgpt.vqgan.coding import figures_of, images_per_pass, likeness, reconstruc
 from vqgpt.vqgan.latent_norm import LatentNorm, fold_latent_norm
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import adam, first_adversarial_step, learning_rate, new_optimizers
-from vqgpt.vqgan.options import VQGANTrainingOptions
+from vqgpt.vqgan.options import LARGEST_RATE_OF_DISCRIMINATOR, VQGANTrainingOptions
 from vqgpt.vqgan.passes import Passes
 from vqgpt.vqgan.perceptual import PerceptualLoss
 
@@ -185,8 +185,9 @@ class VQGANTraining:
         for name, optimizer in self.optimizers.items():
             if name == "discriminator_optimizer" and not adversarial:
                 continue
+            largest = LARGEST_RATE_OF_DISCRIMINATOR if name == "discriminator_optimizer" else math.inf
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step.index, self.schedule, self.options)
+                group["lr"] = min(learning_rate(step.index, self.schedule, self.options), largest)
             with one_thread():
                 optimizer.step()
 

@@ -13,7 +13,7 @@ import yaml
 
 from vqgpt.errors import InputError, MissingDataError, UsageError
 from vqgpt.storage.files import read_regular
-from vqgpt.vqgan.options import Lookup, VQGANConfig, attention_levels
+from vqgpt.vqgan.architecture import Lookup, VQGANConfig, attention_levels
 
 LARGEST_YAML = 2**20  # bytes
 
