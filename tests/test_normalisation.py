@@ -60,10 +60,11 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 
 def test_channels_that_the_c_code_does_not_take_are_computed_by_torch():
+    torch.manual_seed(0)
     norm, x = new_norm(12, silu=True, groups=4), torch.randn(2, 12, 5, 5, requires_grad=True)
     y = norm(x)
     assert not type(y.grad_fn).__name__.startswith("_Normalised")
-    torch.testing.assert_close(y.double(), defined(norm, x.double())[0])
+    torch.testing.assert_close(y.double(), defined(norm, x.double())[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("compiler", ["with a compiler", "without"])

@@ -186,13 +186,16 @@ def test_normalised_latents_are_those_of_batch_normalisation_and_so_is_their_gra
     torch.testing.assert_close(norm(latents), results[0], rtol=0, atol=1e-5)
 
 
-def test_latents_are_normalised_over_the_whole_batch_whatever_the_number_of_threads(monkeypatch):
-    gradients = []
-    for threads in (1, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        training = start_training()
-        training.take_step(next(training.schedule.steps(0)))
-        gradients.append([parameter.grad for parameter in training.parameters])
+def test_latents_are_normalised_over_the_whole_batch_whatever_the_number_of_threads():
+    gradients, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            training = start_training()
+            training.take_step(next(training.schedule.steps(0)))
+            gradients.append([parameter.grad for parameter in training.parameters])
+    finally:
+        torch.set_num_threads(before)
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 

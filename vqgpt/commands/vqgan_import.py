@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vqgpt.data.table import find_dataset
 from vqgpt.errors import InputError, UsageError
@@ -23,7 +23,9 @@ from vqgpt.options.paths import vqgan_path
 from vqgpt.progress import Report
 from vqgpt.storage.files import check_can_be_written
 from vqgpt.storage.write_lock import check_place, sole_writer
-from vqgpt.vqgan.architecture import VQGANConfig
+
+if TYPE_CHECKING:
+    from vqgpt.vqgan.architecture import VQGANConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ def run(config: ImportConfig, flags: Flags, report: Report) -> Mapping[str, Any]
     }
 
 
-def _made_for(config: VQGANConfig, size: int) -> VQGANConfig:
+def _made_for(config: "VQGANConfig", size: int) -> "VQGANConfig":
     """The architecture, known to have been trained at `size`: what its attention levels are in pixels then."""
     if config.size not in (None, size):
         raise InputError(f"--size {size} contradicts the YAML, which says {config.size}", "leave --size out")
