@@ -97,7 +97,9 @@ class Passes:
         return Batch(images, encoded, latents, quantized, decoded, losses, gradients)
 
     def _encode(self, images: Tensor) -> Tensor:
-        with autocast(images.device, self.precision), self.convolutions:
+        """Latents of some images of a batch; without a graph where the encoder is frozen."""
+        trains = torch.set_grad_enabled(bool(self.of_encoder))
+        with trains, autocast(images.device, self.precision), self.convolutions:
             return self.model.encoder_latents(images)
 
     def _decode(self, images: Tensor, latents: Tensor, batch: int) -> _Part:

@@ -27,13 +27,7 @@ from vqgpt.tokens.arrays import effective_rank, statistics_of_counts
 from vqgpt.training.schedule import Schedule, Step, check_finite
 from vqgpt.training.weights import check_alike, check_optimizer, load_whole_optimizer, move_average
 from vqgpt.vqgan.adversary import PatchDiscriminator
-from vqgpt.vqgan.codebook import (
-    EMACodebook,
-    covariance_of,
-    moments_of,
-    start_codebook,
-    to_vectors,
-)
+from vqgpt.vqgan.codebook import EMACodebook, covariance_of, moments_of, start_codebook, to_vectors
 from vqgpt.vqgan.coding import figures_of, images_per_pass, likeness, reconstruct, to_unit_range
 from vqgpt.vqgan.latent_norm import LatentNorm, fold_latent_norm
 from vqgpt.vqgan.model import VQGAN
@@ -87,7 +81,8 @@ class VQGANTraining:
         vectors_per_image = math.prod(model.config.grid(size))
         if options.train == "all" and options.normalise_latents and model.config.can_normalise_latents:
             model.latent_norm = LatentNorm(model.config.embed_dim).to(self.device)
-        self._start_from_latents(size)
+        if model.latent_norm or options.start_of_codebook != "uniform":
+            self._start_from_latents(size)
         self.codebook: EMACodebook | None = None
         if options.train == "decoder":
             for part in (model.encoder, model.quant_conv, model.quantize):
