@@ -24,6 +24,7 @@ from vqgpt.options.definition import (
     SHOW,
     SIZE,
     SPLIT_OF_ROWS,
+    THIRD_PARTIES,
     TRAINING,
     LoggingOptions,
     RunOptions,
@@ -53,8 +54,7 @@ class VQGANTrainConfig:
     size: int | None = SIZE
     checkpoint_vae: Path | None = option(
         None,
-        "VQ-GAN to start from, ours or of taming-transformers, latent-diffusion, LlamaGen or GenerativeZoo: weights, "
-        "codebook and architecture are its own.",
+        f"VQ-GAN to start from, ours or of {THIRD_PARTIES}: weights, codebook and architecture are its own.",
         group=DATA,
     )
     limit: int | None = option(

@@ -27,7 +27,7 @@ from vqgpt.storage.checkpoint import (
     tensors_sha256,
     weights_sha256,
 )
-from vqgpt.storage.stored_tensor import check_is_file
+from vqgpt.storage.stored_tensor import StoredTensor, check_is_file
 from vqgpt.tokens.third_party import read_npy
 from vqgpt.vqgan.architecture import Lookup, VQGANConfig
 from vqgpt.vqgan.diffusers_folder import weights_in
@@ -58,6 +58,11 @@ class CheckpointFile:
     lookup_is_known: bool = True
 
     __repr__ = one_line
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """The weights by the names of our network, not yet read."""
+        return self.third_party.tensors if self.third_party else self.content["model"]
 
 
 def vqgan_content(
@@ -164,8 +169,7 @@ def build_vqgan(file: CheckpointFile, device: torch.device, remap: Path | None =
 def read_codebook(file: CheckpointFile) -> NDArray[np.float32]:
     """The codebook of a file alone, (K, D). Raises InputError if it is damaged."""
     name = "quantize.embedding.weight"
-    tensors = file.third_party.tensors if file.third_party else file.content["model"]
-    return read_tensor(tensors[name], name, file.path).float().numpy()
+    return read_tensor(file.tensors[name], name, file.path).float().numpy()
 
 
 def load_vqgan(path: Path, dataset: str, device: torch.device, remap: Path | None = None) -> VQGAN:
@@ -220,13 +224,12 @@ def tokenizer_identities(model: VQGAN) -> tuple[str, str]:
 
 def describe_file(file: CheckpointFile) -> dict[str, Any]:
     """Family, architecture and size of a VQ-GAN, as a user reads them."""
-    tensors = file.third_party.tensors if file.third_party else file.content["model"]
     return {
         "family": file.family,
         **{name: value for name, value in asdict(file.config).items() if value is not None},
         **({} if file.lookup_is_known else {"lookup": "dot (IBQ) or nearest: the file does not say"}),
         "downsampling": file.config.downsampling,
         "codebook_size": file.config.codebook_size,
-        "parameters": sum(math.prod(stored.shape) for stored in tensors.values()),
+        "parameters": sum(math.prod(stored.shape) for stored in file.tensors.values()),
         **({"other_tensors_in_the_file": file.third_party.extra} if file.third_party else {}),
     }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vqgpt.errors import InputError, MissingDataError
-from vqgpt.kernels.normalisation import GROUPS
 from vqgpt.storage.files import read_regular
 from vqgpt.storage.stored_tensor import parse_json
 from vqgpt.vqgan.architecture import VQGANConfig
@@ -20,7 +19,7 @@ PLACES = (".", "vqvae", "movq")  # of a VQModel in its own folder, in a pipeline
 LARGEST_CONFIG = 2**20  # bytes
 COMPUTABLE: dict[str, tuple[Any, ...]] = {  # of what the weights do not tell; diffusers' default is the first
     "norm_type": ("group",),  # not "spatial", with which the decoder of MoVQ normalises by the codes
-    "norm_num_groups": (GROUPS,),
+    "norm_num_groups": (VQGANConfig.norm_groups,),
     "act_fn": ("silu", "swish"),
 }
 REMEDY = f"get the folder again, with the {CONFIG} of these weights"
