@@ -177,7 +177,7 @@ def file_images(path: Path, split: str | None, size: int | None, workers: int, r
         image = images.image(row)
         found = prepare(image, preprocessing)[0] if preprocessing else _to_array(image, channels)
         if found.shape != shape:
-            raise InputError(f"{_path_of(images, row)} has changed since it was checked", "run the command again")
+            raise InputError(f"{images.name_of(row)} has changed since it was checked", "run the command again")
         return found
 
     def read(batches: BatchesOfRows) -> Iterator[NDArray[np.uint8]]:
@@ -260,8 +260,8 @@ def _inspect_all(
             first_size = size if row == 0 else first_size
             if one_size and size != first_size:
                 raise InputError(
-                    f"images have different sizes: {_path_of(images, 0)} {first_size[0]} x {first_size[1]} pixels, "
-                    f"{_path_of(images, row)} {size[0]} x {size[1]}",
+                    f"images have different sizes: {images.name_of(0)} {first_size[0]} x {first_size[1]} pixels, "
+                    f"{images.name_of(row)} {size[0]} x {size[1]}",
                     "--size N prepares all at one size",
                 )
             content.update(sha256)
@@ -290,11 +290,6 @@ def _to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     """A grey or RGB image -> (C, H, W). Three equal channels give the same level of grey."""
     pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _path_of(images: ImageSplit, row: int) -> str:
-    assert isinstance(images.source, FileImages)
-    return str(images.source.tree.path / images.source.names[int(images.source_index[row])])
 
 
 def _flat(batches: BatchesOfRows) -> Iterator[int]:

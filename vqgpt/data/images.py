@@ -3,9 +3,8 @@
     ImageSplit  --prepared_batches-->  (n, V, C, size, size) uint8, one after the other, as the VQ-GAN is fed
                 --load_tensor-->       (N, C, size, size) uint8, all at once
 
-One pass over image files, before they are encoded, finds their content's digest and which are broken, and not after
-hours of encoding. Pillow decodes and resizes outside Python's lock, so threads are enough. Must not import torch before
-`load_tensor` runs.
+Pillow decodes and resizes outside Python's lock, so threads are enough. Must not import torch before `load_tensor`
+runs.
 """
 
 import hashlib
@@ -17,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,9 +25,9 @@ from PIL import Image
 from vqgpt.data.decoding import BrokenImageError, decode, no_decoder_warnings
 from vqgpt.data.file_trees import FileTree
 from vqgpt.data.options import VIEWS, ZOOM_OF_CROPS, Preprocessing
-from vqgpt.errors import InputError, ResourceError, printable
+from vqgpt.errors import InputError, ResourceError
 from vqgpt.options.codec import one_line
-from vqgpt.progress import Notice, Progress, Report
+from vqgpt.progress import Progress, Report
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-MOST_BROKEN = 0.01  # share of the images that may be left out
 FILES_AHEAD_PER_WORKER = 8
 IMAGES_PER_TASK = 16
 BATCH_OF_LOADING = 1024
@@ -190,63 +187,6 @@ def held_out_rows(labels: NDArray[np.integer[Any]], share: float) -> NDArray[np.
             "give more images, or another --val-split",
         )
     return held_out
-
-
-def check_images(dataset: ImageDataset, skip_broken: bool, workers: int, report: Report) -> ImageDataset:
-    """The dataset with its content in its digest, and 1 channel if no image has colors.
-
-    Every image is decoded. Raises InputError that names the first broken one or, with `skip_broken`, if more than 1 %
-    are; else they are left out and reported. Raises OSError for one that may not be read: that is no fault of it.
-    """
-    total = sum(len(split) for split in dataset.splits.values())
-    content = hashlib.sha256(dataset.sha256.encode())
-    splits, skipped, grey, done = {}, [], True, 0
-    for name, split in dataset.splits.items():
-        assert isinstance(split.source, FileImages)
-        usable = []
-        for row, (sha256, is_grey, fault) in enumerate(_inspections(split.source, workers)):
-            done += 1
-            content.update(sha256)
-            grey = grey and is_grey
-            if not fault:
-                usable.append(row)
-            elif skip_broken:
-                skipped.append((printable(split.source.names[row]), fault))
-            else:
-                raise split.source.broken(row, fault)
-            report(Progress(task="check images", done=done, total=total, unit="images"))
-        splits[name] = split.subset(usable)
-    _report_broken(skipped, total, report)
-    names = tuple(name for name, _ in skipped)
-    channels = 1 if grey else dataset.channels
-    return replace(dataset, splits=splits, sha256=content.hexdigest(), skipped=names, channels=channels)
-
-
-def _inspections(source: FileImages, workers: int) -> Iterator[tuple[bytes, bool, str]]:
-    ahead = FILES_AHEAD_PER_WORKER * workers
-    with no_decoder_warnings():
-        yield from ordered_map(partial(_inspect, source), range(len(source)), workers, ahead)
-
-
-def _inspect(source: FileImages, index: int) -> tuple[bytes, bool, str]:
-    """A file's SHA-256 digest, False if it has colors, and what is wrong with it: "" if it can be used."""
-    sha256 = b""
-    try:
-        data = source.tree.read(source.names[index])
-        sha256 = hashlib.sha256(data).digest()
-        return sha256, decode(data, source.background).mode == "L", ""
-    except BrokenImageError as error:
-        return sha256, True, str(error)
-
-
-def _report_broken(skipped: list[tuple[str, str]], total: int, report: Report) -> None:
-    if not skipped:
-        return
-    some = ", ".join(f"{name} ({fault})" for name, fault in skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-    number = f"{len(skipped):,} of {total:,} images {'is' if len(skipped) == 1 else 'are'} broken"
-    if len(skipped) > MOST_BROKEN * total:
-        raise InputError(f"{number}, more than 1 %: {some}", "replace or remove them")
-    report(Notice(text=f"{number} and left out: {some}"))
 
 
 def ordered_map(

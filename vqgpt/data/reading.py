@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqgpt.data.checking import check_images
 from vqgpt.data.downloads import ensure_files, existing_files, remedy
 from vqgpt.data.folder import read_folder
-from vqgpt.data.images import ArrayImages, FileImages, ImageDataset, ImageSplit, check_images, digest, hold_out
+from vqgpt.data.images import ArrayImages, FileImages, ImageDataset, ImageSplit, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.table import FILES, Dataset, RemoteFile, held_out_or_none, nearest_stored_size
