@@ -84,16 +84,12 @@ def _run(
     start = open_start(config)
     size = image_size(config.size, start.config, dataset, report) if start else config.size or dataset.default_size
     images = read_images(config, dataset, size, report) if dataset.reader == "folder" else None
-    if start:
-        preprocessing = preprocessing_for(config.images, dataset, start.config, start.path, size)
-        model = started_model(config, start, size)
-    else:
-        channels = config.images.preprocessing.image_channels or (images or dataset).channels
-        preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
-        model = new_model(config, channels, size)
+    model, preprocessing = model_and_preprocessing(config, start, dataset, (images or dataset).channels, size)
     result = check_result(config.result, overwrite)
     if start:
         check_not_the_start(result, start.path)
+    else:
+        report_missed_attention(config.model.attn_resolutions, model.config, size, report)
     kind, told = of_main(choose_perceptual_loss(config.training, size))
     used = kind or "off"
     plan = {
@@ -104,10 +100,6 @@ def _run(
     }
     if told:
         report(Notice(text=told))
-    attended = {model.config.resolution(size, level) for level in model.config.attn_levels}
-    missed = sorted(set(config.model.attn_resolutions) - {0} - attended)
-    if missed and not start:
-        report(Notice(text=f"no attention at {missed}: no level of the network has that resolution"))
     if dry_run:
         return plan
     with main_first():  # which downloads what is missing
@@ -160,6 +152,28 @@ def _run(
     )
     with closing(train_images):
         return {**plan, **train(job), "picture": panel}
+
+
+def model_and_preprocessing(
+    config: VQGANTrainConfig, start: CheckpointFile | None, dataset: Dataset, channels: int, size: int
+) -> tuple[VQGAN, Preprocessing]:
+    """The network to train, and how it wants images of `channels` to be prepared.
+
+    Raises what `started_model` and `new_model` raise.
+    """
+    if start:
+        preprocessing = preprocessing_for(config.images, dataset, start.config, start.path, size)
+        return started_model(config, start, size), preprocessing
+    channels = config.images.preprocessing.image_channels or channels
+    preprocessing = Preprocessing(size=size, channels=channels, options=config.images.preprocessing)
+    return new_model(config, channels, size), preprocessing
+
+
+def report_missed_attention(resolutions: tuple[int, ...], network: VQGANConfig, size: int, report: Report) -> None:
+    """A notice if attention was asked for at a resolution that no level has."""
+    attended = {network.resolution(size, level) for level in network.attn_levels}
+    if missed := sorted(set(resolutions) - {0} - attended):
+        report(Notice(text=f"no attention at {missed}: no level of the network has that resolution"))
 
 
 def open_images(
