@@ -3,8 +3,8 @@
     python benchmarks/codebook_variants.py --mnist DIR --cifar10 TRAIN.zip TEST.zip --emoji EMOJI.zip [--seconds 60]
 
 DIR is a data root with the MNIST files; the zips hold class folders of images. Each variant differs from the first one,
-today's defaults on the small network of the recipes, in what its row says. Without `--seconds`, all train for the same
-steps on the same batches; with it, steps of each are timed first, and it takes as many as fit. By one thread.
+today's defaults on a network of width 32 without patches, in what its row says. Without `--seconds`, all train for the
+same steps on the same batches; with it, steps of each are timed first, and it takes as many as fit. By one thread.
 
 Figures are over held-out images: PSNR; FD-lite0 of reconstructions (rFD) and of decoded perturbed codes (pFD); the
 rank of the latents in the last epoch and of the codes in use. Then a small GPT learns the codes, the same steps for
@@ -287,7 +287,7 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path)
     parser.add_argument("--seconds", type=float, help="CPU seconds for each training, in place of equal steps")
     parser.add_argument("--epochs", type=int, help="in place of 2, 2 and 6")
-    parser.add_argument("--images", type=int, help="training images, in place of 6,000 and of all emoji")
+    parser.add_argument("--images", type=int, help="fewer training images than 6,000, or than all emoji")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=Path("codebook_variants.jsonl"))

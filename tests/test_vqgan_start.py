@@ -327,6 +327,12 @@ def test_caches_and_gpts_that_recorded_the_whole_vqgan_stay_of_use(pipeline):
     assert_refused(run_here("render", "cache/digits.zarr", *other), 3, "another VQ-GAN")
 
 
+def test_latents_of_codes_that_are_directions_have_no_scale_to_normalise(here):
+    command = ["vqgan", "train", "--dataset", "digits", "--l2-codes", "--dry-run", "-q"]
+    assert run_here(*command, "--no-normalise-latents").code == run_here(*command).code == 0
+    assert_refused(run_here(*command, "--normalise-latents"), 2, "normalise_latents", "--l2-codes")
+
+
 def test_what_was_given_is_known_and_not_written():
     config = resolve(VQGANTrainConfig, {"channels": 64, "dataset": "digits", "seed": None})
     assert config.given == {"channels", "dataset"}

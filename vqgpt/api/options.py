@@ -84,6 +84,8 @@ class VQGANTrainConfig:
         check_positive(self, "size", "limit")
         check(self.run.precision != "fp16", "precision", "fp16", "auto, fp32 or bf16 for a VQ-GAN")
         parse_augment(self.augment)
+        asked = "normalise_latents" in self.given and self.training.normalise_latents
+        check(not (asked and self.model.l2_codes), "normalise_latents", True, "left out with --l2-codes")
         decoder, values = self.training.train == "decoder", flat_values(self)
         if decoder and self.checkpoint_vae is None:
             raise UsageError("--train decoder needs a VQ-GAN that has one", "name it with --checkpoint-vae")
