@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import TINY_GPT, run_here
+from tests.test_run import RECIPE
 from vqgpt.cli.app import COMMANDS
 from vqgpt.cli.running import next_line
 
@@ -53,3 +54,10 @@ def test_a_training_with_the_default_rate_names_a_recipe(pipeline):
     assert "is better" not in run_here(*train).err  # there is no recipe of that name
     vqgan = run_here("vqgan", "train", "--dataset", "mnist", "--dry-run")
     assert "--recipe mnist is better" in vqgan.err
+
+
+def test_a_network_that_a_recipe_chose_gets_no_advice_though_it_leaves_the_rate_alone(here):
+    Path("r.toml").write_text(RECIPE.replace("lr = 1e-3\n", "", 1))
+    outcome = run_here("run", "--recipe", "r.toml", "--until", "vqgan-train")
+    assert outcome.code == 0, outcome.err
+    assert "is better" not in outcome.err
