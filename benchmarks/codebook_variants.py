@@ -40,7 +40,7 @@ from vqgpt.evaluation.tokenizer import nearest_codes_of, perturbed_codes
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining, held_out_figures
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
@@ -231,7 +231,7 @@ def learn_codes(train: Tensor, held_out: Tensor, model: VQGAN, seed: int) -> tup
     options = GPTOptions(condition="none", **GPT_NETWORK)
     config = GPTConfig(options=options, codebook_size=model.config.codebook_size, grid=grid, num_classes=0)
     seen, unseen = (
-        Sequences.from_grids(codes[:, None].to(torch.uint8), torch.full((len(codes),), -1), config)
+        TokenGrids.of(codes[:, None].to(torch.uint8), torch.full((len(codes),), -1), config)
         for codes in (train, held_out)
     )
     schedule = Schedule(seed=seed, num_rows=len(train), batch_size=GPT_BATCH, n_epochs=GPT_STEPS, max_steps=GPT_STEPS)

@@ -141,7 +141,7 @@ def results() -> dict[str, list[Tensor]]:
         library = decoding.decoding_library(16, 2)
         with torch.no_grad():
             if library is None:
-                made[f"decoding, {arch}"] = [model(tokens)]
+                made[f"decoding, {arch}"] = [model(tokens, model.cells)]
             else:
                 decoder = CompiledWeights(model, library).new_decoder(3)
                 steps = [decoder.step(tokens[:, position], position).clone() for position in range(12)]

@@ -65,7 +65,7 @@ def test_transformers_computes_the_same_logits(here, transformers, bias, conditi
     labels = torch.tensor([-1, -1]) if condition == "none" else torch.tensor([-1, 1])
     tokens = torch.cat([model.start(labels)[0], torch.randint(16, (2, 11))], dim=1)
     with torch.no_grad():
-        expected, found = model(tokens), theirs(tokens).logits
+        expected, found = model(tokens, model.cells), theirs(tokens).logits
     torch.testing.assert_close(found[..., :16], expected, atol=1e-5, rtol=1e-5)
     assert found.shape[-1] == model.config.vocabulary_size
 
@@ -87,7 +87,7 @@ def test_transformers_generates_whole_grids_of_codes(here, transformers):
     greedy = theirs.generate(start[:1], do_sample=False)[0, 1:]
     token, position = start[:1], []
     for _ in range(12):
-        position.append(int(model(token)[0, -1].argmax()))
+        position.append(int(model(token, model.cells)[0, -1].argmax()))
         token = torch.cat([token, torch.tensor([[position[-1]]])], dim=1)
     assert greedy.tolist() == position
 

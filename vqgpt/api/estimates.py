@@ -23,7 +23,7 @@ from vqgpt.data.training_images import LoadedImages
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
 from vqgpt.runtime.device import resolve_precision, select_device
@@ -139,7 +139,7 @@ def _gpt_step_seconds(model: GPT, config: TrainConfig) -> float:
     labels = torch.zeros(count, shape.num_classes, dtype=torch.uint8)
     if shape.options.condition != "bits":
         labels = torch.zeros(count, dtype=torch.int64)
-    rows = Sequences.from_grids(codes, labels.to(device), shape)
+    rows = TokenGrids.of(codes, labels.to(device), shape)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     options = replace(config.training, compile="off", shard=False, grad_accum=1, warmup=0, max_steps=None)
     precision = resolve_precision(config.run.precision, device)

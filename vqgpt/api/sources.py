@@ -15,7 +15,8 @@ from vqgpt.api.options import SampleConfig, SourceOptions, TokenizeConfig
 from vqgpt.data.options import parse_views
 from vqgpt.errors import InputError, MissingDataError, UsageError, composed
 from vqgpt.gpt.labels import Prompts, number_word
-from vqgpt.gpt.options import GPTConfig, SamplingOptions
+from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
+from vqgpt.gpt.order import Order
 from vqgpt.options.definition import resolve
 from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, CachePath, CacheURL, cache_path, gpt_path
 from vqgpt.progress import Notice, Report
@@ -206,6 +207,15 @@ def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[s
         raise InputError(
             f"vqgpt cannot have made {cache} with the settings that it records: {error}", "make it again"
         ) from None
+
+
+def check_order(order: Order | None, options: GPTOptions, checkpoint: Path, flag: str) -> None:
+    """Raise UsageError if a GPT that reads grids in one order is to read or draw them in another."""
+    if order not in (None, options.order) and not options.any_order:
+        raise UsageError(
+            f"{checkpoint} was trained on one order ({options.order}) and knows no other",
+            f"leave {flag} out, or train a GPT with --order random",
+        )
 
 
 def recorded_prompts(description: Description) -> Prompts | None:

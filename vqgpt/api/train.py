@@ -23,7 +23,7 @@ from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
-from vqgpt.gpt.sequences import Sequences, StreamedSequences, TrainingRows
+from vqgpt.gpt.token_grids import StreamedGrids, TokenGrids, TrainingRows
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.codec import differences, num_parameters, one_line, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
@@ -74,7 +74,7 @@ class GPTJob(Job):
         figures, weights = training.validate(), training.result_weights()
         if rank() > 0:
             return figures
-        shown = GPT(training.model.config).to(training.device)
+        shown = GPT(training.result_config).to(training.device)
         shown.load_state_dict(weights)
         labels = training.held_out.labels[:SHOWN_SAMPLES].cpu()
         precision = "fp32" if training.precision == "fp16" else training.precision  # fp16 needs its scaler
@@ -92,7 +92,7 @@ class GPTJob(Job):
 
     def content(self, figures: dict[str, float]) -> dict[str, Any]:
         """A GPT checkpoint, with the description and the codebook of the cache."""
-        architecture, weights = self.training.model.config, self.training.result_weights()
+        architecture, weights = self.training.result_config, self.training.result_weights()
         of_cache = to_json(self.cache.description), self.cache.digest, self.codebook
         return gpt_content(architecture, weights, *of_cache, self.configuration, figures, self.labels_seen)
 
@@ -122,7 +122,10 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     architecture = gpt_config(config, cache)
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
-    model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
+    in_training = architecture
+    if options.begins_in_any_order:
+        in_training = replace(architecture, options=replace(architecture.options, order="random"))
+    model = GPT(in_training) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, in_training)
     plan = {
         "parameters": num_parameters(model),
         "tokens_per_image": architecture.block_size,
@@ -156,7 +159,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         stream=stream,
     )
     job = GPTJob(
-        training=GPTTraining(model.to(device), train_rows, held_out, options, schedule, precision),
+        training=GPTTraining(model.to(device), train_rows, held_out, options, schedule, precision, architecture),
         result=result,
         pictures=[result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy")],
         identity=identity,
@@ -208,6 +211,16 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
         raise UsageError(
             f"--block-size {config.block_size} contradicts {cache.path}: {height} x {width} = {height * width} tokens",
             "leave the flag out",
+        )
+    if config.model.any_order and config.training.begins_in_any_order:
+        raise UsageError(
+            "--order random reads images in random orders to the end: there is no other order to come to",
+            "leave --random-until and --anneal-until out, or give the --order to end with",
+        )
+    if config.training.begins_in_any_order and config.model.architecture.positions == "rotary":
+        raise UsageError(
+            f"--arch {config.model.arch} cannot begin in random orders: it has no table of positions for one order",
+            "use --arch gpt2, or --order random to the end",
         )
     condition = config.model.condition
     if condition not in ("none", description.label_kind):
@@ -265,15 +278,13 @@ def training_rows(
         buffer_rows=config.training.shuffle_buffer,
     )
     views = len(cache.description.views)
-    return StreamedSequences(order, config.training.n_epochs, load, views, device), order
+    return StreamedGrids(order, config.training.n_epochs, load, views, device), order
 
 
 def load_sequences(
     cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device, shards: Sequence[int] | None = None
-) -> Sequences:
+) -> TokenGrids:
     """A split, or some of its shards, on the device. Raises InputError if it is damaged."""
     tokens = cache.read_split(split, shards)
     codes = tokens.codes if tokens.codes.itemsize == 1 else tokens.codes.view(np.int16)
-    return Sequences.from_grids(
-        torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
-    )
+    return TokenGrids.of(torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture)

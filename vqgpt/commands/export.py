@@ -101,6 +101,11 @@ def _to_transformers(config: ModelExportConfig, flags: Flags) -> dict[str, Any]:
             f"{path} has the architecture {options.arch}, which no model of transformers has",
             "export it with --to safetensors, or train one with --arch gpt2",
         )
+    if options.any_order:
+        raise UsageError(
+            f"{path} reads grids in any order, by the cells of its tokens: transformers takes tokens alone",
+            "export it with --to safetensors, or train one with a fixed --order",
+        )
     if options.condition == "bits":
         raise UsageError(
             f"{path} is conditioned on bits, whose embeddings are added to the start token: transformers takes a token",
@@ -123,7 +128,6 @@ def transformers_files(model: "GPT", content: Mapping[str, Any]) -> dict[str, by
     """
     import safetensors.torch
 
-    from vqgpt.gpt.order import scan_order
     from vqgpt.storage.checkpoint import weights_sha256
 
     config, description = model.config, content["cache_description"]
@@ -131,7 +135,7 @@ def transformers_files(model: "GPT", content: Mapping[str, Any]) -> dict[str, by
         "codebook_size": config.codebook_size,
         "grid": config.grid,
         "order": config.options.order,
-        "scan": scan_order(config.options.order, config.grid).tolist(),
+        "scan": model.cells.tolist(),
         "bos": config.bos,
         "class_names": description["class_names"][: config.num_classes],
         "dataset": description["dataset"],

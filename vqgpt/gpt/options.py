@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vqgpt.gpt.architecture import ARCH_HELP, ARCHITECTURES, Arch, Architecture, head_multiple
-from vqgpt.gpt.order import ORDER_HELP, Order
+from vqgpt.gpt.order import ORDER_HELP, FixedOrder, Order
 from vqgpt.options.definition import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING, check, option
 
 MODEL = "GPT"
@@ -48,6 +48,16 @@ class GPTOptions:
     def architecture(self) -> Architecture:
         """What the blocks are made of."""
         return ARCHITECTURES[self.arch]
+
+    @property
+    def any_order(self) -> bool:
+        """Whether the network takes the cells of its tokens in any order."""
+        return self.order == "random"
+
+    @property
+    def own_order(self) -> FixedOrder:
+        """In which it reads and draws where nothing else is asked for."""
+        return "raster" if self.order == "random" else self.order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +122,18 @@ class GPTTrainingOptions:
         1, "Passes in which a step's batch is computed: more need less memory, and give the same.", group=TRAINING
     )
     ema: float = EMA
+    random_until: float = option(
+        0.0,
+        "Share of the training in which every image is read in a random order, another one for each: RAR. --order is "
+        "the one that is left in the end.",
+        group=TRAINING,
+    )
+    anneal_until: float | None = option(
+        None,
+        "Share of the training after which no image is read in a random order any more; from --random-until on, fewer "
+        "and fewer are (default: halfway from there to the end).",
+        group=TRAINING,
+    )
     token_dropout: float = option(0.0, "Share of the tokens hidden from those that follow them.", group=TRAINING)
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
@@ -155,6 +177,26 @@ class GPTTrainingOptions:
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+        check(0 <= self.random_until <= 1, "random_until", self.random_until, "in [0, 1]")
+        late_enough = f"between {self.random_until:g} (--random-until) and 1"
+        fits = self.anneal_until is None or self.random_until <= self.anneal_until <= 1
+        check(fits, "anneal_until", self.anneal_until, late_enough)
+
+    @property
+    def begins_in_any_order(self) -> bool:
+        """Whether images are read in random orders first, and in a fixed one in the end."""
+        return self.random_until > 0 or bool(self.anneal_until)
+
+    def random_share(self, progress: float) -> float:
+        """Of the images that are read in a random order, at some progress of the training in [0, 1).
+
+        All of them, then linearly fewer: the annealing of RAR (Yu et al. 2024, arXiv:2411.00776).
+        """
+        start = self.random_until
+        if progress < start:
+            return 1.0
+        end = (1 + start) / 2 if start and self.anneal_until is None else self.anneal_until or 0.0
+        return (end - progress) / (end - start) if progress < end else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +219,12 @@ class SamplingOptions:
     )
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = option(
         "constant", "How guidance grows over the tokens of an image, from none to its scale.", group=SAMPLING
+    )
+    draw_order: Order | None = option(
+        None,
+        "The order in which codes are drawn, with a GPT that was trained with --order random; 'random' is another one "
+        "for each image. Known codes come first (default: raster).",
+        group=SAMPLING,
     )
     cfg_power: float = option(1.0, "Power of the power-cosine schedule: above 1, guidance comes later.", group=SAMPLING)
 

@@ -2,7 +2,7 @@
 
     codes (N, V, h, w) uint8 or int16, on the device -> a trained model in place, and its held-out loss
 
-A batch is one gather on the device.
+A batch is a gather of grids on the device, and one of their codes in the order in which they are read.
 """
 
 import copy
@@ -18,10 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vqgpt.gpt.model import GPT
+from vqgpt.gpt.model import GPT, with_one_order
 from vqgpt.gpt.optimizer import Optimizer
-from vqgpt.gpt.options import GPTTrainingOptions
-from vqgpt.gpt.sequences import Sequences, TrainingRows
+from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
+from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.token_grids import TokenGrids, TrainingRows
 from vqgpt.kernels.attention import Masks
 from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import (
@@ -33,6 +34,7 @@ from vqgpt.runtime.device import (
     local_share,
     new_workers,
     one_thread,
+    rank,
     sum_gradients,
     sum_over_ranks,
 )
@@ -58,43 +60,59 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 class Draws:
     """What chance decides about a step's batch, whoever computes it: a pure function of (seed, step).
 
-    The view of each image (B,), which images have no label (B,) bool, and which tokens are hidden (B, T) bool.
+    The view of each image (B,), which images have no label (B,) bool, which tokens are hidden (B, T) bool, and the
+    order in which each is read (B, T), where not all are in one.
     """
 
     views: Tensor
     unconditional: Tensor
     hidden: Tensor | None
+    cells: Tensor | None
 
     __repr__ = one_line
 
     @classmethod
-    def of(cls, step: Step, seed: int, views: int, tokens: int, options: GPTTrainingOptions) -> "Draws":
-        """Draw for all rows of the step."""
+    def of(
+        cls, step: Step, seed: int, views: int, cells: Tensor, options: GPTTrainingOptions, random_share: float | None
+    ) -> "Draws":
+        """Draw for all rows of the step. Of the images a share is read in a random order, the others in `cells` (T,).
+
+        None is for a network of one order.
+        """
         generator, images = torch.Generator().manual_seed(derived_seed(seed, "draws", step.index)), len(step.rows)
-        return cls(
-            views=torch.randint(views, (images,), generator=generator),
-            unconditional=torch.rand(images, generator=generator) < options.label_dropout,
-            hidden=torch.rand(images, tokens, generator=generator) < options.token_dropout
-            if options.token_dropout
-            else None,
-        )
+        shape = images, len(cells)
+        views_of_images = torch.randint(views, (images,), generator=generator)
+        unconditional = torch.rand(images, generator=generator) < options.label_dropout
+        hidden = torch.rand(shape, generator=generator) < options.token_dropout if options.token_dropout else None
+        if random_share is None:
+            return cls(views=views_of_images, unconditional=unconditional, hidden=hidden, cells=None)
+        at_random = torch.rand(images, 1, generator=generator) < random_share
+        orders = torch.rand(shape, generator=generator).argsort(dim=1)
+        orders = torch.where(at_random, orders, cells)
+        return cls(views=views_of_images, unconditional=unconditional, hidden=hidden, cells=orders)
 
 
 class GPTTraining:
-    """A GPT in training; the model, the batches and the held-out set are on one device."""
+    """A GPT in training; the model, the batches and the held-out set are on one device.
+
+    `result_config`, where given, is that of the network for one order which a model for any order ends as.
+    """
 
     def __init__(
         self,
         model: GPT,
         train: TrainingRows,
-        held_out: Sequences,
+        held_out: TokenGrids,
         options: GPTTrainingOptions,
         schedule: Schedule,
         precision: str,
+        result_config: GPTConfig | None = None,
     ) -> None:
         self.model, self.train, self.held_out = model, train, held_out
         self.options, self.schedule, self.precision = options, schedule, precision
+        self.result_config = result_config or model.config
         self.device = next(model.parameters()).device
+        self.cells = scan_order(self.result_config.options.own_order, model.config.grid)
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
         compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device))
@@ -149,12 +167,18 @@ class GPTTraining:
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
         self.started = self.started or start
-        draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.model.config.block_size, self.options)
+        share = self.random_share(step)
+        draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.cells, self.options, share)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
-        codes, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
+        grids, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
+        cells = self.model.cells if draws.cells is None else draws.cells[mine].to(self.device, non_blocking=True)
+        codes = grid_to_sequence(grids, cells)
         unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
         labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
-        hidden = None if draws.hidden is None else draws.hidden[mine].to(self.device, non_blocking=True)
+        shown = codes
+        if draws.hidden is not None:  # BOS stands for a token that is not shown
+            hidden = draws.hidden[mine].to(self.device, non_blocking=True)
+            shown = codes.masked_fill(hidden, self.model.config.bos)
         self.waited += time.perf_counter() - start
         self.tokens += len(step.rows) * self.model.config.block_size
 
@@ -164,7 +188,8 @@ class GPTTraining:
             """What some images add to the loss of the step."""
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
-                part_loss = self.loss(codes[part], labels[part], None if hidden is None else hidden[part], masks)
+                orders = cells if cells.ndim == 1 else cells[part]
+                part_loss = self.loss(codes[part], labels[part], orders, shown[part], masks)
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
@@ -175,6 +200,14 @@ class GPTTraining:
             if self.averaged:
                 move_average(self.averaged, self.model, self.options.ema, step.index)
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+
+    def random_share(self, step: Step) -> float | None:
+        """Of the images of a step that are read in a random order; None for a network of one order."""
+        if not self.model.config.options.any_order:
+            return None
+        if self.result_config.options.any_order:
+            return 1.0
+        return self.options.random_share(step.index / self.schedule.num_steps)
 
     def _backward(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
         """Leave every rank with the gradients of the whole batch; returns the loss of this rank's passes."""
@@ -231,11 +264,12 @@ class GPTTraining:
 
     def validate(self) -> dict[str, float]:
         """Held-out loss in nats and bits per token."""
-        return held_out_figures(self.result, self.held_out, self.precision)
+        return held_out_figures(self.result, self.held_out, self.precision, self.cells)
 
     def result_weights(self) -> dict[str, Tensor]:
         """The weights of the result. Where they are cut, all processes call together, and the main one has them."""
-        return cast(dict[str, Tensor], whole(self.result.state_dict()))
+        weights = cast(dict[str, Tensor], whole(self.result.state_dict()))
+        return weights if self.result_config == self.model.config or rank() else with_one_order(weights, self.cells)
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, the scale of fp16, and the moving average; whole, as `result_weights` are."""
@@ -272,14 +306,18 @@ def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) ->
 
 
 @torch.no_grad()
-def held_out_figures(model: GPT, held_out: Sequences, precision: str) -> dict[str, float]:
-    """Cross-entropy of the first view of every row given its label, in nats and in bits per token. Sets eval mode."""
+def held_out_figures(model: GPT, held_out: TokenGrids, precision: str, cells: Tensor | None = None) -> dict[str, float]:
+    """Cross-entropy of the first view of every row given its label, in nats and in bits per token. Sets eval mode.
+
+    Rows are read in the order `cells` (T,), or in the model's own.
+    """
     model.eval()
+    cells = model.cells if cells is None else cells.to(model.cells.device)
     total = 0.0
     for rows in torch.arange(len(held_out)).split(IMAGES_PER_PASS):
-        codes, labels = held_out.batch(0, rows, torch.zeros_like(rows))
-        with autocast(codes.device, precision):
-            loss = model.loss(codes, labels)
+        grids, labels = held_out.batch(0, rows, torch.zeros_like(rows))
+        with autocast(grids.device, precision):
+            loss = model.loss(grid_to_sequence(grids, cells), labels, cells)
         total += loss.item() * len(rows)
     nats = total / len(held_out)
     return {"held_out_nats_per_token": nats, "held_out_bits_per_token": nats / math.log(2)}
