@@ -15,8 +15,8 @@ from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.order import FixedOrder, grid_to_sequence, scan_order, sequence_to_grid
 from vqgpt.gpt.token_grids import TokenGrids
-from vqgpt.gpt.training import Draws, learning_rate
-from vqgpt.training.schedule import Schedule, Step
+from vqgpt.gpt.training import learning_rate
+from vqgpt.training.schedule import Schedule
 
 
 def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) -> GPT:
@@ -120,42 +120,6 @@ def test_the_schedule_sees_every_row_once_per_epoch_and_can_start_anywhere():
     resumed = list(schedule.steps(4))
     assert all(torch.equal(a.rows, b.rows) for a, b in zip(steps[4:], resumed, strict=True))
     assert [step.ends_epoch for step in steps[:3]] == [False, False, True]
-
-
-def test_batches_draw_views_and_hide_labels_and_tokens():
-    codes = torch.arange(2 * 3 * 4).view(2, 3, 2, 2).to(torch.uint8)
-    data = TokenGrids(codes=codes, labels=torch.tensor([5, 6]))
-    step = Step(index=7, epoch=0, rows=torch.tensor([0, 1]).repeat(500), ends_epoch=False)
-    options = GPTTrainingOptions(label_dropout=0.25, token_dropout=0.1)
-    cells = torch.arange(4)
-    draws = Draws.of(step, 0, data.num_views, cells, options, None)
-    batch, labels = data.batch(step.epoch, step.rows, draws.views)
-    assert batch.dtype == torch.int64
-    assert {int(grid[0, 0]) for grid in batch[::2]} == {0, 4, 8}
-    assert labels[:4].tolist() == [5, 6, 5, 6]
-    assert 0.2 < draws.unconditional.float().mean() < 0.3
-    assert 0.08 < draws.hidden.float().mean() < 0.12
-    assert draws.cells is None
-    assert torch.equal(draws.views, Draws.of(step, 0, data.num_views, cells, options, None).views)
-    assert not torch.equal(draws.views, Draws.of(step, 1, data.num_views, cells, options, None).views)
-
-
-def test_a_share_of_the_images_is_read_in_random_orders():
-    """The other draws are as without."""
-    step = Step(index=7, epoch=0, rows=torch.arange(2000), ends_epoch=False)
-    cells, options = torch.tensor([3, 2, 1, 0]), GPTTrainingOptions(token_dropout=0.1)
-    without = Draws.of(step, 0, 3, cells, options, None)
-    for share in (0.0, 0.3, 1.0):
-        draws = Draws.of(step, 0, 3, cells, options, share)
-        assert torch.equal(draws.cells.sort(dim=1).values, torch.arange(4).expand(2000, 4))
-        in_order = (draws.cells == cells).all(dim=1).float().mean().item()
-        assert in_order == pytest.approx(1 - share + share / 24, abs=0.03)
-        assert torch.equal(draws.hidden, without.hidden)
-        assert torch.equal(draws.views, without.views)
-    counts = torch.bincount((draws.cells * torch.tensor([64, 16, 4, 1])).sum(dim=1))
-    counts = counts[counts > 0].double()
-    assert len(counts) == 24
-    assert ((counts - 2000 / 24) ** 2 / (2000 / 24)).sum() < 60  # chi-square of 23 degrees of freedom: p < 0.0001
 
 
 @pytest.mark.parametrize(("dtype", "held_as"), [(np.uint8, np.uint8), (np.uint16, np.int16)])

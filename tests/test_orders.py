@@ -1,6 +1,7 @@
 """Networks for any order: cells that come with the batch, any mask, and what becomes of them in one order."""
 
 import itertools
+import signal
 from pathlib import Path
 from typing import get_args
 
@@ -164,9 +165,6 @@ def test_a_training_that_ends_in_one_order_leaves_a_network_of_one_order():
     training = GPTTraining(
         training.model, training.train, training.held_out, training.options, training.schedule, "fp32", result
     )
-    assert [training.random_share(step) for step in training.schedule.steps(0)] == [1, 1, 0, 0][
-        : training.schedule.num_steps
-    ]
     trained(training)
     folded = GPT(result)
     folded.load_state_dict(training.result_weights())
@@ -210,17 +208,15 @@ def test_random_orders_resume_and_end_in_the_order_asked_for(cache):
     command = ["train", "--cache", "a.zarr", *TINY_GPT, "--order", "spiral", "--random-until", "0.5", "--ema", "0.5"]
     command += ["--batch-size", "20", "--n-epochs", "4", "--sample-and-save-freq", "1"]
     assert run_here(*command, "--out", "whole/gpt.pt").code == 0
-    import signal
+    healthy = GPTTraining.passes
 
-    healthy, asked = GPTTraining.random_share, []
-
-    def stopped(self, step):
-        if step.index == 9 and not asked:
-            asked.append(signal.raise_signal(signal.SIGTERM))
-        return healthy(self, step)
+    def stopped(self, *images):
+        passes = healthy(self, *images)
+        signal.raise_signal(signal.SIGTERM)
+        return passes
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTraining, "random_share", stopped)
+        patch.setattr(GPTTraining, "passes", stopped)
         assert run_here(*command, "--out", "s/gpt.pt").code == 143
     assert run_here(*command, "--out", "s/gpt.pt").code == 0
     for name in ("gpt.pt", "gpt.best.pt"):

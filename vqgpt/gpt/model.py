@@ -125,7 +125,8 @@ class GPT(nn.Module):
         x = wte(tokens)
         any_order = self.config.options.any_order
         if "wpe" in parts:
-            x = x + cast(nn.Embedding, parts["wpe"]).weight[cells_before(cells)[..., places] if any_order else places]
+            wpe = cast(nn.Embedding, parts["wpe"])
+            x = x + (wpe(cells_before(cells)[..., places]) if any_order else wpe.weight[places])
         if any_order:
             x = x + parts["wpe_next"](cells[..., places])
         if added is None:

@@ -135,6 +135,12 @@ class GPTTrainingOptions:
         group=TRAINING,
     )
     token_dropout: float = option(0.0, "Share of the tokens hidden from those that follow them.", group=TRAINING)
+    token_noise: float = option(
+        0.0,
+        "Highest share of an image's input tokens that are other ones, drawn at random (reAR); it falls to 0.",
+        group=TRAINING,
+    )
+    token_noise_until: float = option(0.75, "Share of the training after which --token-noise is over.", group=TRAINING)
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
@@ -177,6 +183,8 @@ class GPTTrainingOptions:
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+        check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
+        check(0 < self.token_noise_until <= 1, "token_noise_until", self.token_noise_until, "above 0 and at most 1")
         check(0 <= self.random_until <= 1, "random_until", self.random_until, "in [0, 1]")
         late_enough = f"between {self.random_until:g} (--random-until) and 1"
         fits = self.anneal_until is None or self.random_until <= self.anneal_until <= 1

@@ -11,24 +11,22 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from vqgpt.gpt.draws import draw_for_step
 from vqgpt.gpt.model import GPT, with_one_order
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
 from vqgpt.gpt.token_grids import TokenGrids, TrainingRows
 from vqgpt.kernels.attention import Masks
-from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import (
     autocast,
     cut_short_when_alone,
-    derived_seed,
     fewest_rows,
     local_rows,
     local_share,
@@ -54,42 +52,6 @@ IMAGES_PER_PASS = 256  # in validation
 TOKENS_PER_CPU_PASS = 2048  # in training: a compromise between the cache and the launches of operations
 WIDE = 256  # width of a network from which on it is not small
 STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """What chance decides about a step's batch, whoever computes it: a pure function of (seed, step).
-
-    The view of each image (B,), which images have no label (B,) bool, which tokens are hidden (B, T) bool, and the
-    order in which each is read (B, T), where not all are in one.
-    """
-
-    views: Tensor
-    unconditional: Tensor
-    hidden: Tensor | None
-    cells: Tensor | None
-
-    __repr__ = one_line
-
-    @classmethod
-    def of(
-        cls, step: Step, seed: int, views: int, cells: Tensor, options: GPTTrainingOptions, random_share: float | None
-    ) -> "Draws":
-        """Draw for all rows of the step. Of the images a share is read in a random order, the others in `cells` (T,).
-
-        None is for a network of one order.
-        """
-        generator, images = torch.Generator().manual_seed(derived_seed(seed, "draws", step.index)), len(step.rows)
-        shape = images, len(cells)
-        views_of_images = torch.randint(views, (images,), generator=generator)
-        unconditional = torch.rand(images, generator=generator) < options.label_dropout
-        hidden = torch.rand(shape, generator=generator) < options.token_dropout if options.token_dropout else None
-        if random_share is None:
-            return cls(views=views_of_images, unconditional=unconditional, hidden=hidden, cells=None)
-        at_random = torch.rand(images, 1, generator=generator) < random_share
-        orders = torch.rand(shape, generator=generator).argsort(dim=1)
-        orders = torch.where(at_random, orders, cells)
-        return cls(views=views_of_images, unconditional=unconditional, hidden=hidden, cells=orders)
 
 
 class GPTTraining:
@@ -167,8 +129,8 @@ class GPTTraining:
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
         self.started = self.started or start
-        share = self.random_share(step)
-        draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.cells, self.options, share)
+        views, configs = self.train.num_views, (self.model.config, self.result_config)
+        draws = draw_for_step(step, self.schedule, views, self.options, *configs)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
         grids, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
         cells = self.model.cells if draws.cells is None else draws.cells[mine].to(self.device, non_blocking=True)
@@ -176,9 +138,9 @@ class GPTTraining:
         unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
         labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
         shown = codes
-        if draws.hidden is not None:  # BOS stands for a token that is not shown
-            hidden = draws.hidden[mine].to(self.device, non_blocking=True)
-            shown = codes.masked_fill(hidden, self.model.config.bos)
+        if draws.shown_as is not None:
+            others = draws.shown_as[mine].to(self.device, non_blocking=True)
+            shown = torch.where(others < 0, codes, others)
         self.waited += time.perf_counter() - start
         self.tokens += len(step.rows) * self.model.config.block_size
 
@@ -200,14 +162,6 @@ class GPTTraining:
             if self.averaged:
                 move_average(self.averaged, self.model, self.options.ema, step.index)
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
-
-    def random_share(self, step: Step) -> float | None:
-        """Of the images of a step that are read in a random order; None for a network of one order."""
-        if not self.model.config.options.any_order:
-            return None
-        if self.result_config.options.any_order:
-            return 1.0
-        return self.options.random_share(step.index / self.schedule.num_steps)
 
     def _backward(self, loss_of: Callable[[slice], Tensor], passes: list[slice]) -> Tensor:
         """Leave every rank with the gradients of the whole batch; returns the loss of this rank's passes."""
