@@ -113,7 +113,7 @@ def bare(training: GPTTraining, codes: Tensor, labels: Tensor, steps: int) -> No
         def gradients_of(part: slice, step: int = step) -> tuple[Tensor, ...]:
             masks = training.masks(step, part.start, part.stop)
             with autocast(codes.device, training.precision):
-                loss = training.loss(codes[part], labels[part], training.model.cells, None, masks)
+                loss = training.loss(codes[part], labels[part], training.model.cells, None, None, masks)
             return torch.autograd.grad(loss * ((part.stop - part.start) / len(codes)), parameters)
 
         training.optimizer.zero_grad()
@@ -135,7 +135,7 @@ def budget(training: GPTTraining, codes: Tensor, labels: Tensor) -> dict[str, fl
     def one_pass() -> tuple[Tensor, ...]:
         masks = training.masks(0, part.start, part.stop)
         with autocast(codes.device, training.precision):
-            loss = training.loss(codes[part], labels[part], training.model.cells, None, masks)
+            loss = training.loss(codes[part], labels[part], training.model.cells, None, None, masks)
         return torch.autograd.grad(loss, training.optimizer.parameters)
 
     one_pass()

@@ -183,7 +183,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         trained_on,
         origin="sampled",
         label_kind=architecture.options.condition,
-        source_sha256=weights_sha256(gpt.model, to_json(architecture)),
+        source_sha256=weights_sha256(gpt.model, architecture.identity),
         splits=(Split(name=SPLIT, rows=config.sampling.num_samples),),
         limit=None,
         views=("identity",),

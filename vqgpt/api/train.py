@@ -230,11 +230,18 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
             f"{cache.path} has {there_are} to condition on (labels: {description.label_kind})",
             f"use --condition {remedy}",
         )
+    if config.model.condition_view and (description.views[0] != "identity" or len(description.views) == 1):
+        raise UsageError(
+            f"{cache.path} has the views {', '.join(description.views)}: to be told the view, a GPT wants identity and "
+            "others after it",
+            "tokenize with --views identity,rot90 or the like, or leave --condition-view out",
+        )
     return GPTConfig(
         options=config.model,
         codebook_size=description.codebook_size,
         grid=description.grid,
         num_classes=0 if condition == "none" else len(description.class_names),
+        num_views=len(description.views) if config.model.condition_view else 0,
     )
 
 

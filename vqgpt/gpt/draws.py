@@ -53,8 +53,8 @@ def _draw_shown(
 ) -> Tensor | None:
     """Tokens that are hidden, which BOS stands for, and tokens that noise makes another one.
 
-    reAR (He et al. 2025, arXiv:2510.04450): each token of an image becomes a random code, at a rate that is uniform in [0, r] for each
-    image; r falls linearly from `token_noise` to 0 at `token_noise_until`.
+    reAR (He et al. 2025, arXiv:2510.04450): each token of an image becomes a random code, at a rate that is uniform in
+    [0, r] for each image; r falls linearly from `token_noise` to 0 at `token_noise_until`.
     """
     shown = None
     if options.token_dropout:

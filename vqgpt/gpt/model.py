@@ -9,6 +9,7 @@ Letters: B batch, S tokens of a call, T tokens per image, K codebook size, D wid
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import assert_never, cast
 
@@ -118,8 +119,7 @@ class GPT(nn.Module):
     def embed(self, tokens: Tensor, cells: Tensor, places: slice | Tensor, added: Tensor | None) -> Tensor:
         """What the network reads at some places of a sequence: tokens (B, S) -> (B, S, D).
 
-        `added` (B, L) is how much of each embedding after BOS is added to the first token, the start: of a bit, 1 for
-        yes, -1 for no, 0 for unspecified.
+        `added` (B, n), as `start` gives it, is how much of each of the last n embeddings is added to the start token.
         """
         parts, wte = self.transformer, cast(nn.Embedding, self.transformer["wte"])
         x = wte(tokens)
@@ -133,7 +133,7 @@ class GPT(nn.Module):
             return x
         start = x[:, :1]
         # one by one: a product would round by its rows
-        for share, weight in zip(added.t(), wte.weight[self.config.bos + 1 :], strict=True):
+        for share, weight in zip(added.t(), wte.weight[-added.shape[1] :], strict=True):
             start = start + share[:, None, None] * weight
         return torch.cat([start, x[:, 1:]], dim=1)
 
@@ -144,33 +144,41 @@ class GPT(nn.Module):
         stream = positions * options.embed_dim_t
         return stream + options.n_layer * (options.n_head * attention_masks(positions) + 2 * stream)
 
-    def start(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Labels of B images -> their start tokens (B, 1), and their bits for `forward` if they are bits.
+    def start(self, labels: Tensor, views: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Labels of B images -> their start tokens (B, 1), and what `forward` adds to them, bits and view (B, L + V).
 
-        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for unspecified.
+        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for unspecified. `views` (B,) are
+        those of the training cache, for a network that tells them apart; the first where not given.
         """
-        if labels.ndim == 2:
-            return labels.new_full((len(labels), 1), self.config.bos, dtype=torch.int64), labels
-        return torch.where(labels < 0, self.config.bos, self.config.bos + 1 + labels)[:, None], None
+        added = [labels] if labels.ndim == 2 else []
+        if self.config.num_views:
+            views = labels.new_zeros(len(labels), dtype=torch.int64) if views is None else views
+            added.append(F.one_hot(views, self.config.num_views))
+        none = labels.new_full((len(labels),), -1) if labels.ndim == 2 else labels
+        tokens = torch.where(none < 0, self.config.bos, self.config.bos + 1 + none)[:, None]
+        return tokens, torch.cat(added, dim=1) if added else None
 
     def loss(
         self,
         codes: Tensor,
         labels: Tensor,
         cells: Tensor,
+        views: Tensor | None = None,
         shown: Tensor | None = None,
         masks: Masks | None = None,
     ) -> Tensor:
-        """Mean cross-entropy in nats per token of code sequences (B, T), given labels as `start` takes them.
+        """Mean cross-entropy in nats per token of code sequences (B, T), given labels and views as `start` takes them.
 
         `cells` are as `forward` takes them. Where `shown` (B, T) is given, it is the input in place of the codes.
         """
-        logits = self.predictions(codes if shown is None else shown, labels, cells, masks)
+        logits = self.predictions(codes if shown is None else shown, labels, cells, views, masks)
         return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
 
-    def predictions(self, codes: Tensor, labels: Tensor, cells: Tensor, masks: Masks | None = None) -> Tensor:
+    def predictions(
+        self, codes: Tensor, labels: Tensor, cells: Tensor, views: Tensor | None = None, masks: Masks | None = None
+    ) -> Tensor:
         """Logits (B, T, K) for each token of sequences (B, T), from those before it, in one pass."""
-        start, added = self.start(labels)
+        start, added = self.start(labels, views)
         return self(torch.cat([start, codes[:, :-1]], dim=1), cells, added=added, masks=masks)
 
 
@@ -179,6 +187,17 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def with_one_view(weights: Mapping[str, Tensor], config: GPTConfig) -> tuple[dict[str, Tensor], GPTConfig]:
+    """The weights of a network that tells views apart -> of one that knows the first alone, and its architecture.
+
+    What is added to the start token in that view is in its embedding then.
+    """
+    codes_and_starts = weights["transformer.wte.weight"][: -config.num_views].clone()
+    codes_and_starts[config.bos :] += weights["transformer.wte.weight"][-config.num_views]
+    options = replace(config.options, condition_view=False)
+    return {**weights, "transformer.wte.weight": codes_and_starts}, replace(config, num_views=0, options=options)
 
 
 def with_one_order(weights: Mapping[str, Tensor], cells: Tensor) -> dict[str, Tensor]:

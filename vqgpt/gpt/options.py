@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vqgpt.gpt.architecture import ARCH_HELP, ARCHITECTURES, Arch, Architecture, head_multiple
 from vqgpt.gpt.order import ORDER_HELP, FixedOrder, Order
+from vqgpt.options.codec import to_json
 from vqgpt.options.definition import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING, check, option
 
 MODEL = "GPT"
@@ -30,6 +31,12 @@ class GPTOptions:
     order: Order = option("s-pattern", ORDER_HELP, group=MODEL)
     condition: Condition = option(
         "none", "What the GPT is conditioned on: nothing, the class, or the bits of a multi-label set.", group=MODEL
+    )
+
+    condition_view: bool = option(
+        False,
+        "Tell the GPT in which view of the cache it sees an image, and sample in the first one, identity.",
+        group=MODEL,
     )
 
     def __post_init__(self) -> None:
@@ -68,12 +75,14 @@ class GPTConfig:
     codebook_size: int
     grid: tuple[int, int]
     num_classes: int
+    num_views: int = 0  # that it tells apart
 
     def __post_init__(self) -> None:
         check(0 < self.codebook_size <= 2**16, "codebook_size", self.codebook_size, "between 1 and 65536")
         check(min(self.grid) > 0, "grid", self.grid, "rows and columns")
         check(self.block_size <= MOST_TOKENS, "grid", self.grid, f"of {MOST_TOKENS} tokens at most")
         check(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+        check(self.num_views >= 0, "num_views", self.num_views, "0 or more")
 
     @property
     def block_size(self) -> int:
@@ -90,8 +99,19 @@ class GPTConfig:
 
     @property
     def vocabulary_size(self) -> int:
-        """Codes, BOS, and one token per class or bit."""
-        return self.codebook_size + 1 + self.num_classes
+        """Codes, BOS, one token per class or bit, and one per view that is told apart."""
+        return self.codebook_size + 1 + self.num_classes + self.num_views
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What, with the weights, tells one GPT from another.
+
+        Views count only where they are told apart: caches know the identity without them.
+        """
+        found = to_json(self)
+        if not self.num_views:
+            del found["num_views"], found["options"]["condition_view"]
+        return dict(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,12 +129,12 @@ class GPTTraining:
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
         self.started = self.started or start
-        views, configs = self.train.num_views, (self.model.config, self.result_config)
-        draws = draw_for_step(step, self.schedule, views, self.options, *configs)
+        configs = self.model.config, self.result_config
+        draws = draw_for_step(step, self.schedule, self.train.num_views, self.options, *configs)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
         grids, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
         cells = self.model.cells if draws.cells is None else draws.cells[mine].to(self.device, non_blocking=True)
-        codes = grid_to_sequence(grids, cells)
+        codes, views = grid_to_sequence(grids, cells), draws.views[mine].to(self.device, non_blocking=True)
         unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
         labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
         shown = codes
@@ -151,7 +151,7 @@ class GPTTraining:
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
                 orders = cells if cells.ndim == 1 else cells[part]
-                part_loss = self.loss(codes[part], labels[part], orders, shown[part], masks)
+                part_loss = self.loss(codes[part], labels[part], orders, views[part], shown[part], masks)
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
