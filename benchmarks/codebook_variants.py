@@ -1,15 +1,19 @@
 """How a VQ-GAN's codes come to say most: variants of its training, at equal steps or equal CPU time, on three datasets.
 
-    python benchmarks/codebook_variants.py --mnist DIR --cifar10 TRAIN.zip TEST.zip --emoji EMOJI.zip [--seconds 60]
+    python benchmarks/codebook_variants.py --mnist DIR --cifar10 TRAIN.zip --emoji EMOJI.zip
+    python benchmarks/codebook_variants.py --mnist DIR --cifar10 TRAIN.zip --seconds 40
 
-DIR is a data root with the MNIST files; the zips hold class folders of images. Each variant differs from the first one,
-today's defaults on a network of width 32 without patches, in what its row says. Without `--seconds`, all train for the
-same steps on the same batches; with it, steps of each are timed first, and it takes as many as fit. By one thread.
+DIR is a data root with the MNIST files; the zips hold class folders of images. Without `--seconds`, all variants of
+the training run for the same steps on the same batches; each differs from the first one, today's defaults on a network
+of width 32 without patches, in what its row says. With it, the networks for small images run: each differs in what its
+row says from that of the recipes, at this width. Steps of each are timed first, and it takes as many as fit. By one
+thread.
 
-Figures are over held-out images: PSNR; FD-lite0 of reconstructions (rFD) and of decoded perturbed codes (pFD); the
-rank of the latents in the last epoch and of the codes in use. Then a small GPT learns the codes, the same steps for
-all: bits per image of held-out codes, and FD-lite0 of its samples. Mean and range over the seeds. Results are appended
-to the --out file as they come, and what is there is not run again.
+Figures are over held-out images of the training split: PSNR; FD-lite0 of reconstructions (rFD) and of decoded
+perturbed codes (pFD); the rank of the latents in the last epoch and of the codes in use. Then a small GPT learns the
+codes, in the same steps for all, or in half of the seconds: bits per image of held-out codes, and FD-lite0 of its
+samples. Mean and range over the seeds. Results are appended to the --out file as they come, and what is there is not
+run again.
 """
 
 import argparse
@@ -17,9 +21,10 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +55,13 @@ from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.coding import reconstruct, to_uint8
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
+from vqgpt.vqgan.perceptual import load_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining
 
 WORKERS = 2
 CPU = torch.device("cpu")
 PERTURBED = 0.5  # share of the codes, as `vqgpt evaluate tokenizer` has it
-TIMED_STEPS = 4  # of a training, after one that is not counted
+TIMED_STEPS = 9  # of a training; the first is not counted
 GPT_STEPS, GPT_BATCH, SAMPLES = 400, 32, 500
 NETWORK: dict[str, Any] = {
     "channels": 32,
@@ -66,6 +72,9 @@ NETWORK: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {"disc_weight": 0.0, "perceptual": "off"}
 GPT_NETWORK: dict[str, Any] = {"n_layer": 2, "n_head": 4, "embed_dim_t": 80, "dropout_t": 0.0, "order": "raster"}
+
+
+HELD_OUT = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +88,10 @@ class Images:
     n_epochs: int
 
 
+Variant = tuple[dict[str, Any], dict[str, Any]]  # what it changes in the network, and in its training
 ADAM: dict[str, Any] = {"optimizer": "adam", "lr": 1e-3}
 PLAIN: dict[str, Any] = {"normalise_latents": False}
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+VARIANTS: dict[str, Variant] = {
     "the defaults": ({}, {}),
     "latents not normalised": ({}, PLAIN),
     "norms of 32 groups": ({"norm_groups": 32}, {}),
@@ -92,8 +102,27 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "these and a loss-trained codebook": ({"norm_groups": 32}, {**ADAM, **PLAIN, "codebook": "loss"}),
     "l2-normalised codes": ({"l2_codes": True}, {}),
     "code dimension 4": ({"embed_dim": 4}, {}),
-    "patches of 2 pixels (the recipes)": ({"patch": 2, "ch_mult": (1, 1)}, {}),
-    "patches of 2 pixels, wider below": ({"patch": 2, "ch_mult": (1, 2)}, {}),
+    "patches of 2 pixels (the recipes)": ({"patch": 2, "ch_mult": (1,)}, {}),
+}
+PATCHED: dict[str, Any] = {"patch": 2, "ch_mult": (1,)}
+NETWORKS: dict[str, Variant] = {
+    "patches of 2 pixels (the recipes)": (PATCHED, {}),
+    "no patches": ({}, {}),
+    "patches of 4 pixels": ({**PATCHED, "patch": 4}, {}),
+    "width 16": ({**PATCHED, "channels": 16}, {}),
+    "width 48": ({**PATCHED, "channels": 48}, {}),
+    "width 64": ({**PATCHED, "channels": 64}, {}),
+    "twice as wide below": ({**PATCHED, "ch_mult": (1, 2)}, {}),
+    "2 residual blocks": ({**PATCHED, "num_res_blocks": 2}, {}),
+    "grid of 4 x 4": ({**PATCHED, "grid": 4}, {}),
+    "grid of 4 x 4, 4 times the codes": ({**PATCHED, "grid": 4, "codes": 4.0}, {}),
+    "a quarter of the codes": ({**PATCHED, "codes": 0.25}, {}),
+    "half of the codes": ({**PATCHED, "codes": 0.5}, {}),
+    "twice the codes": ({**PATCHED, "codes": 2.0}, {}),
+    "4 times the codes": ({**PATCHED, "codes": 4.0}, {}),
+    "perceptual loss (stlpips)": (PATCHED, {"perceptual": "stlpips"}),
+    "perceptual loss, weight 0.1": (PATCHED, {"perceptual": "stlpips", "perceptual_weight": 0.1}),
+    "adversary, weight 0.1": (PATCHED, {"disc_weight": 0.1}),
 }
 
 
@@ -119,17 +148,17 @@ def some(images: Tensor, count: int) -> Tensor:
 
 def read_all(arguments: argparse.Namespace) -> Iterator[tuple[str, Images]]:
     """The datasets that were given, by name."""
-    small = {"batch_size": 64, "n_epochs": 2}
+    size, small = arguments.size, {"batch_size": 64, "n_epochs": 2}
     if arguments.mnist:
         options = resolve(ImageOptions, {"data_root": arguments.mnist})
-        splits = read_dataset(find_dataset("mnist"), options, 32, silent).splits
-        train, test = (load_tensor(split, preprocessing(32, 1), WORKERS, "", silent) for split in splits.values())
+        split = read_dataset(find_dataset("mnist"), options, size, silent).splits["train"]
+        images = some(load_tensor(split, preprocessing(size, 1), WORKERS, "", silent), HELD_OUT + 6000)
         network = {"ch_mult": (1, 2, 2), "n_embed": 64}
-        yield "MNIST", Images(train=some(train, 6000), held_out=some(test, 500), network=network, **small)
+        yield "MNIST", Images(train=images[HELD_OUT:], held_out=images[:HELD_OUT], network=network, **small)
     if arguments.cifar10:
-        train, test = (read_class_folders(archive, 32)[0] for archive in arguments.cifar10)
+        images = some(read_class_folders(arguments.cifar10, size)[0], HELD_OUT + 6000)
         network = {"ch_mult": (1, 2, 2), "n_embed": 256}
-        yield "CIFAR-10", Images(train=some(train, 6000), held_out=some(test, 500), network=network, **small)
+        yield "CIFAR-10", Images(train=images[HELD_OUT:], held_out=images[:HELD_OUT], network=network, **small)
     if arguments.emoji:
         images, labels = read_class_folders(arguments.emoji, 64)
         held_out = torch.from_numpy(held_out_rows(labels, 0.1))
@@ -140,48 +169,53 @@ def read_all(arguments: argparse.Namespace) -> Iterator[tuple[str, Images]]:
         )
 
 
-def new_training(images: Images, variant: str, seed: int, max_steps: int | None) -> VQGANTraining:
-    """A training that is about to begin."""
-    of_network, of_training = VARIANTS[variant]
-    options = VQGANOptions(
-        **{**NETWORK, "embed_dim": 8, **images.network, **of_network, **_fitting(images, of_network)}
-    )
+def network_of(images: Images, changes: dict[str, Any]) -> VQGANOptions:
+    """The options of a network, with as many levels as its grid takes: the last one is repeated."""
+    usual = {**NETWORK, **images.network}
+    values = {**usual, **changes}
+    size = images.train.shape[2]
+    grid = values.pop("grid", size >> (len(usual["ch_mult"]) - 1))
+    levels = (size // values.get("patch", 1) // grid).bit_length()
+    values["ch_mult"] = (*values["ch_mult"], *[values["ch_mult"][-1]] * levels)[:levels]
+    values["n_embed"] = round(values["n_embed"] * values.pop("codes", 1))
+    return VQGANOptions(**values)
+
+
+def new_training(images: Images, variant: Variant, seed: int, max_steps: int | None) -> VQGANTraining:
+    """A training that is about to begin. An adversary comes at half of it."""
+    of_network, of_training = variant
     torch.manual_seed(seed)
     channels, size = images.train.shape[1:3]
-    model = VQGAN(VQGANConfig.of(options, channels, size))
-    training = VQGANTrainingOptions(
-        **{**TRAINING, "batch_size": images.batch_size, "n_epochs": images.n_epochs, **of_training}
-    )
+    model = VQGAN(VQGANConfig.of(network_of(images, of_network), channels, size))
     steps_per_epoch = math.ceil(len(images.train) / images.batch_size)
     epochs = math.ceil(max_steps / steps_per_epoch) if max_steps else images.n_epochs
     schedule = Schedule(
         seed=seed, num_rows=len(images.train), batch_size=images.batch_size, n_epochs=epochs, max_steps=max_steps
     )
+    usual = {**TRAINING, "batch_size": images.batch_size, "n_epochs": epochs}
+    adversary = {"disc_start": math.ceil(schedule.num_steps / 2), "warmup": 0}
+    training = VQGANTrainingOptions(**{**usual, **adversary, **of_training})
     held_out = partial(LoadedImages(images.held_out).passes, torch.arange(len(images.held_out)), 250)
-    return VQGANTraining(model, None, LoadedImages(images.train), held_out, training, schedule, "fp32", lambda *_: None)
-
-
-def _fitting(images: Images, of_network: dict[str, Any]) -> dict[str, Any]:
-    """With patches, as many levels as leave the grid as it is."""
-    missing = len(images.network["ch_mult"]) - 1 - len(of_network.get("ch_mult", ()))
-    return (
-        {"ch_mult": (*of_network["ch_mult"], *[of_network["ch_mult"][-1]] * missing)} if "patch" in of_network else {}
+    perceptual = load_perceptual_loss("stlpips", CPU, lambda _: None) if training.perceptual == "stlpips" else None
+    return VQGANTraining(
+        model, perceptual, LoadedImages(images.train), held_out, training, schedule, "fp32", lambda *_: None
     )
 
 
-def seconds_per_step(images: Images, variant: str) -> float:
-    """CPU seconds."""
-    training = new_training(images, variant, 0, TIMED_STEPS + 1)
-    times = []
+def steps_that_fit(seconds: float, training: VQGANTraining | GPTTraining) -> int:
+    """How many steps take so many CPU seconds, by the first few of this training."""
+    times = [time.process_time()]
     for step in training.schedule.steps(0):
-        start = time.process_time()
         training.take_step(step)
-        times.append(time.process_time() - start)
-    return statistics.median(times[1:])
+        times.append(time.process_time())
+    return max(1, int(seconds / statistics.mean(b - a for a, b in pairwise(times[1:]))))
 
 
-def measure(images: Images, variant: str, seed: int, steps: int | None, extractor: Extractor) -> dict[str, float]:
+def measure(
+    images: Images, variant: Variant, seed: int, seconds: float | None, extractor: Extractor
+) -> dict[str, float]:
     """The figures of one training."""
+    steps = steps_that_fit(seconds, new_training(images, variant, seed, TIMED_STEPS)) if seconds else None
     training = new_training(images, variant, seed, steps)
     start, latent_rank = time.process_time(), 0.0
     for step in training.schedule.steps(0):
@@ -194,7 +228,7 @@ def measure(images: Images, variant: str, seed: int, steps: int | None, extracto
     reference = moments(images.held_out, extractor)
     neighbours, random = nearest_codes_of(model.quantize.vectors().detach()), np.random.default_rng(seed)
     perturbed = torch.from_numpy(perturbed_codes(codes.numpy(), neighbours, PERTURBED, random))
-    bits, samples = learn_codes(reconstruct(model, images.train)[1], codes, model, seed)
+    bits, samples = learn_codes(reconstruct(model, images.train)[1], codes, model, seed, seconds and seconds / 2)
     return {
         **{name: figures[name] for name in ("psnr_db", "used_codes", "perplexity", "codebook_rank")},
         "latent_rank": latent_rank,
@@ -225,20 +259,26 @@ def decode(model: VQGAN, codes: Tensor) -> Tensor:
     return torch.cat([to_uint8(model.decode(some)) for some in codes.split(128)])
 
 
-def learn_codes(train: Tensor, held_out: Tensor, model: VQGAN, seed: int) -> tuple[float, Tensor]:
+def learn_codes(
+    train: Tensor, held_out: Tensor, model: VQGAN, seed: int, seconds: float | None
+) -> tuple[float, Tensor]:
     """Bits per image of held-out codes (N, h, w) by a GPT that learned the others, and images that it makes."""
     grid = (train.shape[1], train.shape[2])
     options = GPTOptions(condition="none", **GPT_NETWORK)
     config = GPTConfig(options=options, codebook_size=model.config.codebook_size, grid=grid, num_classes=0)
     seen, unseen = (
-        TokenGrids.of(codes[:, None].to(torch.uint8), torch.full((len(codes),), -1), config)
+        TokenGrids.of(codes[:, None].to(torch.int16), torch.full((len(codes),), -1), config)
         for codes in (train, held_out)
     )
-    schedule = Schedule(seed=seed, num_rows=len(train), batch_size=GPT_BATCH, n_epochs=GPT_STEPS, max_steps=GPT_STEPS)
-    warmup = 0.1 * GPT_STEPS / schedule.steps_per_epoch
-    training_options = GPTTrainingOptions(batch_size=GPT_BATCH, lr=3e-2, optimizer="muon", warmup=warmup)
-    torch.manual_seed(seed)
-    training = GPTTraining(GPT(config), seen, unseen, training_options, schedule, "fp32")
+
+    def new_gpt(steps: int) -> GPTTraining:
+        schedule = Schedule(seed=seed, num_rows=len(train), batch_size=GPT_BATCH, n_epochs=steps, max_steps=steps)
+        warmup = 0.1 * steps / schedule.steps_per_epoch
+        training_options = GPTTrainingOptions(batch_size=GPT_BATCH, lr=3e-2, optimizer="muon", warmup=warmup)
+        torch.manual_seed(seed)
+        return GPTTraining(GPT(config), seen, unseen, training_options, schedule, "fp32")
+
+    training = new_gpt(steps_that_fit(seconds, new_gpt(TIMED_STEPS)) if seconds else GPT_STEPS)
     for step in training.schedule.steps(0):
         training.take_step(step)
     bits = held_out_figures(training.model, unseen, "fp32")["held_out_bits_per_token"] * math.prod(grid)
@@ -261,13 +301,13 @@ COLUMNS = {
 }
 
 
-def table(results: list[dict[str, Any]], dataset: str) -> str:
+def table(results: list[dict[str, Any]], dataset: str, variants: Iterable[str]) -> str:
     """The results on one dataset as a Markdown table: mean (lowest to highest)."""
     lines = [
         " | ".join([f"| {dataset}", "seeds", *(name for name, _ in COLUMNS.values())]) + " |",
         "|---" * (len(COLUMNS) + 2) + "|",
     ]
-    for variant in VARIANTS:
+    for variant in variants:
         rows = [result for result in results if (result["dataset"], result["variant"]) == (dataset, variant)]
         cells = []
         for key, (_, form) in COLUMNS.items() if rows else ():
@@ -283,13 +323,12 @@ def main() -> None:
     """Run what has not been run yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", type=Path)
-    parser.add_argument("--cifar10", type=Path, nargs=2)
+    parser.add_argument("--cifar10", type=Path)
     parser.add_argument("--emoji", type=Path)
-    parser.add_argument("--seconds", type=float, help="CPU seconds for each training, in place of equal steps")
-    parser.add_argument("--epochs", type=int, help="in place of 2, 2 and 6")
-    parser.add_argument("--images", type=int, help="fewer training images than 6,000, or than all emoji")
+    parser.add_argument("--seconds", type=float, help="CPU seconds for each training: the networks for small images")
+    parser.add_argument("--size", type=int, default=32, help="of MNIST and CIFAR-10, in pixels")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument("--variants", nargs="+", choices={**VARIANTS, **NETWORKS}, metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=Path("codebook_variants.jsonl"))
     arguments = parser.parse_args()
     keep_memory_pages()
@@ -297,20 +336,18 @@ def main() -> None:
     extractor = load_lite0(CPU)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     results = [json.loads(line) for line in lines]
-    setting = {name: getattr(arguments, name) for name in ("seconds", "epochs", "images")}
+    setting = {name: getattr(arguments, name) for name in ("seconds", "size")}
+    variants = NETWORKS if arguments.seconds else VARIANTS
     for dataset, images in read_all(arguments):
-        train = some(images.train, arguments.images) if arguments.images else images.train
-        images = replace(images, train=train, n_epochs=arguments.epochs or images.n_epochs)
-        for variant in arguments.variants:
-            fitting = arguments.seconds and int(arguments.seconds / seconds_per_step(images, variant))
-            for seed in arguments.seeds:
+        for seed in arguments.seeds:
+            for variant in arguments.variants or variants:
                 key = {"dataset": dataset, "variant": variant, "seed": seed, **setting}
                 if any(key.items() <= result.items() for result in results):
                     continue
-                results.append({**key, **measure(images, variant, seed, fitting, extractor)})
+                results.append({**key, **measure(images, variants[variant], seed, arguments.seconds, extractor)})
                 with open(arguments.out, "a") as file:
                     file.write(json.dumps(results[-1]) + "\n")
-        print(table([result for result in results if setting.items() <= result.items()], dataset), end="\n\n")
+        print(table([result for result in results if setting.items() <= result.items()], dataset, variants), end="\n\n")
 
 
 if __name__ == "__main__":

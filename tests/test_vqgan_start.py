@@ -87,10 +87,16 @@ def test_third_party_checkpoints_are_trained_on(here, rename, what):
     assert parts_that_differ(before, after) == (moved if what == "decoder" else {*moved, *before._modules})
 
 
-def test_the_codes_of_a_gumbel_vq_are_not_trained_and_its_decoder_is(here):
-    torch.save(gumbel_names(taming_state(image_channels=1), 24), "model.ckpt")
-    words = ["vqgan", "train", "--dataset", "digits", "--checkpoint-vae", "model.ckpt", *SHORT, "--out", "y.pt"]
-    assert_refused(run_here(*words, "-q"), 3, "model.ckpt", "GumbelVQ", "--train decoder")
+@pytest.mark.parametrize("family", ["GumbelVQ", "IBQ"])
+def test_codes_found_otherwise_than_by_distance_are_not_trained_and_the_decoder_is(here, family):
+    state = taming_state(image_channels=1)
+    if family == "GumbelVQ":
+        torch.save(gumbel_names(state, 24), "model.pt")
+    else:
+        torch.save(state, "ibq.ckpt")
+        assert run_here("vqgan", "import", "ibq.ckpt", "--lookup", "dot", "--out", "model.pt").code == 0
+    words = ["vqgan", "train", "--dataset", "digits", "--checkpoint-vae", "model.pt", *SHORT, "--out", "y.pt"]
+    assert_refused(run_here(*words, "-q"), 3, "model.pt", family, "--train decoder")
     outcome = run_here(*words, "--train", "decoder")
     assert outcome.code == 0, outcome.err
 

@@ -25,12 +25,12 @@ from vqgpt.vqgan.training import VQGANTraining
 ADVERSARIAL = {"disc_start": 0, "warmup": 0, "disc_weight": 0.8}
 
 
-def start_training(images=40, perceptual_loss=None, precision="fp32", **changes) -> VQGANTraining:
+def start_training(images=40, perceptual_loss=None, precision="fp32", patch=1, **changes) -> VQGANTraining:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (images, 1, 16, 16), dtype=torch.uint8, generator=generator)
-    options = VQGANOptions(channels=32, z_channels=8, ch_mult=(1, 1), num_res_blocks=1, n_embed=16, embed_dim=4)
+    shape = {"channels": 32, "z_channels": 8, "ch_mult": (1, 1), "num_res_blocks": 1, "n_embed": 16, "embed_dim": 4}
     torch.manual_seed(1)
-    model = VQGAN(VQGANConfig.of(options, 1, 16))
+    model = VQGAN(VQGANConfig.of(VQGANOptions(**shape, patch=patch), 1, 16))
     values = {"batch_size": 8, "n_epochs": 2, "lr": 1e-3, "disc_weight": 0.0}
     training = VQGANTrainingOptions(**{**values, **changes})
     schedule = Schedule(seed=0, num_rows=images, batch_size=training.batch_size, n_epochs=training.n_epochs)

@@ -124,6 +124,8 @@ def _run(
         "precision": precision,
         "processes": world_size(),
     }
+    if model.config.patch > 1:  # there were states of before, whose weights mean others
+        identity["patches"] = "frequencies"
     options = config.training
     if start:
         identity["start"] = weights_sha256(model, {})
@@ -232,9 +234,10 @@ def open_start(config: VQGANTrainConfig) -> CheckpointFile | None:
         asked = getattr(config.training, name)
         check(name not in config.given, name, asked, "left out with --checkpoint-vae, whose codes are kept")
     file = open_vqgan(config.checkpoint_vae, config.images.dataset)
-    if file.config.lookup == "logits" and config.training.train == "all":
+    untrained = {"logits": "learned logits (GumbelVQ)", "dot": "dot product (IBQ)"}.get(file.config.lookup)
+    if untrained and config.training.train == "all":
         raise InputError(
-            f"{file.path} finds codes by learned logits (GumbelVQ), which vqgpt does not train",
+            f"{file.path} finds codes by {untrained}, which vqgpt does not train",
             "train its decoder alone, with --train decoder, or give another VQ-GAN",
         )
     return file

@@ -18,6 +18,7 @@ from vqgpt.vqgan import maskgit
 from vqgpt.vqgan.architecture import VQGANConfig
 from vqgpt.vqgan.codebook import Codebook
 from vqgpt.vqgan.latent_norm import LatentNorm
+from vqgpt.vqgan.patches import Frequencies, channels_to_pixels, pixels_to_channels
 
 MOST_POSITIONS = 1024  # of which an image's attention weights are kept in training
 
@@ -184,6 +185,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.channels * mult for mult in config.ch_mult]
         self.patch = config.patch
+        self.frequencies: Frequencies | None = None  # only while the network is trained
         self.conv_in = nn.Conv2d(config.image_channels * config.patch**2, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         for level, (width_in, width) in enumerate(zip([config.channels, *widths], widths, strict=False)):
@@ -197,7 +199,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, z, h, w)."""
-        x = self.conv_in(pixels_to_channels(images, self.patch))
+        channels = pixels_to_channels(images, self.patch)
+        x = self.conv_in(self.frequencies.of_pixels(channels) if self.frequencies else channels)
         for level in self.down:
             x = level(x)
         return self.conv_out(self.norm_out(self.mid(x)))
@@ -220,6 +223,7 @@ class Decoder(nn.Module):
             self.up.append(Level(widths_of_level, config, attention, **resample))
         self.norm_out = Norm(widths[0], silu=True, groups=config.norm_groups)
         self.patch, self.tanh_out = config.patch, config.tanh_out
+        self.frequencies: Frequencies | None = None  # only while the network is trained
         self.conv_out = nn.Conv2d(widths[0], config.image_channels * config.patch**2, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -227,7 +231,9 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
-        images = channels_to_pixels(self.conv_out(self.norm_out(x)), self.patch)
+        channels = self.conv_out(self.norm_out(x))
+        channels = self.frequencies.to_pixels(channels) if self.frequencies else channels
+        images = channels_to_pixels(channels, self.patch)
         return images.tanh() if self.tanh_out else images
 
 
@@ -279,21 +285,6 @@ class VQGAN(nn.Module):
         """(B, C, H, W) in [-1, 1] -> reconstruction; the gradient passes straight through the codebook."""
         out = self.quantize_latents(self.latents(images))
         return Reconstruction(self.decode_latents(out.straight_through), out.latents, out.quantized, out.codes)
-
-
-def pixels_to_channels(images: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, C*patch^2, H/patch, W/patch): squares of pixels become channels (Shi et al. 2016).
-
-    Inverse of `channels_to_pixels`.
-    """
-    if patch == 1:
-        return images
-    return F.pixel_unshuffle(images, patch).contiguous(memory_format=torch.channels_last)
-
-
-def channels_to_pixels(squares: Tensor, patch: int) -> Tensor:
-    """(B, C*patch^2, h, w) -> (B, C, h*patch, w*patch). Inverse of `pixels_to_channels`."""
-    return squares if patch == 1 else F.pixel_shuffle(squares, patch)
 
 
 def encoder_channels(config: VQGANConfig) -> int:

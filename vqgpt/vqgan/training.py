@@ -30,10 +30,11 @@ from vqgpt.vqgan.adversary import PatchDiscriminator
 from vqgpt.vqgan.codebook import EMACodebook, covariance_of, moments_of, start_codebook, to_vectors
 from vqgpt.vqgan.coding import figures_of, images_per_pass, likeness, reconstruct, to_unit_range
 from vqgpt.vqgan.latent_norm import LatentNorm, fold_latent_norm
-from vqgpt.vqgan.model import VQGAN
+from vqgpt.vqgan.model import VQGAN, Decoder, Encoder
 from vqgpt.vqgan.optimizers import adam, first_adversarial_step, learning_rate, new_optimizers
 from vqgpt.vqgan.options import LARGEST_RATE_OF_DISCRIMINATOR, VQGANTrainingOptions
 from vqgpt.vqgan.passes import Passes
+from vqgpt.vqgan.patches import Frequencies, fold_frequencies, unfold_frequencies
 from vqgpt.vqgan.perceptual import PerceptualLoss
 
 SHOWN_IMAGES = 16
@@ -79,6 +80,7 @@ class VQGANTraining:
         assert model.config.size is not None
         self.device, size = next(model.parameters()).device, model.config.size
         vectors_per_image = math.prod(model.config.grid(size))
+        self.frequencies = train_in_frequencies(model, options.train == "all")
         if options.train == "all" and options.normalise_latents and model.config.can_normalise_latents:
             model.latent_norm = LatentNorm(model.config.embed_dim).to(self.device)
         if model.latent_norm or options.start_of_codebook != "uniform":
@@ -116,9 +118,12 @@ class VQGANTraining:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Of the result, whose normalisation of latents is in its last convolution before the codebook."""
+        """Of the result, which has in its convolutions what only a network in training has beside them."""
         weights = self.result.state_dict()
-        return fold_latent_norm(weights) if self.result.latent_norm else weights
+        weights = fold_latent_norm(weights) if self.result.latent_norm else weights
+        if self.frequencies:
+            weights = fold_frequencies(weights, self.options.train == "all", self.frequencies.matrix)
+        return weights
 
     @property
     def result(self) -> VQGAN:
@@ -252,6 +257,21 @@ class VQGANTraining:
 
 def _states(parts: Mapping[str, nn.Module | EMACodebook | torch.optim.Optimizer]) -> dict[str, Any]:
     return {name: part.state_dict() for name, part in parts.items()}
+
+
+def train_in_frequencies(model: VQGAN, encoder: bool) -> Frequencies | None:
+    """Let a network be fed the frequencies of patches and give them; without `encoder`, give them alone.
+
+    None for a network without patches.
+    """
+    if model.config.patch == 1:
+        return None
+    frequencies = Frequencies(model.config.image_channels, model.config.patch).to(next(model.parameters()).device)
+    model.load_state_dict(unfold_frequencies(model.state_dict(), encoder, frequencies.matrix))
+    assert isinstance(model.encoder, Encoder)
+    assert isinstance(model.decoder, Decoder)
+    model.encoder.frequencies, model.decoder.frequencies = frequencies if encoder else None, frequencies
+    return frequencies
 
 
 @torch.no_grad()
