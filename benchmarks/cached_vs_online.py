@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vqgpt.api import tokenize
 from vqgpt.api.options import TokenizeConfig
-from vqgpt.api.train import load_sequences
+from vqgpt.api.train import load_token_grids
 from vqgpt.data.images import load_tensor
 from vqgpt.data.options import Preprocessing
 from vqgpt.data.reading import read_dataset
@@ -107,7 +107,7 @@ def main() -> None:
         architecture = GPTConfig(options=GPTOptions(), codebook_size=vqgan.config.n_embed, grid=grid, num_classes=0)
 
         def cached() -> float:
-            rows = load_sequences(TokenCache(folder / "cache.zarr"), "train", architecture, device)
+            rows = load_token_grids(TokenCache(folder / "cache.zarr"), "train", architecture, device)
             return mean_loss_of_an_epoch(rows, arguments.images, architecture, precision, device)
 
         def online() -> float:

@@ -22,7 +22,7 @@ from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.options import GPTConfig, SamplingOptions
+from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.token_grids import StreamedGrids, TokenGrids, TrainingRows
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.codec import differences, num_parameters, one_line, to_json
@@ -122,9 +122,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     architecture = gpt_config(config, cache)
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
-    in_training = architecture
-    if options.begins_in_any_order:
-        in_training = replace(architecture, options=replace(architecture.options, order="random"))
+    in_training = network_in_training(architecture, options)
     model = GPT(in_training) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, in_training)
     plan = {
         "parameters": num_parameters(model),
@@ -139,7 +137,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         if not cache.rows(split):
             raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")
     train_rows, stream = training_rows(config, cache, architecture, device)
-    held_out = load_sequences(cache, held_out_name, architecture, device)
+    held_out = load_token_grids(cache, held_out_name, architecture, device)
     if options.batch_size > rows:
         report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
     identity = {
@@ -245,6 +243,13 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
     )
 
 
+def network_in_training(result: GPTConfig, options: GPTTrainingOptions) -> GPTConfig:
+    """The architecture that is trained, for a result of this one: for any order, where random orders come first."""
+    if not options.begins_in_any_order:
+        return result
+    return replace(result, options=replace(result.options, order="random"))
+
+
 def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
     """The classes or bits that some training image has; a notice names those that none has."""
     if not architecture.num_classes:
@@ -275,7 +280,7 @@ def training_rows(
     config: TrainConfig, cache: TokenCache, architecture: GPTConfig, device: torch.device
 ) -> tuple[TrainingRows, StreamOrder | None]:
     """The training split, in memory or as a stream in the order given. Raises InputError if it is damaged."""
-    load = functools.partial(load_sequences, cache, "train", architecture, device)
+    load = functools.partial(load_token_grids, cache, "train", architecture, device)
     if not config.training.stream:
         return load(), None
     order = StreamOrder(
@@ -288,7 +293,7 @@ def training_rows(
     return StreamedGrids(order, config.training.n_epochs, load, views, device), order
 
 
-def load_sequences(
+def load_token_grids(
     cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device, shards: Sequence[int] | None = None
 ) -> TokenGrids:
     """A split, or some of its shards, on the device. Raises InputError if it is damaged."""
