@@ -74,7 +74,7 @@ def evaluate(*words):
 
 @torch.no_grad()
 def distributions(model, grid, label):
-    """For each cell, in the order of the scan: the distribution (K,) that the model has of its code."""
+    """For each cell, in the order in which it reads them: the distribution (K,) that the model has of its code."""
     shown, bits = model.start(label[None])
     for cell in cells_of(model.config.options.order, grid.shape):
         yield cell, model(shown, model.cells, added=bits)[0, -1].double().softmax(-1).numpy()

@@ -41,7 +41,7 @@ def save_gpt(path: Path, views: int = 0, **options) -> GPT:
     what = description(views=("identity", "rot90")[: views or 1])
     classes = 2 if options.get("condition", "none") != "none" else 0
     config = GPTConfig(
-        options=GPTOptions(n_layer=2, n_head=2, embed_dim_t=16, **options),
+        options=GPTOptions(n_layer=2, n_head=2, embed_dim_t=16, condition_view=views > 0, **options),
         codebook_size=16,
         grid=(4, 3),
         num_classes=classes,

@@ -40,10 +40,10 @@ def test_the_s_pattern_turns_every_other_row_round():
 
 @given(grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), order=st.sampled_from(get_args(FixedOrder)))
 def test_orders_visit_every_code_once_and_have_an_inverse(grid, order):
-    scan = scan_order(order, grid)
-    assert sorted(scan.tolist()) == list(range(grid[0] * grid[1]))
+    cells = scan_order(order, grid)
+    assert sorted(cells.tolist()) == list(range(grid[0] * grid[1]))
     codes = torch.randint(100, (2, 3, *grid))
-    assert torch.equal(sequence_to_grid(grid_to_sequence(codes, scan), scan, grid), codes)
+    assert torch.equal(sequence_to_grid(grid_to_sequence(codes, cells), cells, grid), codes)
 
 
 @pytest.mark.parametrize("position", [0, 5, 11])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,9 @@ def test_the_two_architectures_are_of_one_size():
 @settings(max_examples=30)
 @given(grid=st.tuples(st.integers(1, 20), st.integers(1, 20)))
 def test_the_hilbert_curve_goes_to_a_neighbour_each_time(grid):
-    scan = scan_order("hilbert", grid)
-    assert sorted(scan.tolist()) == list(range(grid[0] * grid[1]))
-    rows, columns = scan // grid[1], scan % grid[1]
+    cells = scan_order("hilbert", grid)
+    assert sorted(cells.tolist()) == list(range(grid[0] * grid[1]))
+    rows, columns = cells // grid[1], cells % grid[1]
     assert max([0, *rows.diff().abs().tolist(), *columns.diff().abs().tolist()]) <= 1
 
 
@@ -178,6 +179,17 @@ def test_bits_tell_yes_no_and_nothing_apart():
         for bits in ((0, 0, 0), (-1, -1, -1), (1, -1, 1))
     }
     assert len(set(losses.values())) == 3
+
+
+def test_bits_are_told_to_a_gpt_of_many_codes():
+    """Bits have 8 bits, and the codes here have more."""
+    config = replace(new_model(condition="bits", labels=3).config, codebook_size=1000)
+    data = TokenGrids.of(torch.randint(1000, (8, 1, 4, 4)).short(), torch.ones(8, 3, dtype=torch.uint8), config)
+    assert data.labels.dtype == torch.int8
+    schedule = Schedule(seed=0, num_rows=8, batch_size=8, n_epochs=1)
+    training = GPTTraining(GPT(config), data, data, GPTTrainingOptions(batch_size=8), schedule, "fp32")
+    assert training.take_step(next(schedule.steps(0)))["loss"] > 0
+    assert training.model.start(data.labels)[0].unique().tolist() == [1000]
 
 
 def test_bits_train_and_sample(here):

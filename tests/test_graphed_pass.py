@@ -8,9 +8,9 @@ import torch
 from tests.test_gpt import tiny_gpt
 from tests.test_sampling import NETWORKS, cells_of_images
 from vqgpt.gpt.decoding import NetworkDecoder, for_decoding
-from vqgpt.gpt.generate import Sampler, SamplingPass, sample_codes, uniform_numbers
+from vqgpt.gpt.generate import Sampler, SamplingPass, uniform_numbers
 from vqgpt.gpt.options import SamplingOptions
-from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.order import grid_to_sequence
 
 ALL_FILTERS = {"cfg_scale": 3.0, "cfg_schedule": "linear", "top_p": 0.8, "top_k": 5, "min_p": 0.01}
 
@@ -50,26 +50,26 @@ def test_steps_with_the_position_on_the_device_equal_full_passes(changes, stride
         torch.testing.assert_close(torch.stack(logits, dim=1), expected, atol=bound, rtol=bound)
 
 
+@pytest.mark.parametrize("order", ["s-pattern", "random"])
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"temperature": 0}, ALL_FILTERS],
-)
-def test_a_pass_in_steps_for_graphs_draws_the_same(arch, options):
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, ALL_FILTERS])
+def test_a_pass_in_steps_for_graphs_draws_the_same(arch, options, order):
     """All that a GPU does but for the graphs themselves, several passes one after the other, with tokens given."""
-    model = tiny_gpt(arch=arch, condition="class")
+    model = tiny_gpt(arch=arch, order=order, condition="class")
+    options = {**options, "draw_order": "random"} if order == "random" else options
     settings, labels = SamplingOptions(**options), torch.tensor([0, 1, -1, 2])
     kept = torch.full((4, 3, 4), -1)
     kept[:, 1] = 7
     rows = 8 if "cfg_scale" in options else 4
     steps = SamplingPass(model, NetworkDecoder(model, rows), 4, settings, completes=True)
     steps.graphs = StepsByPython(steps.step_in_graph, stride=5)
-    scan = scan_order("s-pattern", (3, 4))
+    sampler = Sampler(model, settings, "fp32", completes=True)
     for seed in (0, 1):
-        ((codes, log_prob),) = sample_codes(model, labels, seed, settings, "fp32", kept)
-        given = grid_to_sequence(kept, scan)
-        tokens, log_prob_of_steps = steps.run(labels, uniform_numbers(seed, 0, 4, 12), scan, given, threading.Event())
-        assert torch.equal(tokens, grid_to_sequence(codes, scan))
+        ((codes, log_prob),) = sampler.codes(labels, 0, seed, kept)
+        cells = sampler.orders(4, 0, seed, kept)
+        given = grid_to_sequence(kept, cells)
+        tokens, log_prob_of_steps = steps.run(labels, uniform_numbers(seed, 0, 4, 12), cells, given, threading.Event())
+        assert torch.equal(tokens, grid_to_sequence(codes, cells))
         torch.testing.assert_close(log_prob_of_steps, log_prob, atol=1e-4, rtol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_a_pass_in_steps_for_graphs_draws_the_same(arch, options):
 @torch.inference_mode()
 def test_no_step_waits_for_the_device_or_reads_what_lies_elsewhere(options, arch, precision):
     """Without data, as a graph is recorded: torch refuses to tell a value, and to mix the devices of tensors."""
-    model = tiny_gpt(arch=arch, condition="class").to("meta")
+    model = tiny_gpt(arch=arch, condition="class", order="random").to("meta")
     rows = 8 if "cfg_scale" in options else 4
     decoder = NetworkDecoder(for_decoding(model, precision), rows)
     one_pass = SamplingPass(model, decoder, 4, SamplingOptions(**options), completes=True)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+import vqgpt
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.test_gpt import tiny_gpt
 from tests.test_gpt_training import new_model, new_training, trained
 from tests.test_interruption import assert_same_training
 from tests.test_sampling import chi_square
 from tests.test_score import save_gpt
+from vqgpt.errors import UsageError
 from vqgpt.gpt.architecture import Arch
 from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.generate import Sampler, sample_codes
@@ -252,10 +254,25 @@ def test_a_gpt_for_any_order_completes_any_mask_and_says_nothing_of_it(cache):
         (["--random-until", "0.5", "--anneal-until", "1.5"], ["anneal_until", "1.5"]),
         (["--random-until", "2"], ["random_until", "2"]),
         (["--random-until", "0.5", "--arch", "llama"], ["--arch llama", "--arch gpt2"]),
+        (["--random-until", "0.5", "--patience", "3"], ["patience", "random orders"]),
+        (["--anneal-until", "0"], ["anneal_until", "above 0"]),
+        (["--token-noise-until", "0.5"], ["token_noise_until", "--token-noise"]),
     ],
 )
 def test_orders_that_cannot_be_trained(cache, arguments, words):
     assert_refused(run_here("train", "--cache", "a.zarr", *TINY_GPT, *arguments, "--out", "x.pt"), 2, *words)
+
+
+def test_a_training_in_random_orders_starts_from_one(cache):
+    command = ["train", "--cache", "a.zarr", *TINY_GPT, "--max-steps", "1"]
+    assert run_here(*command, "--order", "raster", "--out", "one.pt").code == 0
+    assert run_here(*command, "--order", "random", "--out", "any.pt").code == 0
+    annealed = [*command, "--order", "raster", "--random-until", "0.5", "--out", "x.pt", "--checkpoint-gpt"]
+    assert_refused(run_here(*annealed, "one.pt"), 3, "one.pt", "one order", "--order random")
+    outcome = run_here(*annealed, "any.pt", "--json")
+    assert outcome.code == 0, outcome.err
+    weights = torch.load("x.pt", weights_only=True)["model"]
+    assert outcome.json["parameters"] == sum(weight.numel() for weight in weights.values())
 
 
 def test_a_gpt_of_one_order_knows_no_other(cache):
@@ -266,6 +283,15 @@ def test_a_gpt_of_one_order_knows_no_other(cache):
     outcome = run_here("score", "a.zarr", *command, "--order", "random", "--num-orders", "4")
     assert_refused(outcome, 2, "g.pt", "s-pattern", "--order random")
     assert_refused(run_here("score", "a.zarr", *command, "--num-orders", "4"), 2, "num_orders", "--order random")
+    generator = vqgpt.load_gpt("g.pt")
+    codes = np.zeros((2, 4, 3), np.int64)
+    for wrong in ({"num_orders": 4}, {"order": "random"}, {"order": "bogus"}, {"order": "raster", "num_orders": 0}):
+        with pytest.raises(UsageError):
+            generator.score(codes, **wrong)
+    for wrong in ("spiral", "bogus"):
+        with pytest.raises(UsageError):
+            generator.sample(1, draw_order=wrong)
+    assert generator.sample(2, draw_order="s-pattern").shape == codes.shape
     assert run_here("score", "a.zarr", *command, "--order", "s-pattern").code == 0
 
 

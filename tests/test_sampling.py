@@ -15,7 +15,7 @@ from tests.test_gpt import sampled, tiny_gpt
 from vqgpt.errors import UsageError
 from vqgpt.gpt.architecture import Arch
 from vqgpt.gpt.attention import Cache
-from vqgpt.gpt.decoding import CompiledDecoder, NetworkDecoder, compiled_decoding, compiled_weights
+from vqgpt.gpt.decoding import CompiledDecoder, NetworkDecoder, compiled_decoding, compiled_weights, for_decoding
 from vqgpt.gpt.generate import Sampler, images_at_once, sample_codes, uniform_numbers
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
@@ -197,6 +197,23 @@ def test_log_probabilities_are_the_models_own_whatever_the_filters(condition):
     ((codes, log_prob),) = sample_codes(model, labels, 0, options, "fp32")
     (nats,) = nats_of_images(model, codes, labels, "fp32")
     torch.testing.assert_close(-log_prob.double(), nats, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"dropout_t": 0.5}, {"dropout_t": 0.5, "order": "random", "arch": "llama"}])
+def test_a_model_in_training_is_sampled_from_without_dropout(changes):
+    model = tiny_gpt(**changes).train()
+    for precision in ("fp32", "bf16"):
+        arguments = torch.full((3,), -1), 0, SamplingOptions(), precision
+        first, again = (next(sample_codes(model.train(), *arguments))[0] for _ in range(2))
+        assert torch.equal(first, again)
+
+
+@torch.no_grad()
+def test_the_head_is_rounded_with_the_other_matrices_for_decoding():
+    model = tiny_gpt()
+    rounded = for_decoding(model, "bf16")
+    assert rounded.codes_of_head.dtype == rounded.transformer["h"][0].attn.c_attn.weight.dtype == torch.bfloat16
+    assert model.codes_of_head.dtype == torch.float32
 
 
 def test_kept_codes_stay_and_those_before_them_are_as_without():

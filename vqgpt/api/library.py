@@ -108,7 +108,7 @@ class Generator:
         order: Order | None = None,
         num_orders: int = 1,
     ) -> NDArray[np.float64]:
-        """Bits per token (N,) of codes (N, h, w), as `vqgpt score` gives them, in an order as it takes it.
+        """Bits per token (N,) of codes (N, h, w), as `vqgpt score` gives them with the same `order` and `num_orders`.
 
         `labels` are class numbers (N,), -1 for none, or bits (N, L): 1 for yes, -1 for no, 0 for unspecified. Raises
         UsageError for other arrays.
@@ -127,7 +127,7 @@ class Generator:
         grids, given = torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
         exactly = resolve_precision(precision, self.device)
         check_order(order, config.options, self.path, "order")
-        orders = None if order is None else orders_to_score(order, num_orders, config)
+        orders = orders_to_score(order or config.options.own_order, num_orders, config)
         nats = torch.cat(list(nats_of_images(self.gpt.model, grids, given, exactly, orders))).numpy()
         return nats / (np.log(2) * config.block_size)
 

@@ -144,8 +144,7 @@ class TokenizeConfig:
     views: tuple[str, ...] = option(
         (),
         "Views of each image to encode: identity, hflip, rot90, rot180, rot270, transpose, five-crop, ten-crop, with "
-        "commas between "
-        "(default: identity, and hflip where a mirrored image means the same).",
+        "commas between (default: identity, and hflip where a mirrored image means the same).",
         group=IMAGES,
     )
     limit: int | None = option(

@@ -189,7 +189,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         views=("identity",),
         precision=resolve_precision(config.run.precision, device),
         sampling={
-            **recorded_options(config.sampling),
+            **recorded_options(config.sampling, architecture),
             "classes": labels,
             "prompts": prompts.known.tolist() if prompts else [],
             "seed": config.run.seed,
@@ -208,10 +208,12 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
     )
 
 
-def recorded_options(sampling: SamplingOptions) -> dict[str, Any]:
-    """What a cache records of them; there were caches before there was a choice of the order."""
+def recorded_options(sampling: SamplingOptions, gpt: GPTConfig) -> dict[str, Any]:
+    """What a cache records of them: the order where it is not the GPT's own, for there were caches before it."""
     recorded = dict(to_json(sampling))
-    return {name: value for name, value in recorded.items() if name != "draw_order" or value is not None}
+    if sampling.draw_order in (None, gpt.options.own_order):
+        del recorded["draw_order"]
+    return recorded
 
 
 def draw(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     in_training = network_in_training(architecture, options)
     model = GPT(in_training) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, in_training)
     plan = {
-        "parameters": num_parameters(model),
+        "parameters": num_parameters(model if in_training == architecture else empty_gpt(architecture)),
         "tokens_per_image": architecture.block_size,
         "cache": cache.path,
         "checkpoint": result,
@@ -250,6 +250,12 @@ def network_in_training(result: GPTConfig, options: GPTTrainingOptions) -> GPTCo
     return replace(result, options=replace(result.options, order="random"))
 
 
+def empty_gpt(config: GPTConfig) -> GPT:
+    """A network of which there are only the shapes."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
 def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
     """The classes or bits that some training image has; a notice names those that none has."""
     if not architecture.num_classes:
@@ -265,6 +271,13 @@ def load_start(path: Path, architecture: GPTConfig) -> GPT:
     """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
     hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
     start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint).model
+    if architecture.options.any_order != start.config.options.any_order:
+        orders = {True: "random orders", False: "one order"}
+        raise InputError(
+            f"{path} was trained in {orders[start.config.options.any_order]}, and this training begins in "
+            f"{orders[architecture.options.any_order]}",
+            "start random orders (--order random, --random-until) from a GPT of --order random, others from another",
+        )
     same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
     different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
     if different:

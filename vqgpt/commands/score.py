@@ -47,7 +47,7 @@ class ScoreConfig:
     )
     order: Order | None = option(
         None,
-        "Score in this order, with a GPT that was trained with --order random (default: raster).",
+        "Score in this order, by a GPT that was trained with --order random (default: raster; others have their own).",
         group=DATA,
     )
     num_orders: int = option(
@@ -62,9 +62,6 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "n_head")
-        check(self.num_orders > 0, "num_orders", self.num_orders, "positive")
-        needless = self.num_orders > 1 and self.order != "random"
-        check(not needless, "num_orders", self.num_orders, "given with --order random only")
         check(self.show_rows >= 0, "show_rows", self.show_rows, "0 or more")
         named = self.out is None or self.out.suffix in (".csv", ".npz")
         check(named, "out", self.out, "a file name that ends in .csv or .npz")
@@ -102,7 +99,8 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     check_goes_with(gpt.model.config, gpt.description, path, cache, report)
     warn_if_unknown(cache.description.tokenizer_sha256, report)
     check_order(config.order, gpt.model.config.options, path, "--order")
-    orders = None if config.order is None else orders_to_score(config.order, config.num_orders, gpt.model.config)
+    architecture = gpt.model.config
+    orders = orders_to_score(config.order or architecture.options.own_order, config.num_orders, architecture)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
         check_same_codes(training, cache)

@@ -39,11 +39,6 @@ class View:
     mirrored: bool = False
     quarter_turns: int = 0
 
-    @property
-    def is_upright(self) -> bool:
-        """Whether it shows the image as it stands: neither mirrored nor turned."""
-        return not self.mirrored and not self.quarter_turns
-
 
 _CROPS = {f"crop-{name}": View(window=window) for name, window in _WINDOWS.items()}
 _MIRRORED_CROPS = {f"crop-{name}-hflip": View(window=window, mirrored=True) for name, window in _WINDOWS.items()}

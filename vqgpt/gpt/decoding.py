@@ -56,6 +56,7 @@ def for_decoding(model: GPT, precision: str) -> GPT:
         if isinstance(module, nn.Linear):
             module.to(torch.bfloat16)
             module.register_forward_pre_hook(_round_input)
+    model.rounded_head = model.codes_of_head.detach().to(torch.bfloat16)
     return model
 
 

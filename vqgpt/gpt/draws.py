@@ -36,7 +36,7 @@ class Draws:
 def draw_for_step(
     step: Step, schedule: Schedule, views: int, options: GPTTrainingOptions, network: GPTConfig, result: GPTConfig
 ) -> Draws:
-    """Draw for all rows of a step, of which there are so many `views`; `result` is what the network ends as."""
+    """Draw for all rows of a step, each of which has so many `views`; `result` is what the network ends as."""
     generator = torch.Generator().manual_seed(derived_seed(schedule.seed, "draws", step.index))
     images, progress = len(step.rows), step.index / schedule.num_steps
     shape = images, network.block_size
@@ -60,8 +60,8 @@ def _draw_shown(
     if options.token_dropout:
         hidden = torch.rand(shape, generator=generator) < options.token_dropout
         shown = torch.where(hidden, network.bos, -1)
-    if options.token_noise:
-        highest = options.token_noise * max(0.0, 1 - progress / options.token_noise_until)
+    highest = options.highest_noise(progress)
+    if highest > 0:
         rates = highest * torch.rand(shape[0], 1, generator=generator)
         noised = torch.rand(shape, generator=generator) < rates
         others = torch.randint(network.codebook_size, shape, generator=generator)
@@ -74,6 +74,8 @@ def _draw_orders(
 ) -> Tensor:
     """A random order for a share of the images: for all, where the result is for any order too."""
     share = 1.0 if result.options.any_order else options.random_share(progress)
-    at_random = torch.rand(shape[0], 1, generator=generator) < share
-    orders = torch.rand(shape, generator=generator).argsort(dim=1)
-    return torch.where(at_random, orders, scan_order(result.options.own_order, result.grid))
+    orders = scan_order(result.options.own_order, result.grid).repeat(shape[0], 1)
+    if share > 0:
+        at_random = torch.rand(shape[0], generator=generator) < share
+        orders[at_random] = torch.rand(shape, generator=generator)[at_random].argsort(dim=1)
+    return orders

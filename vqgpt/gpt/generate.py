@@ -113,8 +113,8 @@ class SamplingPass:
     ) -> tuple[Tensor, Tensor]:
         """Labels (n, ...) as `GPT.start` takes them, uniforms (B, T) -> tokens (n, T), log_prob (n,), on the CPU.
 
-        `cells` (T,), or (n, T) for a network for any order, are the order of the images. `given` (n, T) are tokens that
-        are not drawn, -1 where they are. Once it has `ended`, nobody waits for a result.
+        `cells` are the order of the images: (T,), the network's own, or (n, T) for one for any order. `given` (n, T)
+        are tokens that are not drawn, -1 where they are. Once it has `ended`, nobody waits for a result.
         """
         no_label = 0 if labels.ndim == 2 else -1
         start, added = self.model.start(_padded(labels, len(self.token), no_label).to(self.device))
@@ -165,12 +165,12 @@ def _padded(values: Tensor, rows: int, filler: int) -> Tensor:
 class Sampler:
     """A GPT ready to be sampled from with the same options, request after request; used from one thread at a time.
 
-    With `completes`, images have codes that are given and not drawn. By C code a pass is several groups of
-    `images_at_once` where many images are asked for, as long operations wait less for Python's lock.
+    Sets eval mode. With `completes`, images have codes that are given and not drawn. By C code a pass is several groups
+    of `images_at_once` where many images are asked for, as long operations wait less for Python's lock.
     """
 
     def __init__(self, model: GPT, options: SamplingOptions, precision: str, completes: bool = False) -> None:
-        self.model, self.options, self.completes = model, options, completes
+        self.model, self.options, self.completes = model.eval(), options, completes
         self.device, self.guided = next(model.parameters()).device, options.cfg_scale != 1
         self.at_once = images_at_once(model.config, self.device, precision, self.guided)
         self.new_decoder, self.takes_any_number = decoders(model, precision)

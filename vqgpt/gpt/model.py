@@ -3,7 +3,8 @@
     tokens (B, T) int64 -> logits (B, T, K) float32, for the code that follows each token
 
 A sequence is [start, t_0, ..., t_(T-2)] and predicts [t_0, ..., t_(T-1)]; start is BOS, the token of a class, or BOS
-plus the embeddings of bits. Logits exist for the K codes only, so that BOS and classes cannot be sampled.
+plus the embeddings of bits, and the embedding of a view is added where views are told apart. Logits exist for the K
+codes only, so that BOS and classes cannot be sampled.
 Letters: B batch, S tokens of a call, T tokens per image, K codebook size, D width, A heads, L bits.
 """
 
@@ -65,7 +66,10 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embeddings of tokens and of learned positions; blocks; an output head tied to the token embedding."""
+    """Embeddings of tokens and of learned positions; blocks; an output head tied to the token embedding.
+
+    A network for any order has an embedding of the cell that comes next too.
+    """
 
     cells: Tensor
 
@@ -87,6 +91,7 @@ class GPT(nn.Module):
         parts["h"] = nn.ModuleList(Block(config) for _ in range(options.n_layer))
         parts["ln_f"] = new_norm(options)
         self.transformer = nn.ModuleDict(parts)
+        self.rounded_head: Tensor | None = None
         self.register_buffer("cells", scan_order(options.own_order, config.grid), persistent=False)
         self.apply(_initialise)
         for name, parameter in self.named_parameters():
@@ -113,8 +118,14 @@ class GPT(nn.Module):
         x = dropout(x, self.config.options.dropout_t, masks, self.training)
         for layer, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
             x = block(x, rotation, partial(cache.attend, layer) if cache else None, masks)
-        codes_only = cast(nn.Embedding, self.transformer["wte"]).weight[: self.config.codebook_size]
-        return F.linear(self.transformer["ln_f"](x), codes_only).float()
+        x, head = self.transformer["ln_f"](x), self.codes_of_head
+        return F.linear(x.to(head.dtype), head).float()
+
+    @property
+    def codes_of_head(self) -> Tensor:
+        """The output head (K, D): the embeddings of the codes, or, for decoding, those rounded to its precision."""
+        codes = cast(nn.Embedding, self.transformer["wte"]).weight[: self.config.codebook_size]
+        return codes if self.rounded_head is None else self.rounded_head
 
     def embed(self, tokens: Tensor, cells: Tensor, places: slice | Tensor, added: Tensor | None) -> Tensor:
         """What the network reads at some places of a sequence: tokens (B, S) -> (B, S, D).
@@ -154,9 +165,9 @@ class GPT(nn.Module):
         if self.config.num_views:
             views = labels.new_zeros(len(labels), dtype=torch.int64) if views is None else views
             added.append(F.one_hot(views, self.config.num_views))
-        none = labels.new_full((len(labels),), -1) if labels.ndim == 2 else labels
-        tokens = torch.where(none < 0, self.config.bos, self.config.bos + 1 + none)[:, None]
-        return tokens, torch.cat(added, dim=1) if added else None
+        bos = labels.new_full((len(labels),), self.config.bos, dtype=torch.int64)
+        tokens = bos if labels.ndim == 2 else torch.where(labels < 0, bos, bos + 1 + labels)
+        return tokens[:, None], torch.cat(added, dim=1) if added else None
 
     def loss(
         self,

@@ -12,6 +12,7 @@ from vqgpt.options.definition import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPL
 MODEL = "GPT"
 SAMPLING = "Sampling"
 
+NOISE_UNTIL = 0.75  # of the training
 MOST_TOKENS = 2**16  # per image
 MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
 
@@ -32,7 +33,6 @@ class GPTOptions:
     condition: Condition = option(
         "none", "What the GPT is conditioned on: nothing, the class, or the bits of a multi-label set.", group=MODEL
     )
-
     condition_view: bool = option(
         False,
         "Tell the GPT in which view of the cache it sees an image, and sample in the first one, identity.",
@@ -82,7 +82,8 @@ class GPTConfig:
         check(min(self.grid) > 0, "grid", self.grid, "rows and columns")
         check(self.block_size <= MOST_TOKENS, "grid", self.grid, f"of {MOST_TOKENS} tokens at most")
         check(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
-        check(self.num_views >= 0, "num_views", self.num_views, "0 or more")
+        told = self.num_views > 1 if self.options.condition_view else self.num_views == 0
+        check(told, "num_views", self.num_views, "2 or more with --condition-view, and 0 without")
 
     @property
     def block_size(self) -> int:
@@ -160,7 +161,9 @@ class GPTTrainingOptions:
         "Highest share of an image's input tokens that are other ones, drawn at random (reAR); it falls to 0.",
         group=TRAINING,
     )
-    token_noise_until: float = option(0.75, "Share of the training after which --token-noise is over.", group=TRAINING)
+    token_noise_until: float | None = option(
+        None, f"Share of the training after which --token-noise is over (default: {NOISE_UNTIL}).", group=TRAINING
+    )
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
@@ -204,11 +207,20 @@ class GPTTrainingOptions:
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
         check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
-        check(0 < self.token_noise_until <= 1, "token_noise_until", self.token_noise_until, "above 0 and at most 1")
+        until = self.token_noise_until
+        check(until is None or 0 < until <= 1, "token_noise_until", until, "above 0 and at most 1")
+        check(until is None or self.token_noise > 0, "token_noise_until", until, "given with --token-noise only")
         check(0 <= self.random_until <= 1, "random_until", self.random_until, "in [0, 1]")
-        late_enough = f"between {self.random_until:g} (--random-until) and 1"
-        fits = self.anneal_until is None or self.random_until <= self.anneal_until <= 1
+        late_enough = f"above 0, and between {self.random_until:g} (--random-until) and 1"
+        fits = self.anneal_until is None or (0 < self.anneal_until <= 1 and self.random_until <= self.anneal_until)
         check(fits, "anneal_until", self.anneal_until, late_enough)
+
+        too_soon = "0 where random orders come first: validations judge the order that comes last"
+        check(not (self.patience and self.begins_in_any_order), "patience", self.patience, too_soon)
+
+    def highest_noise(self, progress: float) -> float:
+        """The largest share of an image's tokens that are noised, at some progress of the training in [0, 1)."""
+        return self.token_noise * max(0.0, 1 - progress / (self.token_noise_until or NOISE_UNTIL))
 
     @property
     def begins_in_any_order(self) -> bool:
@@ -248,13 +260,13 @@ class SamplingOptions:
     cfg_schedule: Literal["constant", "linear", "power-cosine"] = option(
         "constant", "How guidance grows over the tokens of an image, from none to its scale.", group=SAMPLING
     )
+    cfg_power: float = option(1.0, "Power of the power-cosine schedule: above 1, guidance comes later.", group=SAMPLING)
     draw_order: Order | None = option(
         None,
-        "The order in which codes are drawn, with a GPT that was trained with --order random; 'random' is another one "
-        "for each image. Known codes come first (default: raster).",
+        "The order in which a GPT that was trained with --order random draws codes; 'random' is another one for each "
+        "image. Known codes come first (default: raster; other GPTs draw in their own order).",
         group=SAMPLING,
     )
-    cfg_power: float = option(1.0, "Power of the power-cosine schedule: above 1, guidance comes later.", group=SAMPLING)
 
     def __post_init__(self) -> None:
         check(self.num_samples > 0, "num_samples", self.num_samples, "positive")

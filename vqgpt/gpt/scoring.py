@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.gpt.order import Order, grid_to_sequence, scan_order
+from vqgpt.options.definition import check
 from vqgpt.runtime.device import autocast
 
 NUMBERS_PER_PASS = 2**25  # logits in memory at once
@@ -48,19 +49,22 @@ def nats_of_images(
     several `orders` (M, T), of a model for any order, it is that of the mixture: one of them is drawn, then the image.
     """
     orders = model.cells[None] if orders is None else orders
-    for passes in zip(*(logits_of_images(model, codes, labels, precision, cells) for cells in orders), strict=True):
-        log_p = torch.stack([-_nats(logits, sequences) for logits, sequences in passes])
-        yield math.log(len(orders)) - log_p.logsumexp(dim=0)
+    passes = (_nats_of_passes(model, codes, labels, precision, cells) for cells in orders)
+    for nats in zip(*passes, strict=True):
+        yield math.log(len(orders)) - (-torch.stack(nats)).logsumexp(dim=0)
+
+
+def _nats_of_passes(model: GPT, codes: Tensor, labels: Tensor, precision: str, cells: Tensor) -> Iterator[Tensor]:
+    """In one order, (n,) float64 on the CPU: MPS has no float64."""
+    for logits, sequences in logits_of_images(model, codes, labels, precision, cells):
+        nats = F.cross_entropy(logits.flatten(0, 1), sequences.flatten(), reduction="none")
+        yield nats.view(sequences.shape).cpu().double().sum(dim=1)
 
 
 def orders_to_score(order: Order, count: int, config: GPTConfig) -> Tensor:
-    """(1, T), or of random orders so many (count, T), always the same."""
+    """(1, T), or of random orders so many (count, T), always the same. Raises UsageError for an impossible number."""
     if order != "random":
+        check(count == 1, "num_orders", count, "given with --order random only")
         return scan_order(order, config.grid)[None]
+    check(count > 0, "num_orders", count, "positive")
     return torch.rand(count, config.block_size, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
-
-
-def _nats(logits: Tensor, sequences: Tensor) -> Tensor:
-    """Of each image, (n,) float64 on the CPU: MPS has no float64."""
-    nats = F.cross_entropy(logits.flatten(0, 1), sequences.flatten(), reduction="none")
-    return nats.view(sequences.shape).cpu().double().sum(dim=1)
