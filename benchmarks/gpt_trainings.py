@@ -60,6 +60,8 @@ VARIANTS: dict[str, Record] = {
     "token noise 1": {"token_noise": 1.0},
     "token noise 0.5": {"token_noise": 0.5},
     "token noise 0.25": {"token_noise": 0.25},
+    "alignment": {"alignment": 1.0},
+    "alignment and token noise 1 (reAR)": {"alignment": 1.0, "token_noise": 1.0},
     "token dropout 0.1": {"token_dropout": 0.1},
     "dropout 0.1": {"dropout_t": 0.1},
 }
@@ -91,7 +93,8 @@ def steps_that_fit(cache: TokenCache, options: Record, seconds: float) -> int:
         n_epochs=1000,
         max_steps=TIMED_STEPS,
     )
-    training = GPTTraining(model, rows, held_out, config.training, schedule, "fp32", architecture)
+    codebook = torch.from_numpy(cache.codebook())
+    training = GPTTraining(model, rows, held_out, config.training, schedule, "fp32", architecture, codebook)
     times = [time.process_time()]
     for step in schedule.steps(0):
         training.take_step(step)

@@ -119,7 +119,12 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         doubt = "its codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them"
     if cache.description.unverified or not cache.description.knows_its_vqgan:
         report(Notice(text=doubt))
-    architecture = gpt_config(config, cache)
+    architecture, codebook = gpt_config(config, cache), torch.from_numpy(cache.codebook())
+    if options.alignment and not codebook.any():
+        raise UsageError(
+            f"{cache.path} has codes that were imported without their codebook, so there is nothing to align to",
+            "leave --alignment out, or import the codes with --checkpoint-vae",
+        )
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     in_training = network_in_training(architecture, options)
@@ -157,7 +162,9 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         stream=stream,
     )
     job = GPTJob(
-        training=GPTTraining(model.to(device), train_rows, held_out, options, schedule, precision, architecture),
+        training=GPTTraining(
+            model.to(device), train_rows, held_out, options, schedule, precision, architecture, codebook
+        ),
         result=result,
         pictures=[result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy")],
         identity=identity,
@@ -169,7 +176,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         patience=options.patience,
         keep_last=options.keep_last,
         cache=cache,
-        codebook=torch.from_numpy(cache.codebook()),
+        codebook=codebook,
         labels_seen=labels_seen(cache, architecture, report),
         sheet_of=sheets(cache.description),
     )

@@ -164,6 +164,11 @@ class GPTTrainingOptions:
     token_noise_until: float | None = option(
         None, f"Share of the training after which --token-noise is over (default: {NOISE_UNTIL}).", group=TRAINING
     )
+    alignment: float = option(
+        0.0,
+        "Weight of a loss that has the network tell the vectors of the codebook which its tokens mean (reAR).",
+        group=TRAINING,
+    )
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
@@ -200,12 +205,13 @@ class GPTTrainingOptions:
         for name in positive:
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
         check(self.max_steps is None or self.max_steps > 0, "max_steps", self.max_steps, "positive")
-        for name in ("patience", "warmup", "weight_decay", "grad_clip"):
+        for name in ("patience", "warmup", "weight_decay", "grad_clip", "alignment"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("ema", "token_dropout"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+        check(not (self.alignment and self.shard), "alignment", self.alignment, "0 with --shard")
         check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
         until = self.token_noise_until
         check(until is None or 0 < until <= 1, "token_noise_until", until, "above 0 and at most 1")

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vqgpt.gpt.alignment import Alignment
 from vqgpt.gpt.draws import draw_for_step
 from vqgpt.gpt.model import GPT, with_one_order
 from vqgpt.gpt.optimizer import Optimizer
@@ -27,6 +28,7 @@ from vqgpt.kernels.attention import Masks
 from vqgpt.runtime.device import (
     autocast,
     cut_short_when_alone,
+    derived_seed,
     fewest_rows,
     local_rows,
     local_share,
@@ -57,7 +59,8 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 class GPTTraining:
     """A GPT in training; the model, the batches and the held-out set are on one device.
 
-    `result_config`, where given, is that of the network for one order which a model for any order ends as.
+    `result_config`, where given, is that of the network for one order which a model for any order ends as. `codebook`
+    (K, E) float32 is what the codes mean; `options.alignment` needs it.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class GPTTraining:
         schedule: Schedule,
         precision: str,
         result_config: GPTConfig | None = None,
+        codebook: Tensor | None = None,
     ) -> None:
         self.model, self.train, self.held_out = model, train, held_out
         self.options, self.schedule, self.precision = options, schedule, precision
@@ -86,7 +90,12 @@ class GPTTraining:
                     for block in blocks:
                         block.compile()
                 shard(network, blocks)
-        self.optimizer = Optimizer(model, options)
+        self.alignment: Alignment | None = None
+        if options.alignment:
+            assert codebook is not None
+            torch.manual_seed(derived_seed(schedule.seed, "alignment"))
+            self.alignment = Alignment(model.config, codebook, options.alignment).to(self.device)
+        self.optimizer = Optimizer(model, options, self.alignment)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
@@ -151,7 +160,8 @@ class GPTTraining:
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
                 orders = cells if cells.ndim == 1 else cells[part]
-                part_loss = self.loss(codes[part], labels[part], orders, views[part], shown[part], masks)
+                batch = codes[part], labels[part], orders, views[part], shown[part]
+                part_loss = self.loss(*batch, masks, self.alignment)
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
@@ -230,8 +240,9 @@ class GPTTraining:
         return cast(dict[str, Any], whole({**self._besides_optimizer(), "optimizer": self.optimizer.state_dict()}))
 
     def _besides_optimizer(self) -> dict[str, Any]:
-        averaged = {"averaged": self.averaged.state_dict()} if self.averaged else {}
-        return {"model": self.model.state_dict(), "scaler": self.scaler.state_dict(), **averaged}
+        besides = {"averaged": self.averaged, "alignment": self.alignment}
+        states = {name: network.state_dict() for name, network in besides.items() if network}
+        return {"model": self.model.state_dict(), "scaler": self.scaler.state_dict(), **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, of any number of processes. Raises StateMisfitError for that of another."""
@@ -242,6 +253,8 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])
+        if self.alignment:
+            load_whole(self.alignment, state["alignment"])
 
 
 def pays_to_compile(device: torch.device) -> bool:
