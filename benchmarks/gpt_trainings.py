@@ -5,6 +5,7 @@
 A GPT with classes (4 layers, width 128, raster, Muon) is trained on the cache by one thread. Every variant has the same
 `--seconds` of CPU time: what a step takes is measured first, and as many are taken as fit, in one cycle of the learning
 rate. Variants that tell views apart, or do not, need a cache of several (`--views-cache`), with the same codebook.
+Fine-tuning has a tenth of the time, after a training as the recipes' in the rest.
 
 Then `vqgpt sample` draws 2,000 images and `vqgpt evaluate samples` judges them against `--against`, which is best the
 training images: the test split is not for choosing. Held-out bits per token; MIND and the Frechet distance in
@@ -65,10 +66,17 @@ VARIANTS: dict[str, Record] = {
     "token dropout 0.1": {"token_dropout": 0.1},
     "dropout 0.1": {"dropout_t": 0.1},
 }
+FINETUNED: dict[str, Record] = {  # after a training as the recipes'
+    "fine-tuned by CCA, weight 1000": {"finetune": "cca", "lr": 1e-3},
+    "fine-tuned by CCA, weight 1": {"finetune": "cca", "lr": 1e-3, "cca_weight": 1.0},
+}
+SHARE_OF_FINETUNING = 0.1  # of the time
+GUIDED: dict[str, float] = {"guided samples, scale 1.5": 1.5, "guided samples, scale 3": 3.0}
 OF_VIEWS: dict[str, Record] = {
     "views, not told": {},
     "views, told": {"condition_view": True},
 }
+ALL = (*VARIANTS, *GUIDED, *FINETUNED, *OF_VIEWS)
 COLUMNS = {
     "bits_per_token": ("bits per token", ".3f"),
     "mind": ("MIND", ".2f"),
@@ -110,25 +118,31 @@ def vqgpt(*words: object) -> Any:
     return json.loads(done.stdout)
 
 
-def measure(arguments: argparse.Namespace, path: Path, options: Record, seed: int) -> Record:
-    """The figures of one training."""
-    cache = TokenCache(path)
-    steps = steps_that_fit(cache, {**BASE, **options}, arguments.seconds)
-    rows, batch = cache.rows("train"), BASE["batch_size"]
+def train(path: Path, options: Record, seconds: float, seed: int, out: Path, *words: object) -> Record:
+    """Train for so long; the result of the command, and the steps taken."""
+    cache, flags = TokenCache(path), {**BASE, **options}
+    steps = steps_that_fit(cache, flags, seconds)
+    rows, batch = cache.rows("train"), flags["batch_size"]
     epochs = -(-steps * batch // rows)
-    flags: Record = {
-        **BASE,
-        **options,
-        "n_epochs": epochs,
-        "max_steps": steps,
-        "warmup": WARMUP * steps * batch / rows,
-        "sample_and_save_freq": epochs,
-    }
-    words = [word for name, value in flags.items() for word in _flag(name, value)]
+    flags |= {"n_epochs": epochs, "max_steps": steps, "warmup": WARMUP * steps * batch / rows}
+    flags["sample_and_save_freq"] = epochs
+    all_words = [word for name, value in flags.items() for word in _flag(name, value)]
+    return {**vqgpt("train", "--cache", path, *all_words, "--seed", seed, "--out", out, *words), "steps": steps}
+
+
+def measure(arguments: argparse.Namespace, path: Path, variant: str, seed: int) -> Record:
+    """The figures of one training."""
+    options = {**VARIANTS, **OF_VIEWS}.get(variant, {})
+    finetuning = FINETUNED.get(variant)
+    share = SHARE_OF_FINETUNING if finetuning else 0.0
     with tempfile.TemporaryDirectory() as folder:
         gpt, samples = Path(folder) / "gpt.pt", Path(folder) / "samples.zarr"
-        trained = vqgpt("train", "--cache", path, *words, "--seed", seed, "--out", gpt)
+        trained = train(path, options, (1 - share) * arguments.seconds, seed, gpt)
+        if finetuning:
+            start, gpt = gpt, Path(folder) / "finetuned.pt"
+            trained = train(path, finetuning, share * arguments.seconds, seed, gpt, "--checkpoint-gpt", start)
         sample = ["sample", "--checkpoint-gpt", gpt, "--checkpoint-vae", arguments.vqgan, "--tokens-only"]
+        sample += ["--cfg-scale", GUIDED.get(variant, 1.0)]
         vqgpt(*sample, "--num-samples", SAMPLES, "--seed", 0, "--out", samples)
         judge = ["evaluate", "samples", samples, "--checkpoint-vae", arguments.vqgan, "--against", arguments.against]
         where = ["--cache", path, "--features", arguments.features, "--out", f"{folder}/evaluation.json"]
@@ -138,7 +152,7 @@ def measure(arguments: argparse.Namespace, path: Path, options: Record, seed: in
     distance = next(name for name in figures if name.startswith(("FD", "FID")))
     consistency = judged.get("class_consistency") or {}
     return {
-        "steps": steps,
+        "steps": trained["steps"],
         "bits_per_token": trained["held_out_bits_per_token"],
         "mind": figures["MIND"]["value"],
         "distance": figures[distance]["value"],
@@ -156,7 +170,7 @@ def table(results: list[Record]) -> str:
     """The results as a Markdown table: mean (lowest to highest)."""
     lines = ["| " + " | ".join(["variant", "seeds", *(name for name, _ in COLUMNS.values())]) + " |"]
     lines.append("|---" * (len(COLUMNS) + 2) + "|")
-    for variant in {**VARIANTS, **OF_VIEWS}:
+    for variant in ALL:
         rows = [result for result in results if result["variant"] == variant]
         cells = []
         for key, (_, form) in COLUMNS.items() if rows else ():
@@ -179,23 +193,22 @@ def main() -> None:
     parser.add_argument("--features", default="lite0")
     parser.add_argument("--seconds", type=float, default=300, help="CPU seconds for each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", choices={**VARIANTS, **OF_VIEWS}, metavar="VARIANT")
+    parser.add_argument("--variants", nargs="+", choices=ALL, metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=Path("gpt_trainings.jsonl"))
     arguments = parser.parse_args()
     keep_memory_pages()
     torch.set_num_threads(1)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     results = [json.loads(line) for line in lines]
-    of_cache = {name: (arguments.cache, changes) for name, changes in VARIANTS.items()}
-    of_views = {name: (arguments.views_cache, changes) for name, changes in OF_VIEWS.items() if arguments.views_cache}
+    caches = {name: arguments.views_cache if name in OF_VIEWS else arguments.cache for name in ALL}
     setting = {"cache": TokenCache(arguments.cache).digest, "seconds": arguments.seconds}
     for seed in arguments.seeds:
-        for variant, (path, changes) in {**of_cache, **of_views}.items():
+        for variant, path in caches.items():
             key = {**setting, "variant": variant, "seed": seed}
-            asked = arguments.variants is None or variant in arguments.variants
+            asked = path and (arguments.variants is None or variant in arguments.variants)
             if not asked or any(key.items() <= result.items() for result in results):
                 continue
-            results.append({**key, **measure(arguments, path, changes, seed)})
+            results.append({**key, **measure(arguments, path, variant, seed)})
             with open(arguments.out, "a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
     print(table([result for result in results if setting.items() <= result.items()]))

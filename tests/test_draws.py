@@ -13,13 +13,14 @@ NUM_IMAGES = 2000
 SCHEDULE = Schedule(seed=0, num_rows=NUM_IMAGES, batch_size=NUM_IMAGES, n_epochs=100)
 
 
-def config(order="raster"):
-    return GPTConfig(options=GPTOptions(order=order), codebook_size=8, grid=(2, 2), num_classes=0)
+def config(order, num_classes):
+    return GPTConfig(options=GPTOptions(order=order), codebook_size=8, grid=(2, 2), num_classes=num_classes)
 
 
-def draws(network="raster", result="raster", index=7, schedule=SCHEDULE, **options):
+def draws(network="raster", result="raster", index=7, schedule=SCHEDULE, num_classes=0, **options):
     step = Step(index=index, epoch=index, rows=torch.arange(NUM_IMAGES), ends_epoch=True)
-    return draw_for_step(step, schedule, 3, GPTTrainingOptions(**options), config(network), config(result))
+    configs = (config(order, num_classes) for order in (network, result))
+    return draw_for_step(step, schedule, 3, GPTTrainingOptions(**options), *configs)
 
 
 def test_views_labels_and_hidden_tokens_are_drawn_as_often_as_asked_for():

@@ -125,6 +125,15 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
             f"{cache.path} has codes that were imported without their codebook, so there is nothing to align to",
             "leave --alignment out, or import the codes with --checkpoint-vae",
         )
+    if options.finetune and config.checkpoint_gpt is None:
+        raise UsageError(
+            f"--finetune {options.finetune} has no GPT to start from", "give one with --checkpoint-gpt, or leave it out"
+        )
+    if options.finetune and (config.model.condition != "class" or architecture.num_classes < 2):
+        raise UsageError(
+            f"--finetune {options.finetune} tells classes apart, and this GPT has none",
+            "give --condition class and a GPT that was trained with it, or leave --finetune out",
+        )
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     in_training = network_in_training(architecture, options)

@@ -21,6 +21,7 @@ from vqgpt.training.schedule import Schedule, Step
 class Draws:
     """The view of each image (B,), which images have no label (B,) bool; where not all are alike, the rest.
 
+    `label_steps` (B,) is how many classes further the other label of each image is, at which fine-tuning contrasts it.
     `cells` (B, T) is the order in which each image is read. `shown_as` (B, T) is the token that is input in place of
     the one there, -1 where that is shown.
     """
@@ -29,6 +30,7 @@ class Draws:
     unconditional: Tensor
     cells: Tensor | None
     shown_as: Tensor | None
+    label_steps: Tensor | None
 
     __repr__ = one_line
 
@@ -40,11 +42,13 @@ def draw_for_step(
     generator = torch.Generator().manual_seed(derived_seed(schedule.seed, "draws", step.index))
     images, progress = len(step.rows), step.index / schedule.num_steps
     shape = images, network.block_size
+    contrasted = options.finetune == "cca"
     return Draws(
         views=torch.randint(views, (images,), generator=generator),
         unconditional=torch.rand(images, generator=generator) < options.label_dropout,
         shown_as=_draw_shown(shape, progress, options, network, generator),
         cells=_draw_orders(shape, progress, options, result, generator) if network.options.any_order else None,
+        label_steps=torch.randint(1, network.num_classes, (images,), generator=generator) if contrasted else None,
     )
 
 

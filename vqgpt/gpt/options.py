@@ -164,6 +164,16 @@ class GPTTrainingOptions:
     token_noise_until: float | None = option(
         None, f"Share of the training after which --token-noise is over (default: {NOISE_UNTIL}).", group=TRAINING
     )
+    finetune: Literal["cca"] | None = option(
+        None,
+        "Fine-tune the GPT of --checkpoint-gpt: 'cca' makes images likelier by their own class and unlikelier by "
+        "others, so that samples need no guidance. Wants a small --lr.",
+        group=TRAINING,
+    )
+    cca_scale: float = option(0.02, "With --finetune cca, the scale of likelihoods (beta).", group=TRAINING)
+    cca_weight: float = option(
+        1000.0, "With --finetune cca, the weight of other classes (lambda): more is more like guidance.", group=TRAINING
+    )
     alignment: float = option(
         0.0,
         "Weight of a loss that has the network tell the vectors of the codebook which its tokens mean (reAR).",
@@ -211,6 +221,12 @@ class GPTTrainingOptions:
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+        for name in ("cca_scale", "cca_weight"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        if self.finetune == "cca":
+            for name in ("shard", "alignment", "token_noise", "token_dropout", "random_until", "anneal_until"):
+                check(not getattr(self, name), name, getattr(self, name), "left out with --finetune cca")
+            check(self.compile != "on", "compile", self.compile, "left out with --finetune cca")
         check(not (self.alignment and self.shard), "alignment", self.alignment, "0 with --shard")
         check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
         until = self.token_noise_until

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vqgpt.gpt.alignment import Alignment
+from vqgpt.gpt.contrast import Contrast
 from vqgpt.gpt.draws import draw_for_step
 from vqgpt.gpt.model import GPT, with_one_order
 from vqgpt.gpt.optimizer import Optimizer
@@ -90,6 +91,8 @@ class GPTTraining:
                     for block in blocks:
                         block.compile()
                 shard(network, blocks)
+        cca = options.finetune == "cca"
+        self.contrast = Contrast(model, options.cca_scale, options.cca_weight) if cca else None
         self.alignment: Alignment | None = None
         if options.alignment:
             assert codebook is not None
@@ -97,7 +100,7 @@ class GPTTraining:
             self.alignment = Alignment(model.config, codebook, options.alignment).to(self.device)
         self.optimizer = Optimizer(model, options, self.alignment)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
+        self.draws_masks = on_cpu and not compiled and not cca and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
         threads = torch.get_num_threads() if on_cpu and not compiled and not options.shard else 1
         self.workers = new_workers(threads) if threads > 1 else None
@@ -134,7 +137,7 @@ class GPTTraining:
         The figures may still be on the device. If one is not finite, neither this step nor a later one has moved the
         weights.
         """
-        self.model.train()
+        self.model.train(not self.contrast)  # which compares likelihoods, not those of a network with holes
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
         self.started = self.started or start
@@ -144,12 +147,15 @@ class GPTTraining:
         grids, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
         cells = self.model.cells if draws.cells is None else draws.cells[mine].to(self.device, non_blocking=True)
         codes, views = grid_to_sequence(grids, cells), draws.views[mine].to(self.device, non_blocking=True)
+        others = labels
+        if draws.label_steps is not None:
+            others = (labels + draws.label_steps[mine].to(self.device)) % self.model.config.num_classes
         unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
         labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
         shown = codes
         if draws.shown_as is not None:
-            others = draws.shown_as[mine].to(self.device, non_blocking=True)
-            shown = torch.where(others < 0, codes, others)
+            noise = draws.shown_as[mine].to(self.device, non_blocking=True)
+            shown = torch.where(noise < 0, codes, noise)
         self.waited += time.perf_counter() - start
         self.tokens += len(step.rows) * self.model.config.block_size
 
@@ -160,8 +166,11 @@ class GPTTraining:
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
                 orders = cells if cells.ndim == 1 else cells[part]
-                batch = codes[part], labels[part], orders, views[part], shown[part]
-                part_loss = self.loss(*batch, masks, self.alignment)
+                if self.contrast:
+                    part_loss = self.contrast.loss(codes[part], labels[part], others[part], orders, views[part])
+                else:
+                    batch = codes[part], labels[part], orders, views[part], shown[part]
+                    part_loss = self.loss(*batch, masks, self.alignment)
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
