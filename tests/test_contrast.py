@@ -1,6 +1,5 @@
 """Fine-tuning that makes images likelier by their own class than by others, so that samples need no guidance."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.test_draws import draws
 from tests.test_gpt import tiny_gpt
-from tests.test_interruption import assert_same_training
+from tests.test_interruption import assert_resumes
 from vqgpt.gpt.contrast import Contrast, log_probabilities
 from vqgpt.gpt.options import GPTTrainingOptions
 from vqgpt.gpt.token_grids import TokenGrids
@@ -92,20 +91,7 @@ def test_it_resumes_bit_for_bit(here):
     write_cache(Path("a.zarr"), description())
     assert run_here("train", "--cache", "a.zarr", *CLASS, "--out", "start.pt").code == 0
     command = ["train", "--cache", "a.zarr", *CLASS, "--checkpoint-gpt", "start.pt", "--finetune", "cca"]
-    command += ["--batch-size", "20", "--sample-and-save-freq", "1", "--out"]
-    outcome = run_here(*command, "whole/gpt.pt")
-    assert outcome.code == 0, outcome.err
-    passes = GPTTraining.passes
-
-    def stopped(self, *images):
-        signal.raise_signal(signal.SIGTERM)
-        return passes(self, *images)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTraining, "passes", stopped)
-        assert run_here(*command, "s/gpt.pt").code == 143
-    assert run_here(*command, "s/gpt.pt").code == 0
-    assert_same_training(Path("s"), Path("whole"), "gpt.pt")
+    assert_resumes([*command, "--batch-size", "20", "--sample-and-save-freq", "1"], "gpt.pt")
 
 
 @pytest.mark.parametrize(

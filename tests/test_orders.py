@@ -1,7 +1,6 @@
 """Networks for any order: cells that come with the batch, any mask, and what becomes of them in one order."""
 
 import itertools
-import signal
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +13,7 @@ import vqgpt
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.test_gpt import tiny_gpt
 from tests.test_gpt_training import new_model, new_training, trained
-from tests.test_interruption import assert_same_training
+from tests.test_interruption import assert_resumes
 from tests.test_sampling import chi_square
 from tests.test_score import save_gpt
 from vqgpt.errors import UsageError
@@ -209,20 +208,7 @@ def cache(here):
 def test_random_orders_resume_and_end_in_the_order_asked_for(cache):
     command = ["train", "--cache", "a.zarr", *TINY_GPT, "--order", "spiral", "--random-until", "0.5", "--ema", "0.5"]
     command += ["--batch-size", "20", "--n-epochs", "4", "--sample-and-save-freq", "1"]
-    assert run_here(*command, "--out", "whole/gpt.pt").code == 0
-    healthy = GPTTraining.passes
-
-    def stopped(self, *images):
-        passes = healthy(self, *images)
-        signal.raise_signal(signal.SIGTERM)
-        return passes
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTTraining, "passes", stopped)
-        assert run_here(*command, "--out", "s/gpt.pt").code == 143
-    assert run_here(*command, "--out", "s/gpt.pt").code == 0
-    for name in ("gpt.pt", "gpt.best.pt"):
-        assert_same_training(Path("s"), Path("whole"), name)
+    assert_resumes(command, "gpt.pt", "gpt.best.pt")
     assert load_gpt(Path("s/gpt.pt"), CPU).model.config.options.order == "spiral"
     outcome = run_here("sample", "--checkpoint-gpt", "s/gpt.pt", "--tokens-only", "--out", "x.zarr")
     assert outcome.code == 0, outcome.err
