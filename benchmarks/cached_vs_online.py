@@ -20,14 +20,14 @@ from torch import Tensor
 
 from vqgpt.api import tokenize
 from vqgpt.api.options import TokenizeConfig
-from vqgpt.api.train import load_sequences
+from vqgpt.api.train import load_token_grids
 from vqgpt.data.images import load_tensor
 from vqgpt.data.options import Preprocessing
 from vqgpt.data.reading import read_dataset
 from vqgpt.data.table import find_dataset
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
-from vqgpt.gpt.sequences import Sequences, TrainingRows
+from vqgpt.gpt.token_grids import TokenGrids, TrainingRows
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
@@ -56,14 +56,14 @@ class EncodedRows:
         self.device = next(vqgan.parameters()).device
 
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as `Sequences.batch`."""
+        """The same as `TokenGrids.batch`."""
         parts = self.images[rows][:, None].numpy()
         batches = [parts[first : first + ENCODED_AT_ONCE] for first in range(0, len(parts), ENCODED_AT_ONCE)]
         codes = np.concatenate([encode_images(self.vqgan, batch, self.precision) for batch in batches])
         nothing = torch.full((len(rows),), -1, device=self.device)
-        sequences = Sequences.from_grids(torch.from_numpy(codes).to(self.device), nothing, self.architecture)
+        grids = TokenGrids.of(torch.from_numpy(codes).to(self.device), nothing, self.architecture)
         everything = torch.arange(len(rows))
-        return sequences.batch(epoch, everything, torch.zeros_like(everything))
+        return grids.batch(epoch, everything, torch.zeros_like(everything))
 
 
 def mean_loss_of_an_epoch(
@@ -74,7 +74,7 @@ def mean_loss_of_an_epoch(
     options = GPTTrainingOptions(n_epochs=1)
     schedule = Schedule(seed=0, num_rows=count, batch_size=options.batch_size, n_epochs=1)
     nothing = torch.zeros(1, 1, *architecture.grid, dtype=torch.uint8, device=device)
-    held_out = Sequences.from_grids(nothing, torch.full((1,), -1, device=device), architecture)
+    held_out = TokenGrids.of(nothing, torch.full((1,), -1, device=device), architecture)
     training = GPTTraining(GPT(architecture).to(device), rows, held_out, options, schedule, precision)
     losses = [training.take_step(step)["loss"] for step in schedule.steps(0)]
     return sum(map(float, losses)) / len(losses)
@@ -107,7 +107,7 @@ def main() -> None:
         architecture = GPTConfig(options=GPTOptions(), codebook_size=vqgan.config.n_embed, grid=grid, num_classes=0)
 
         def cached() -> float:
-            rows = load_sequences(TokenCache(folder / "cache.zarr"), "train", architecture, device)
+            rows = load_token_grids(TokenCache(folder / "cache.zarr"), "train", architecture, device)
             return mean_loss_of_an_epoch(rows, arguments.images, architecture, precision, device)
 
         def online() -> float:

@@ -45,7 +45,7 @@ from vqgpt.evaluation.tokenizer import nearest_codes_of, perturbed_codes
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining, held_out_figures
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
@@ -267,7 +267,7 @@ def learn_codes(
     options = GPTOptions(condition="none", **GPT_NETWORK)
     config = GPTConfig(options=options, codebook_size=model.config.codebook_size, grid=grid, num_classes=0)
     seen, unseen = (
-        Sequences.from_grids(codes[:, None].to(torch.int16), torch.full((len(codes),), -1), config)
+        TokenGrids.of(codes[:, None].to(torch.int16), torch.full((len(codes),), -1), config)
         for codes in (train, held_out)
     )
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-from vqgpt.api.train import load_sequences
+from vqgpt.api.train import load_token_grids
 from vqgpt.data.table import held_out_split
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
@@ -55,8 +55,8 @@ def new_training(cache: TokenCache, kind: Kind, order: Order, lr: float, seed: i
         num_classes=len(description.class_names),
     )
     cpu = torch.device("cpu")
-    train = load_sequences(cache, "train", config, cpu)
-    test = load_sequences(cache, held_out_split(cache.split_names, str(cache.path)), config, cpu)
+    train = load_token_grids(cache, "train", config, cpu)
+    test = load_token_grids(cache, held_out_split(cache.split_names, str(cache.path)), config, cpu)
     rows = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[: JUDGED + CHOSEN_BY]
     schedule = Schedule(seed=seed, num_rows=len(train), batch_size=BATCH_SIZE, n_epochs=steps, max_steps=steps)
     options = GPTTrainingOptions(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from train_step import SHAPES, flops_per_token, loop, new_training, seconds
 
+from vqgpt.gpt.order import grid_to_sequence
 from vqgpt.runtime.device import autocast, select_device
 
 PRECISION = "bf16"
@@ -30,9 +31,10 @@ def fixed_batch(shape_name: str, mode: str | None, steps: int, device: torch.dev
     """Steps on one batch: the simplest training of our network that there is."""
     shape = SHAPES[shape_name]
     training = new_training(shape, shape.batch, 1, device, PRECISION)
-    codes, labels = training.train.batch(0, torch.arange(shape.batch), torch.zeros(shape.batch, dtype=torch.int64))
+    grids, labels = training.train.batch(0, torch.arange(shape.batch), torch.zeros(shape.batch, dtype=torch.int64))
     model = training.model.train()
-    loss_of: Callable[[Tensor, Tensor], Tensor] = torch.compile(model.loss, mode=mode) if mode else model.loss
+    codes = grid_to_sequence(grids, model.cells)
+    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor] = torch.compile(model.loss, mode=mode) if mode else model.loss
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def take_steps() -> None:
@@ -40,7 +42,7 @@ def fixed_batch(shape_name: str, mode: str | None, steps: int, device: torch.dev
             torch.compiler.cudagraph_mark_step_begin()
             optimizer.zero_grad()
             with autocast(device, PRECISION):
-                loss = loss_of(codes, labels)
+                loss = loss_of(codes, labels, model.cells)
             loss.backward()
             optimizer.step()
 

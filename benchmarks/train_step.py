@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
-from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.order import grid_to_sequence
+from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.definition import LoggingOptions
 from vqgpt.progress import silent
@@ -63,7 +64,7 @@ def new_training(shape: Shape, rows: int, steps: int, device: torch.device, prec
     options = GPTOptions(n_layer=shape.layers, n_head=shape.heads, embed_dim_t=shape.width)
     model = GPT(GPTConfig(options=options, codebook_size=shape.codes, grid=(shape.side, shape.side), num_classes=0))
     grids = torch.randint(shape.codes, (rows, 1, shape.side, shape.side), dtype=torch.int16, device=device)
-    data = Sequences.from_grids(grids, torch.full((rows,), -1, device=device), model.config)
+    data = TokenGrids.of(grids, torch.full((rows,), -1, device=device), model.config)
     training = GPTTrainingOptions(batch_size=shape.batch, n_epochs=10_000, max_steps=steps)
     schedule = Schedule(seed=0, num_rows=rows, batch_size=shape.batch, n_epochs=10_000, max_steps=steps)
     held_out = replace(data, codes=data.codes[:1], labels=data.labels[:1])
@@ -112,7 +113,7 @@ def bare(training: GPTTraining, codes: Tensor, labels: Tensor, steps: int) -> No
         def gradients_of(part: slice, step: int = step) -> tuple[Tensor, ...]:
             masks = training.masks(step, part.start, part.stop)
             with autocast(codes.device, training.precision):
-                loss = training.loss(codes[part], labels[part], None, masks)
+                loss = training.loss(codes[part], labels[part], training.model.cells, None, None, masks)
             return torch.autograd.grad(loss * ((part.stop - part.start) / len(codes)), parameters)
 
         training.optimizer.zero_grad()
@@ -134,7 +135,7 @@ def budget(training: GPTTraining, codes: Tensor, labels: Tensor) -> dict[str, fl
     def one_pass() -> tuple[Tensor, ...]:
         masks = training.masks(0, part.start, part.stop)
         with autocast(codes.device, training.precision):
-            loss = training.loss(codes[part], labels[part], None, masks)
+            loss = training.loss(codes[part], labels[part], training.model.cells, None, None, masks)
         return torch.autograd.grad(loss, training.optimizer.parameters)
 
     one_pass()
@@ -193,7 +194,8 @@ def measure(name: str, precision: str, rounds: int, device: torch.device, folder
     """Print the table of one shape in one precision."""
     shape = SHAPES[name]
     training = new_training(shape, shape.batch * shape.steps, shape.steps, device, precision)
-    codes, labels = training.train.batch(0, torch.arange(shape.batch), torch.zeros(shape.batch, dtype=torch.int64))
+    grids, labels = training.train.batch(0, torch.arange(shape.batch), torch.zeros(shape.batch, dtype=torch.int64))
+    codes = grid_to_sequence(grids, training.model.cells)
     start, _ = training.model.start(labels)
     inputs = torch.cat([start, codes[:, :-1]], dim=1)
     side = 8192 if device.type == "cuda" else 2048

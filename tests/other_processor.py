@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vqgpt.gpt.decoding import CompiledWeights
+from vqgpt.gpt.decoding import CompiledDecoder, compiled_weights
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.kernels import attention, build, decoding, normalisation, winograd
@@ -141,10 +141,10 @@ def results() -> dict[str, list[Tensor]]:
         library = decoding.decoding_library(16, 2)
         with torch.no_grad():
             if library is None:
-                made[f"decoding, {arch}"] = [model(tokens)]
+                made[f"decoding, {arch}"] = [model(tokens, model.cells)]
             else:
-                decoder = CompiledWeights(model, library).new_decoder(3)
-                steps = [decoder.step(tokens[:, position], position).clone() for position in range(12)]
+                decoder = CompiledDecoder(compiled_weights(model, library), 3)
+                steps = [decoder.step(tokens[:, place], model.cells, place).clone() for place in range(12)]
                 made[f"decoding, {arch}"] = [torch.stack(steps, dim=1)]
     return made
 

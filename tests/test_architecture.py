@@ -9,7 +9,7 @@ import torch
 from tests.test_gpt import sampled, tiny_gpt
 from tests.test_sampling import by_full_passes
 from vqgpt.gpt.architecture import ARCHITECTURES, Arch, Architecture, MLPKind, NormKind, PositionKind
-from vqgpt.gpt.decoding import COMPILED, DecoderWeights
+from vqgpt.gpt.decoding import COMPILED, NetworkDecoder
 from vqgpt.gpt.generate import uniform_numbers
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
@@ -33,9 +33,9 @@ def test_any_block_of_known_parts_is_decoded_as_the_network_computes_it(
     monkeypatch.setitem(ARCHITECTURES, "gpt2", block)
     model = tiny_gpt(bias=bias)
     tokens = torch.randint(16, (8, 12))
-    decoder = DecoderWeights(model, "fp32", 8).new_decoder(8)
-    logits = torch.stack([decoder.step(tokens[:, position], position) for position in range(12)], dim=1)
-    torch.testing.assert_close(logits, model(tokens), atol=1e-5, rtol=1e-5)
+    decoder = NetworkDecoder(model, 8)
+    logits = torch.stack([decoder.step(tokens[:, place], model.cells, place) for place in range(12)], dim=1)
+    torch.testing.assert_close(logits, model(tokens, model.cells), atol=1e-5, rtol=1e-5)
     uniforms, codes = uniform_numbers(0, 0, 4, 12), sampled(model, torch.full((4,), -1))  # in C, where that serves it
     expected = [by_full_passes(model, torch.tensor(-1), row, SamplingOptions()) for row in uniforms]
     assert grid_to_sequence(codes, scan_order("s-pattern", (3, 4))).tolist() == expected

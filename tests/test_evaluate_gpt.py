@@ -29,7 +29,7 @@ from vqgpt.evaluation.calibration import (
     smoothed_bits,
 )
 from vqgpt.gpt.checkpoint import KIND, gpt_content
-from vqgpt.gpt.order import cells
+from vqgpt.gpt.order import cells_of
 from vqgpt.options.codec import to_json
 from vqgpt.pictures.heat_map import SMALLEST_CELL, heat_map
 from vqgpt.storage.checkpoint import save_checkpoint
@@ -74,10 +74,10 @@ def evaluate(*words):
 
 @torch.no_grad()
 def distributions(model, grid, label):
-    """For each cell, in the order of the scan: the distribution (K,) that the model has of its code."""
+    """For each cell, in the order in which it reads them: the distribution (K,) that the model has of its code."""
     shown, bits = model.start(label[None])
-    for cell in cells(model.config.options.order, grid.shape):
-        yield cell, model(shown, bits=bits)[0, -1].double().softmax(-1).numpy()
+    for cell in cells_of(model.config.options.order, grid.shape):
+        yield cell, model(shown, model.cells, added=bits)[0, -1].double().softmax(-1).numpy()
         shown = torch.cat([shown, torch.tensor([[int(grid[cell])]])], dim=1)
 
 
@@ -268,7 +268,7 @@ def test_the_result_does_not_depend_on_passes_and_shards(here, monkeypatch):
     for shard in writer.missing():
         tokens, here_ = cache.read_split(shard.split), slice(shard.start, shard.stop)
         writer.write(shard, tokens.codes[here_], tokens.labels[here_], tokens.source_index[here_])
-    monkeypatch.setattr("vqgpt.gpt.model.NUMBERS_PER_PASS", 3 * 12 * 16)
+    monkeypatch.setattr("vqgpt.gpt.scoring.NUMBERS_PER_PASS", 3 * 12 * 16)
     parts = evaluate("--limit", "0", "--cache", "s.zarr")
     for name in ("splits", "gap", "baselines", "loss_by_class"):
         assert json.dumps(rounded(parts[name])) == json.dumps(rounded(whole[name]))

@@ -35,16 +35,17 @@ def transformers():
     return transformers
 
 
-def save_gpt(path: Path, **options) -> GPT:
+def save_gpt(path: Path, views: int = 0, **options) -> GPT:
     """A GPT with weights far from their start."""
     torch.manual_seed(0)
-    what = description()
+    what = description(views=("identity", "rot90")[: views or 1])
     classes = 2 if options.get("condition", "none") != "none" else 0
     config = GPTConfig(
-        options=GPTOptions(n_layer=2, n_head=2, embed_dim_t=16, **options),
+        options=GPTOptions(n_layer=2, n_head=2, embed_dim_t=16, condition_view=views > 0, **options),
         codebook_size=16,
         grid=(4, 3),
         num_classes=classes,
+        num_views=views,
     )
     model = GPT(config)
     for parameter in model.parameters():
@@ -58,16 +59,18 @@ def save_gpt(path: Path, **options) -> GPT:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("condition", ["none", "class"])
-def test_transformers_computes_the_same_logits(here, transformers, bias, condition):
-    model = save_gpt(Path("g.pt"), bias=bias, condition=condition)
+@pytest.mark.parametrize("views", [0, 2])
+def test_transformers_computes_the_same_logits(here, transformers, bias, condition, views):
+    model = save_gpt(Path("g.pt"), views, bias=bias, condition=condition)
     assert run_here("export", "hf", "--checkpoint-gpt", "g.pt").code == 0
     theirs = transformers.AutoModelForCausalLM.from_pretrained("hf")
     labels = torch.tensor([-1, -1]) if condition == "none" else torch.tensor([-1, 1])
-    tokens = torch.cat([model.start(labels)[0], torch.randint(16, (2, 11))], dim=1)
+    codes = torch.randint(16, (2, 12))
+    tokens = torch.cat([model.start(labels)[0], codes[:, :-1]], dim=1)
     with torch.no_grad():
-        expected, found = model(tokens), theirs(tokens).logits
+        expected, found = model.predictions(codes, labels, model.cells), theirs(tokens).logits
     torch.testing.assert_close(found[..., :16], expected, atol=1e-5, rtol=1e-5)
-    assert found.shape[-1] == model.config.vocabulary_size
+    assert found.shape[-1] == model.config.vocabulary_size - views
 
 
 def test_transformers_generates_whole_grids_of_codes(here, transformers):
@@ -87,7 +90,7 @@ def test_transformers_generates_whole_grids_of_codes(here, transformers):
     greedy = theirs.generate(start[:1], do_sample=False)[0, 1:]
     token, position = start[:1], []
     for _ in range(12):
-        position.append(int(model(token)[0, -1].argmax()))
+        position.append(int(model(token, model.cells)[0, -1].argmax()))
         token = torch.cat([token, torch.tensor([[position[-1]]])], dim=1)
     assert greedy.tolist() == position
 

@@ -1,6 +1,7 @@
 """The GPT: order, causality, training arithmetic."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
-from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
-from vqgpt.gpt.sequences import Sequences
-from vqgpt.gpt.training import Draws, learning_rate
-from vqgpt.training.schedule import Schedule, Step
+from vqgpt.gpt.order import FixedOrder, grid_to_sequence, scan_order, sequence_to_grid
+from vqgpt.gpt.token_grids import TokenGrids
+from vqgpt.gpt.training import learning_rate
+from vqgpt.training.schedule import Schedule
 
 
 def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) -> GPT:
@@ -37,12 +38,12 @@ def test_the_s_pattern_turns_every_other_row_round():
     assert scan_order("raster", (2, 3)).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-@given(grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), order=st.sampled_from(["s-pattern", "raster", "hilbert"]))
+@given(grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), order=st.sampled_from(get_args(FixedOrder)))
 def test_orders_visit_every_code_once_and_have_an_inverse(grid, order):
-    scan = scan_order(order, grid)
-    assert sorted(scan.tolist()) == list(range(grid[0] * grid[1]))
+    cells = scan_order(order, grid)
+    assert sorted(cells.tolist()) == list(range(grid[0] * grid[1]))
     codes = torch.randint(100, (2, 3, *grid))
-    assert torch.equal(sequence_to_grid(grid_to_sequence(codes, scan), scan, grid), codes)
+    assert torch.equal(sequence_to_grid(grid_to_sequence(codes, cells), cells, grid), codes)
 
 
 @pytest.mark.parametrize("position", [0, 5, 11])
@@ -51,13 +52,14 @@ def test_no_token_sees_what_follows_it(position):
     tokens = torch.randint(16, (2, 12))
     changed = tokens.clone()
     changed[:, position] = (changed[:, position] + 1) % 16
-    before, after = model(tokens), model(changed)
+    before, after = model(tokens, model.cells), model(changed, model.cells)
     torch.testing.assert_close(before[:, :position], after[:, :position])
     assert not torch.allclose(before[:, position:], after[:, position:])
 
 
 def test_logits_are_for_codes_only():
-    assert tiny_gpt()(torch.tensor([[16, 3, 19]])).shape == (1, 3, 16)
+    model = tiny_gpt()
+    assert model(torch.tensor([[16, 3, 19]]), model.cells).shape == (1, 3, 16)
 
 
 def test_start_tokens_are_bos_or_the_class():
@@ -70,8 +72,8 @@ def test_the_loss_is_the_cross_entropy_of_each_token_given_those_before_it():
     model = tiny_gpt()
     codes, classes = torch.randint(16, (2, 12)), torch.tensor([-1, 2])
     inputs = torch.cat([model.start(classes)[0], codes], dim=1)[:, :12]
-    log_probabilities = model(inputs).log_softmax(-1).gather(-1, codes[..., None])
-    torch.testing.assert_close(model.loss(codes, classes), -log_probabilities.mean())
+    log_probabilities = model(inputs, model.cells).log_softmax(-1).gather(-1, codes[..., None])
+    torch.testing.assert_close(model.loss(codes, classes, model.cells), -log_probabilities.mean())
 
 
 def test_it_learns_a_handful_of_grids_by_heart():
@@ -87,7 +89,7 @@ def test_it_learns_a_handful_of_grids_by_heart():
     codes, classes = torch.randint(8, (4, 9)), torch.arange(4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(150):
-        loss = model.loss(codes, classes)
+        loss = model.loss(codes, classes, model.cells)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -120,30 +122,14 @@ def test_the_schedule_sees_every_row_once_per_epoch_and_can_start_anywhere():
     assert [step.ends_epoch for step in steps[:3]] == [False, False, True]
 
 
-def test_batches_draw_views_and_hide_labels_and_tokens():
-    codes = torch.arange(2 * 3 * 4).view(2, 3, 4).to(torch.uint8)
-    data = Sequences(codes=codes, labels=torch.tensor([5, 6]), scan=torch.arange(4))
-    step = Step(index=7, epoch=0, rows=torch.tensor([0, 1]).repeat(500), ends_epoch=False)
-    options = GPTTrainingOptions(label_dropout=0.25, token_dropout=0.1)
-    draws = Draws.of(step, 0, data.num_views, 4, options)
-    batch, labels = data.batch(step.epoch, step.rows, draws.views)
-    assert batch.dtype == torch.int64
-    assert {int(row[0]) for row in batch[::2]} == {0, 4, 8}
-    assert labels[:4].tolist() == [5, 6, 5, 6]
-    assert 0.2 < draws.unconditional.float().mean() < 0.3
-    assert 0.08 < draws.hidden.float().mean() < 0.12
-    assert torch.equal(draws.views, Draws.of(step, 0, data.num_views, 4, options).views)
-    assert not torch.equal(draws.views, Draws.of(step, 1, data.num_views, 4, options).views)
-
-
 @pytest.mark.parametrize(("dtype", "held_as"), [(np.uint8, np.uint8), (np.uint16, np.int16)])
-def test_a_batch_has_the_largest_codes_in_the_order_of_the_scan(dtype, held_as):
+def test_a_batch_has_the_largest_codes(dtype, held_as):
     largest = np.iinfo(dtype).max
     grids = (largest - np.arange(12).reshape(2, 1, 2, 3)).astype(dtype)
     config = GPTConfig(options=GPTOptions(condition="none"), codebook_size=largest + 1, grid=(2, 3), num_classes=0)
-    data = Sequences.from_grids(torch.from_numpy(grids.view(held_as)), torch.tensor([0, 1]), config)
+    data = TokenGrids.of(torch.from_numpy(grids.view(held_as)), torch.tensor([0, 1]), config)
     codes, labels = data.batch(0, torch.tensor([1]), torch.tensor([0]))
-    assert (largest - codes).tolist() == [[6, 7, 8, 11, 10, 9]]
+    assert (largest - codes).tolist() == [[[6, 7, 8], [9, 10, 11]]]
     assert labels.tolist() == [-1]
 
 
@@ -158,5 +144,5 @@ def test_weight_decay_is_on_matrices_only():
 def test_the_initial_loss_is_that_of_a_uniform_guess():
     torch.manual_seed(0)
     model = GPT(GPTConfig(options=GPTOptions(), codebook_size=128, grid=(8, 8), num_classes=0)).eval()
-    loss = model.loss(torch.randint(128, (8, 64)), torch.full((8,), -1))
+    loss = model.loss(torch.randint(128, (8, 64)), torch.full((8,), -1), model.cells)
     assert loss.item() == pytest.approx(math.log(128), rel=0.02)

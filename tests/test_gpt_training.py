@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from vqgpt.gpt.checkpoint import load_gpt
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
-from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.training.loop import read_figures
 from vqgpt.training.muon import Muon
@@ -36,13 +37,13 @@ def new_model(condition="none", labels=0, **changes):
     return model
 
 
-def new_training(rows=40, precision="fp32", model=None, **options):
+def new_training(rows=40, precision="fp32", model=None, codebook=None, **options):
     model = model or new_model()
-    codes = torch.randint(16, (rows, 2, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    data = Sequences(codes=codes, labels=torch.full((rows,), -1), scan=torch.arange(16))
+    codes = torch.randint(16, (rows, 2, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    data = TokenGrids(codes=codes, labels=torch.full((rows,), -1))
     options = GPTTrainingOptions(**{"batch_size": 40, "lr": 1e-3, "warmup": 0, "n_epochs": 4, **options})
     schedule = Schedule(seed=3, num_rows=rows, batch_size=options.batch_size, n_epochs=4, max_steps=options.max_steps)
-    return GPTTraining(model, data, data, options, schedule, precision)
+    return GPTTraining(model, data, data, options, schedule, precision, codebook=codebook)
 
 
 def trained(training):
@@ -143,7 +144,7 @@ def test_llama_sees_no_future(position):
     tokens = torch.randint(16, (2, 16))
     changed = tokens.clone()
     changed[:, position] = (changed[:, position] + 1) % 16
-    before, after = model(tokens), model(changed)
+    before, after = model(tokens, model.cells), model(changed, model.cells)
     torch.testing.assert_close(before[:, :position], after[:, :position])
     assert not torch.allclose(before[:, position:], after[:, position:])
 
@@ -160,9 +161,9 @@ def test_the_two_architectures_are_of_one_size():
 @settings(max_examples=30)
 @given(grid=st.tuples(st.integers(1, 20), st.integers(1, 20)))
 def test_the_hilbert_curve_goes_to_a_neighbour_each_time(grid):
-    scan = scan_order("hilbert", grid)
-    assert sorted(scan.tolist()) == list(range(grid[0] * grid[1]))
-    rows, columns = scan // grid[1], scan % grid[1]
+    cells = scan_order("hilbert", grid)
+    assert sorted(cells.tolist()) == list(range(grid[0] * grid[1]))
+    rows, columns = cells // grid[1], cells % grid[1]
     assert max([0, *rows.diff().abs().tolist(), *columns.diff().abs().tolist()]) <= 1
 
 
@@ -173,8 +174,22 @@ def test_on_a_square_it_is_hilberts_own():
 def test_bits_tell_yes_no_and_nothing_apart():
     model = new_model(condition="bits", labels=3).eval()
     codes = torch.randint(16, (1, 16))
-    losses = {bits: model.loss(codes, torch.tensor([bits])).item() for bits in ((0, 0, 0), (-1, -1, -1), (1, -1, 1))}
+    losses = {
+        bits: model.loss(codes, torch.tensor([bits]), model.cells).item()
+        for bits in ((0, 0, 0), (-1, -1, -1), (1, -1, 1))
+    }
     assert len(set(losses.values())) == 3
+
+
+def test_bits_are_told_to_a_gpt_of_many_codes():
+    """Bits have 8 bits, and the codes here have more."""
+    config = replace(new_model(condition="bits", labels=3).config, codebook_size=1000)
+    data = TokenGrids.of(torch.randint(1000, (8, 1, 4, 4)).short(), torch.ones(8, 3, dtype=torch.uint8), config)
+    assert data.labels.dtype == torch.int8
+    schedule = Schedule(seed=0, num_rows=8, batch_size=8, n_epochs=1)
+    training = GPTTraining(GPT(config), data, data, GPTTrainingOptions(batch_size=8), schedule, "fp32")
+    assert training.take_step(next(schedule.steps(0)))["loss"] > 0
+    assert training.model.start(data.labels)[0].unique().tolist() == [1000]
 
 
 def test_bits_train_and_sample(here):
@@ -278,7 +293,7 @@ def test_a_gpt_of_generativezoo_of_another_size_loads_samples_and_starts_a_train
     as_generativezoo_saves(model, "gz.pt")
     loaded = load_gpt(Path("gz.pt"), torch.device("cpu"), 4, (4, 3)).model
     tokens = torch.randint(17, (2, 12))
-    assert torch.equal(loaded(tokens), model(tokens))
+    assert torch.equal(loaded(tokens, model.cells), model(tokens, model.cells))
     command = ["sample", "--checkpoint-gpt", "gz.pt", "--cache", "a.zarr", "--tokens-only", "--out", "s.zarr"]
     assert run_here(*command, "--n-head", "4", "--num-samples", "2").code == 0
     assert_refused(run_here(*command[:-1], "t.zarr", "--n-head", "5"), 2, "--n-head 5")
@@ -293,5 +308,5 @@ def test_logits_of_generativezoos_gpt_are_those_of_its_home():
     reference = np.load(FIXTURES / "gz_reference.npz")
     model = load_gpt(FIXTURES / "gz_gpt.pt", torch.device("cpu"), n_head=8).model
     with torch.no_grad():
-        logits = model(torch.from_numpy(reference["gpt_input"]).long())
+        logits = model(torch.from_numpy(reference["gpt_input"]).long(), model.cells)
     np.testing.assert_allclose(logits, reference["logits"][..., :128], atol=1e-4, rtol=0)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests.test_gpt import tiny_gpt
-from tests.test_sampling import NETWORKS
-from vqgpt.gpt.decoding import DecoderWeights
-from vqgpt.gpt.generate import Sampler, SamplingPass, sample_codes, uniform_numbers
+from tests.test_sampling import NETWORKS, cells_of_images
+from vqgpt.gpt.decoding import NetworkDecoder, for_decoding
+from vqgpt.gpt.generate import Sampler, SamplingPass, uniform_numbers
 from vqgpt.gpt.options import SamplingOptions
-from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.order import grid_to_sequence
 
 ALL_FILTERS = {"cfg_scale": 3.0, "cfg_schedule": "linear", "top_p": 0.8, "top_k": 5, "min_p": 0.01}
 
@@ -37,37 +37,39 @@ def test_steps_with_the_position_on_the_device_equal_full_passes(changes, stride
     model = tiny_gpt(**changes)
     tokens = torch.randint(16, (3, 12))
     bits = torch.tensor([[1, -1, 0]] * 3) if "condition" in changes else None
+    cells = cells_of_images(model, 3)
     for precision, bound in (("fp32", 1e-5), ("bf16", 0.2)):
-        decoder = DecoderWeights(model, precision, 3).new_decoder(3)
+        decoder = NetworkDecoder(for_decoding(model, precision), 3)
         for earlier in range(12):  # what an earlier pass left in the cache is not seen
-            decoder.step(torch.randint(16, (3,)), earlier)
-        logits = [decoder.step(tokens[:, 0], 0, bits)]
+            decoder.step(torch.randint(16, (3,)), cells, earlier)
+        logits = [decoder.step(tokens[:, 0], cells, 0, bits)]
         for position in range(1, 12):
             seen = min((position // stride + 1) * stride, 12)
-            logits.append(decoder.step_in_graph(tokens[:, position], torch.tensor([position]), seen))
-        torch.testing.assert_close(torch.stack(logits, dim=1), model(tokens, bits), atol=bound, rtol=bound)
+            logits.append(decoder.step(tokens[:, position], cells, torch.tensor([position]), seen=seen))
+        expected = model(tokens, cells, added=bits)
+        torch.testing.assert_close(torch.stack(logits, dim=1), expected, atol=bound, rtol=bound)
 
 
+@pytest.mark.parametrize("order", ["s-pattern", "random"])
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"temperature": 0}, ALL_FILTERS],
-)
-def test_a_pass_in_steps_for_graphs_draws_the_same(arch, options):
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, ALL_FILTERS])
+def test_a_pass_in_steps_for_graphs_draws_the_same(arch, options, order):
     """All that a GPU does but for the graphs themselves, several passes one after the other, with tokens given."""
-    model = tiny_gpt(arch=arch, condition="class")
+    model = tiny_gpt(arch=arch, order=order, condition="class")
+    options = {**options, "draw_order": "random"} if order == "random" else options
     settings, labels = SamplingOptions(**options), torch.tensor([0, 1, -1, 2])
     kept = torch.full((4, 3, 4), -1)
     kept[:, 1] = 7
     rows = 8 if "cfg_scale" in options else 4
-    steps = SamplingPass(model, DecoderWeights(model, "fp32", rows).new_decoder(rows), 4, settings, completes=True)
+    steps = SamplingPass(model, NetworkDecoder(model, rows), 4, settings, completes=True)
     steps.graphs = StepsByPython(steps.step_in_graph, stride=5)
-    scan = scan_order("s-pattern", (3, 4))
+    sampler = Sampler(model, settings, "fp32", completes=True)
     for seed in (0, 1):
-        ((codes, log_prob),) = sample_codes(model, labels, seed, settings, "fp32", kept)
-        given = grid_to_sequence(kept, scan)
-        tokens, log_prob_of_steps = steps.run(labels, uniform_numbers(seed, 0, 4, 12), given, threading.Event())
-        assert torch.equal(tokens, grid_to_sequence(codes, scan))
+        ((codes, log_prob),) = sampler.codes(labels, 0, seed, kept)
+        cells = sampler.orders(4, 0, seed, kept)
+        given = grid_to_sequence(kept, cells)
+        tokens, log_prob_of_steps = steps.run(labels, uniform_numbers(seed, 0, 4, 12), cells, given, threading.Event())
+        assert torch.equal(tokens, grid_to_sequence(codes, cells))
         torch.testing.assert_close(log_prob_of_steps, log_prob, atol=1e-4, rtol=1e-5)
 
 
@@ -77,9 +79,9 @@ def test_a_pass_in_steps_for_graphs_draws_the_same(arch, options):
 @torch.inference_mode()
 def test_no_step_waits_for_the_device_or_reads_what_lies_elsewhere(options, arch, precision):
     """Without data, as a graph is recorded: torch refuses to tell a value, and to mix the devices of tensors."""
-    model = tiny_gpt(arch=arch, condition="class").to("meta")
+    model = tiny_gpt(arch=arch, condition="class", order="random").to("meta")
     rows = 8 if "cfg_scale" in options else 4
-    decoder = DecoderWeights(model, precision, rows).new_decoder(rows)
+    decoder = NetworkDecoder(for_decoding(model, precision), rows)
     one_pass = SamplingPass(model, decoder, 4, SamplingOptions(**options), completes=True)
     one_pass.step_in_graph(torch.zeros(1, dtype=torch.int64, device="meta"), seen=10)
 
@@ -92,10 +94,10 @@ def test_graphs_draw_what_python_draws(options):
     settings, labels = SamplingOptions(**options), torch.arange(16) % 3
     sampler = Sampler(model, settings, "fp32")
     (by_graphs,) = sampler.passes_of(1, sampler.at_once)
-    uniforms = [uniform_numbers(seed, 0, sampler.at_once, 81) for seed in (0, 1)]
-    drawn = [by_graphs.run(labels, numbers, None, threading.Event()) for numbers in uniforms]
+    uniforms, cells = [uniform_numbers(seed, 0, sampler.at_once, 81) for seed in (0, 1)], model.cells.cpu()
+    drawn = [by_graphs.run(labels, numbers, cells, None, threading.Event()) for numbers in uniforms]
     by_graphs.graphs = None
     for numbers, (tokens, log_prob) in zip(uniforms, drawn, strict=True):
-        by_python, log_prob_by_python = by_graphs.run(labels, numbers, None, threading.Event())
+        by_python, log_prob_by_python = by_graphs.run(labels, numbers, cells, None, threading.Event())
         assert torch.equal(tokens, by_python)
         torch.testing.assert_close(log_prob, log_prob_by_python, atol=1e-3, rtol=1e-4)

@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import TINY_GPT, TINY_VQGAN, description, files_of, run_here, write_cache
 from tests.forked import fork_command
+from vqgpt.gpt.training import GPTTraining
 
 LONG_GPT = [*TINY_GPT, "--n-epochs", "30", "--sample-and-save-freq", "3", "--dropout-t", "0.2", "--batch-size", "10"]
 STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]  # and exit codes
@@ -48,6 +49,28 @@ def assert_same_training(one: Path, other: Path, name: str) -> None:
         assert torch.equal(tensor, second["model"][key]), key
     assert first["figures"] == second["figures"]
     assert without_rates(lines_of(one / "metrics.jsonl")) == without_rates(lines_of(other / "metrics.jsonl"))
+
+
+def assert_resumes(command: list[str], *names: str) -> None:
+    """A training of a GPT that is stopped after its fourth step, and goes on, ends as one that is not."""
+    healthy, steps = GPTTraining.passes, []
+
+    def stopped(self, *images):
+        steps.append(None)
+        if len(steps) == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return healthy(self, *images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTTraining, "passes", stopped)
+        outcome = run_here(*command, "--out", "s/gpt.pt")
+    assert outcome.code == 143, outcome.err
+    assert saved_step(Path("s/gpt.unfinished.pt")) == 4
+    for folder in ("s", "whole"):
+        outcome = run_here(*command, "--out", f"{folder}/gpt.pt")
+        assert outcome.code == 0, outcome.err
+    for name in names:
+        assert_same_training(Path("s"), Path("whole"), name)
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from tests.test_gpt import sampled, tiny_gpt
 from vqgpt.errors import UsageError
 from vqgpt.gpt.architecture import Arch
-from vqgpt.gpt.decoding import COMPILED, CompiledWeights, DecoderWeights, compiled_decoding
+from vqgpt.gpt.attention import Cache
+from vqgpt.gpt.decoding import CompiledDecoder, NetworkDecoder, compiled_decoding, compiled_weights, for_decoding
 from vqgpt.gpt.generate import Sampler, images_at_once, sample_codes, uniform_numbers
-from vqgpt.gpt.model import GPT, nats_of_images
+from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.order import Order, grid_to_sequence, scan_order
 from vqgpt.gpt.sampling import draw, filtered, guidance_scale
+from vqgpt.gpt.scoring import nats_of_images
 
 CPU = torch.device("cpu")
 NETWORKS = [{"arch": arch, "order": order} for arch in get_args(Arch) for order in get_args(Order)] + [{"bias": True}]
@@ -37,12 +39,20 @@ CHI_SQUARE_BOUND = {5: 25, 8: 32}  # by degrees of freedom: p < 0.0002
 def new_decoder(model, rows, compiled):
     """One of the two."""
     if not compiled:
-        return DecoderWeights(model, "fp32", rows).new_decoder(rows)
-    if model.config.options.architecture not in COMPILED:
-        pytest.skip("decoded by torch alone")
+        return NetworkDecoder(model, rows)
     library = compiled_decoding(model, "fp32")
+    if model.config.options.any_order and model.rotary:
+        assert library is None
+        pytest.skip("decoded by the network alone")
     assert library is not None
-    return CompiledWeights(model, library).new_decoder(rows)
+    return CompiledDecoder(compiled_weights(model, library), rows)
+
+
+def cells_of_images(model, images):
+    """The order in which the network has the cells; another one for each image, where it takes any."""
+    if not model.config.options.any_order:
+        return model.cells
+    return torch.stack([torch.randperm(len(model.cells)) for _ in range(images)])
 
 
 @both_decoders
@@ -50,10 +60,22 @@ def new_decoder(model, rows, compiled):
 @torch.no_grad()
 def test_cached_decoding_equals_full_passes(changes, compiled):
     model = tiny_gpt(**changes)
-    tokens = torch.randint(16, (3, 12))
+    tokens, cells = torch.randint(16, (3, 12)), cells_of_images(model, 3)
     decoder = new_decoder(model, 3, compiled)
-    logits = torch.stack([decoder.step(tokens[:, position], position).clone() for position in range(12)], dim=1)
-    torch.testing.assert_close(logits, model(tokens), atol=1e-5, rtol=1e-5)
+    logits = torch.stack([decoder.step(tokens[:, place], cells, place).clone() for place in range(12)], dim=1)
+    torch.testing.assert_close(logits, model(tokens, cells), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", NETWORKS)
+@torch.no_grad()
+def test_several_tokens_at_once_are_taken_to_the_cache(changes):
+    model = tiny_gpt(**changes)
+    tokens, cells = torch.randint(16, (3, 12)), cells_of_images(model, 3)
+    cache, parts = Cache(model.config, 3, torch.float32, CPU), []
+    for start, stop in ((0, 5), (5, 6), (6, 12)):
+        cache.go_to(start)
+        parts.append(model(tokens[:, start:stop], cells, cache))
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens, cells), atol=1e-5, rtol=1e-5)
 
 
 @both_decoders
@@ -64,8 +86,9 @@ def test_cached_decoding_knows_bits(compiled):
     start, bits = model.start(labels)
     tokens = torch.cat([start, codes[:, :-1]], dim=1)
     decoder = new_decoder(model, 2, compiled)
-    logits = [decoder.step(tokens[:, position], position, None if position else bits).clone() for position in range(12)]
-    torch.testing.assert_close(torch.stack(logits, dim=1), model.predictions(codes, labels), atol=1e-5, rtol=1e-5)
+    logits = [decoder.step(tokens[:, t], model.cells, t, None if t else bits).clone() for t in range(12)]
+    expected = model.predictions(codes, labels, model.cells)
+    torch.testing.assert_close(torch.stack(logits, dim=1), expected, atol=1e-5, rtol=1e-5)
 
 
 def by_full_passes(model, label, uniforms, options):
@@ -73,9 +96,9 @@ def by_full_passes(model, label, uniforms, options):
     tokens = []
     for position, uniform in enumerate(uniforms):
         codes = torch.tensor([[*tokens, *[0] * (len(uniforms) - position)]])
-        logits = model.predictions(codes, label[None])[:, position]
+        logits = model.predictions(codes, label[None], model.cells)[:, position]
         if options.cfg_scale != 1:
-            without = model.predictions(codes, torch.full_like(label, -1)[None])[:, position]
+            without = model.predictions(codes, torch.full_like(label, -1)[None], model.cells)[:, position]
             logits = without + guidance_scale(position, len(uniforms), options) * (logits - without)
         tokens.append(int(draw(logits, uniform[None], options)))
     return tokens
@@ -150,8 +173,8 @@ def test_a_row_of_the_compiled_decoder_is_the_same_beside_any_others():
     tokens = torch.randint(16, (37, 12))
     together, alone = new_decoder(model, 37, compiled=True), new_decoder(model, 2, compiled=True)
     for position in range(12):
-        logits = together.step(tokens[:, position], position)
-        assert torch.equal(logits[31:33], alone.step(tokens[31:33, position], position))
+        logits = together.step(tokens[:, position], model.cells, position)
+        assert torch.equal(logits[31:33], alone.step(tokens[31:33, position], model.cells, position))
 
 
 @pytest.mark.parametrize("compiler", ["none", "broken"])
@@ -174,6 +197,23 @@ def test_log_probabilities_are_the_models_own_whatever_the_filters(condition):
     ((codes, log_prob),) = sample_codes(model, labels, 0, options, "fp32")
     (nats,) = nats_of_images(model, codes, labels, "fp32")
     torch.testing.assert_close(-log_prob.double(), nats, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"dropout_t": 0.5}, {"dropout_t": 0.5, "order": "random", "arch": "llama"}])
+def test_a_model_in_training_is_sampled_from_without_dropout(changes):
+    model = tiny_gpt(**changes).train()
+    for precision in ("fp32", "bf16"):
+        arguments = torch.full((3,), -1), 0, SamplingOptions(), precision
+        first, again = (next(sample_codes(model.train(), *arguments))[0] for _ in range(2))
+        assert torch.equal(first, again)
+
+
+@torch.no_grad()
+def test_the_head_is_rounded_with_the_other_matrices_for_decoding():
+    model = tiny_gpt()
+    rounded = for_decoding(model, "bf16")
+    assert rounded.codes_of_head.dtype == rounded.transformer["h"][0].attn.c_attn.weight.dtype == torch.bfloat16
+    assert model.codes_of_head.dtype == torch.float32
 
 
 def test_kept_codes_stay_and_those_before_them_are_as_without():
@@ -269,7 +309,7 @@ def test_images_of_a_toy_model_follow_their_joint_distribution(options):
     for parameter in model.parameters():
         parameter.data += 0.5 * torch.randn_like(parameter)
     images = torch.tensor(list(itertools.product(range(3), range(3))))
-    with_label, without = (model.predictions(images, torch.full((9,), label)) for label in (1, -1))
+    with_label, without = (model.predictions(images, torch.full((9,), label), model.cells) for label in (1, -1))
     logits = (without + options.get("cfg_scale", 1.0) * (with_label - without)).double().numpy()
     chosen = {name: value for name, value in options.items() if name != "cfg_scale"}
     expected = [

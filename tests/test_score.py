@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tests.conftest import assert_refused, description, files_of, rows_of, run_here, write_cache
 from vqgpt.evaluation.neighbours import nearest_codes
 from vqgpt.gpt.checkpoint import KIND, gpt_content
-from vqgpt.gpt.model import GPT, nats_of_images
+from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
 from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.options.codec import to_json
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import CacheWriter, TokenCache
@@ -59,7 +60,7 @@ def expected_nats(model, grid, label) -> float:
     total = 0.0
     for code in sequence:
         with torch.no_grad():
-            total -= float(model(shown, bits=bits)[0, -1].log_softmax(-1)[code])
+            total -= float(model(shown, model.cells, added=bits)[0, -1].log_softmax(-1)[code])
         shown = torch.cat([shown, code.view(1, 1)], dim=1)
     return total
 
@@ -179,7 +180,7 @@ def test_scores_do_not_depend_on_the_passes(here, monkeypatch):
     model = save_gpt(description())
     codes, labels = torch.randint(16, (20, 4, 3)), torch.full((20,), -1)
     whole = torch.cat(list(nats_of_images(model, codes, labels, "fp32")))
-    monkeypatch.setattr("vqgpt.gpt.model.NUMBERS_PER_PASS", 3 * 12 * 16)
+    monkeypatch.setattr("vqgpt.gpt.scoring.NUMBERS_PER_PASS", 3 * 12 * 16)
     parts = list(nats_of_images(model, codes, labels, "fp32"))
     assert len(parts) == 7
     torch.testing.assert_close(torch.cat(parts), whole)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
 from tests.forked import fork_command
 from tests.test_interruption import assert_same_training, saved_step, wait_for
-from vqgpt.gpt.sequences import Sequences, StreamedSequences
+from vqgpt.gpt.token_grids import StreamedGrids, TokenGrids
 from vqgpt.runtime.device import epoch_order
 from vqgpt.training.schedule import Schedule, StreamOrder
 
@@ -52,16 +52,15 @@ def test_batches_are_those_of_the_loaded_tokens_from_any_step_on(
     num_rows, shard_rows, buffer_rows, seed, batch_size, first
 ):
     order = StreamOrder(num_rows=num_rows, shard_rows=shard_rows, buffer_rows=buffer_rows, seed=seed)
-    codes = torch.arange(num_rows * 2 * 3).view(num_rows, 2, 3).to(torch.int32)
-    scan = torch.tensor([2, 0, 1])
-    loaded = Sequences(codes=codes, labels=torch.arange(num_rows), scan=scan)
+    codes = torch.arange(num_rows * 2 * 3).view(num_rows, 2, 1, 3).to(torch.int32)
+    loaded = TokenGrids(codes=codes, labels=torch.arange(num_rows))
 
     def load(shards):
         rows = torch.cat([torch.arange(num_rows)[shard * shard_rows : (shard + 1) * shard_rows] for shard in shards])
         assert len(rows) <= max(buffer_rows, shard_rows)
-        return Sequences(codes=codes[rows], labels=rows, scan=scan)
+        return TokenGrids(codes=codes[rows], labels=rows)
 
-    streamed = StreamedSequences(order, 3, load, 2, CPU)
+    streamed = StreamedGrids(order, 3, load, 2, CPU)
     schedule = Schedule(seed=seed, num_rows=num_rows, batch_size=batch_size, n_epochs=3, stream=order)
     start = int(first * (schedule.num_steps - 1))
     for step, again in zip(schedule.steps(start), schedule.steps(start), strict=True):
@@ -81,9 +80,9 @@ def test_a_shard_is_read_once_where_the_buffer_covers_the_set():
     def load(shards):
         loads.append(tuple(shards))
         nothing = torch.zeros(20, dtype=torch.int64)
-        return Sequences(codes=torch.zeros(20, 1, 3, dtype=torch.uint8), labels=nothing, scan=torch.arange(3))
+        return TokenGrids(codes=torch.zeros(20, 1, 1, 3, dtype=torch.uint8), labels=nothing)
 
-    streamed = StreamedSequences(order, 2, load, 1, CPU)
+    streamed = StreamedGrids(order, 2, load, 1, CPU)
     for step in Schedule(seed=0, num_rows=20, batch_size=6, n_epochs=2, stream=order).steps(0):
         streamed.batch(step.epoch, step.rows, torch.zeros_like(step.rows))
     assert loads == [(0, 1, 2, 3, 4)]

@@ -23,7 +23,7 @@ from vqgpt.data.training_images import LoadedImages
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.gpt.sequences import Sequences
+from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
 from vqgpt.runtime.device import resolve_precision, select_device
@@ -37,6 +37,7 @@ from vqgpt.vqgan.training import VQGANTraining
 
 PIXELS = 2**15  # of the images of a timed step
 TOKENS = 2**13
+CODE_DIMENSION = 8  # of the codebook that an alignment is to; hardly any time depends on it
 MOST_STEPS = 4
 LONG_SECONDS = 2.0  # for more than two steps
 DECODING_TOO = 2.5  # times as long as encoding alone
@@ -139,11 +140,12 @@ def _gpt_step_seconds(model: GPT, config: TrainConfig) -> float:
     labels = torch.zeros(count, shape.num_classes, dtype=torch.uint8)
     if shape.options.condition != "bits":
         labels = torch.zeros(count, dtype=torch.int64)
-    rows = Sequences.from_grids(codes, labels.to(device), shape)
+    rows = TokenGrids.of(codes, labels.to(device), shape)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     options = replace(config.training, compile="off", shard=False, grad_accum=1, warmup=0, max_steps=None)
     precision = resolve_precision(config.run.precision, device)
-    training = GPTTraining(model.to(device), rows, rows, options, schedule, precision)
+    codebook = torch.randn(shape.codebook_size, CODE_DIMENSION)
+    training = GPTTraining(model.to(device), rows, rows, options, schedule, precision, codebook=codebook)
     steps = schedule.steps(0)
     return _seconds(lambda: training.take_step(next(steps))["loss"]) / count
 

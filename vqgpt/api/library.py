@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 
 from vqgpt.api.options import SampleConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
 from vqgpt.api.sample import check_can_guide, check_knows_unlabelled
+from vqgpt.api.sources import check_order
 from vqgpt.errors import InputError, UsageError, nearest_hint
 from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.labels import KnownLabels, no_label, number_word
-from vqgpt.gpt.model import nats_of_images
 from vqgpt.gpt.options import SamplingOptions
+from vqgpt.gpt.order import Order
+from vqgpt.gpt.scoring import nats_of_images, orders_to_score
 from vqgpt.options.codec import num_parameters
 from vqgpt.options.definition import RunOptions, options_of, resolve
 from vqgpt.progress import PlainBar, Report, silent
@@ -86,6 +88,7 @@ class Generator:
         words = _words(classes)
         sampling = SamplingOptions(num_samples=num_samples, **options)
         config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
+        check_order(sampling.draw_order, self.gpt.model.config.options, self.path, "draw_order")
         if sampling.cfg_scale != 1:
             check_can_guide(self.gpt, self.path)
         architecture = self.gpt.model.config
@@ -98,9 +101,14 @@ class Generator:
         return torch.cat([codes for codes, _ in passes]).numpy()
 
     def score(
-        self, codes: NDArray[np.integer[Any]], labels: NDArray[np.integer[Any]] | None = None, precision: str = "auto"
+        self,
+        codes: NDArray[np.integer[Any]],
+        labels: NDArray[np.integer[Any]] | None = None,
+        precision: str = "auto",
+        order: Order | None = None,
+        num_orders: int = 1,
     ) -> NDArray[np.float64]:
-        """Bits per token (N,) of codes (N, h, w), as `vqgpt score` gives them.
+        """Bits per token (N,) of codes (N, h, w), as `vqgpt score` gives them with the same `order` and `num_orders`.
 
         `labels` are class numbers (N,), -1 for none, or bits (N, L): 1 for yes, -1 for no, 0 for unspecified. Raises
         UsageError for other arrays.
@@ -118,7 +126,9 @@ class Generator:
         _check_range("labels", labels, -1, 1 if len(shape) == 2 else config.num_classes - 1)
         grids, given = torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
         exactly = resolve_precision(precision, self.device)
-        nats = torch.cat(list(nats_of_images(self.gpt.model, grids, given, exactly))).numpy()
+        check_order(order, config.options, self.path, "order")
+        orders = orders_to_score(order or config.options.own_order, num_orders, config)
+        nats = torch.cat(list(nats_of_images(self.gpt.model, grids, given, exactly, orders))).numpy()
         return nats / (np.log(2) * config.block_size)
 
 

@@ -143,8 +143,8 @@ class TokenizeConfig:
     cache: CachePath | None = NEW_CACHE
     views: tuple[str, ...] = option(
         (),
-        "Views of each image to encode: identity, hflip, five-crop, ten-crop, with commas between "
-        "(default: identity, and hflip where a mirrored image means the same).",
+        "Views of each image to encode: identity, hflip, rot90, rot180, rot270, transpose, five-crop, ten-crop, with "
+        "commas between (default: identity, and hflip where a mirrored image means the same).",
         group=IMAGES,
     )
     limit: int | None = option(

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from vqgpt.api.filling import fill_cache
 from vqgpt.api.options import EncoderOptions, RenderConfig, SampleConfig
-from vqgpt.api.sources import check_dataset, check_heads, find_cache, find_gpt, warn_if_unknown
+from vqgpt.api.sources import check_dataset, check_heads, check_order, find_cache, find_gpt, warn_if_unknown
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.gpt.generate import Sampler
 from vqgpt.gpt.labels import KnownLabels, Prompts, check_same_tokens, is_prefix, no_label, read_prompts
-from vqgpt.gpt.options import GPTConfig
-from vqgpt.gpt.order import scan_order
+from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.options.codec import one_line, to_json
 from vqgpt.options.paths import CachePath, samples_path, vqgan_path
 from vqgpt.progress import Notice, Report
@@ -153,7 +152,7 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         trained_on, codebook = gpt.description, gpt.codebook.numpy()
         if config.cache:
             check_same_tokens(TokenCache(config.cache), trained_on)
-    architecture, order = gpt.model.config, gpt.model.config.options.order
+    architecture = gpt.model.config
     check_dataset(config.dataset, trained_on.dataset, checkpoint)
     check_heads(config.n_head, architecture, checkpoint)
     known_labels = KnownLabels.of(architecture, trained_on.class_names, gpt.labels_seen)
@@ -170,11 +169,13 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         labels = [label for label in known_labels.cycle(config.classes, report) for _ in range(each)]
     if no_label(architecture) in labels:
         check_knows_unlabelled(gpt, checkpoint, "tell the label with --class")
-    if prompts and not is_prefix(prompts.known, scan_order(order, architecture.grid).numpy()):
+    check_order(config.sampling.draw_order, architecture.options, checkpoint, "--draw-order")
+    if prompts and not architecture.options.any_order and not is_prefix(prompts.known, gpt.model.cells.cpu().numpy()):
         report(
             Notice(
                 text="some known tokens come after sampled ones in the order in which this GPT reads the grid "
-                f"({order}): a sampled token cannot see the known tokens after it"
+                f"({architecture.options.order}): a sampled token cannot see the known tokens after it. A GPT that was "
+                "trained with --order random sees all of them"
             )
         )
     row_bytes = architecture.block_size * np.dtype(code_dtype(trained_on.codebook_size)).itemsize
@@ -182,13 +183,13 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         trained_on,
         origin="sampled",
         label_kind=architecture.options.condition,
-        source_sha256=weights_sha256(gpt.model, to_json(architecture)),
+        source_sha256=weights_sha256(gpt.model, architecture.identity),
         splits=(Split(name=SPLIT, rows=config.sampling.num_samples),),
         limit=None,
         views=("identity",),
         precision=resolve_precision(config.run.precision, device),
         sampling={
-            **to_json(config.sampling),
+            **recorded_options(config.sampling, architecture),
             "classes": labels,
             "prompts": prompts.known.tolist() if prompts else [],
             "seed": config.run.seed,
@@ -205,6 +206,14 @@ def plan(config: SampleConfig, find_prompts: FindPrompts, report: Report) -> Sam
         description=description,
         cache=config.out or samples_path(trained_on.dataset),
     )
+
+
+def recorded_options(sampling: SamplingOptions, gpt: GPTConfig) -> dict[str, Any]:
+    """What a cache records of them: the order where it is not the GPT's own, for there were caches before it."""
+    recorded = dict(to_json(sampling))
+    if sampling.draw_order in (None, gpt.options.own_order):
+        del recorded["draw_order"]
+    return recorded
 
 
 def draw(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:

@@ -7,7 +7,7 @@ A cache knows what made it, not where that lies: the VQ-GAN, images or GPT are t
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
@@ -15,8 +15,9 @@ from vqgpt.api.options import SampleConfig, SourceOptions, TokenizeConfig
 from vqgpt.data.options import parse_views
 from vqgpt.errors import InputError, MissingDataError, UsageError, composed
 from vqgpt.gpt.labels import Prompts, number_word
-from vqgpt.gpt.options import GPTConfig, SamplingOptions
-from vqgpt.options.definition import resolve
+from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
+from vqgpt.gpt.order import Order
+from vqgpt.options.definition import check, resolve
 from vqgpt.options.paths import CACHE_FOLDER, RUNS_FOLDER, CachePath, CacheURL, cache_path, gpt_path
 from vqgpt.progress import Notice, Report
 from vqgpt.tokens import Description, TokenCache
@@ -94,6 +95,12 @@ def check_goes_with(
                 f"{path} was trained with {what} {_text(ours)}, and {cache.path} has {_text(theirs)}",
                 "give a GPT that was trained on such tokens, with --checkpoint-gpt, or another cache",
             )
+    if config.num_views and description.views[0] != "identity":
+        report(
+            Notice(
+                text=f"rows are scored in their first view, {description.views[0]}, which the GPT is told is identity"
+            )
+        )
     if config.num_classes and description.label_kind != config.options.condition:
         report(Notice(text="the cache has no labels of the kind that the GPT knows: it is scored unconditionally"))
 
@@ -206,6 +213,16 @@ def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[s
         raise InputError(
             f"vqgpt cannot have made {cache} with the settings that it records: {error}", "make it again"
         ) from None
+
+
+def check_order(order: Order | None, options: GPTOptions, checkpoint: Path, flag: str) -> None:
+    """Raise UsageError for an order that is none, or if a GPT of one order is to read or draw grids in another."""
+    check(order in (None, *get_args(Order)), flag.lstrip("-").replace("-", "_"), order, f"one of {get_args(Order)}")
+    if order not in (None, options.order) and not options.any_order:
+        raise UsageError(
+            f"{checkpoint} was trained on one order ({options.order}) and knows no other",
+            f"leave {flag} out, or train a GPT with --order random",
+        )
 
 
 def recorded_prompts(description: Description) -> Prompts | None:

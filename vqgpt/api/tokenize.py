@@ -100,12 +100,17 @@ def image_size(asked: int | None, config: VQGANConfig, dataset: Dataset, report:
 
 
 def views_for(asked: tuple[str, ...], dataset: Dataset, report: Report) -> tuple[str, ...]:
-    """The views to encode; a notice warns of mirrored ones where they change what an image means."""
+    """The views to encode; a notice warns of mirrored and turned ones where they change what an image means."""
     views = parse_views(asked) if asked else dataset.default_views
     known_to_mean_something = not dataset.hflip_keeps_meaning and dataset.reader != "folder"
-    if known_to_mean_something and any(VIEWS[name].mirrored for name in views):
+    turned = any(VIEWS[name].quarter_turns for name in views)
+    if turned or (known_to_mean_something and any(VIEWS[name].mirrored for name in views)):
+        how = "mirrored or turned" if turned else "mirrored"
         report(
-            Notice(text=f"mirrored images are encoded, as requested; in {dataset.name} they may mean something else")
+            Notice(
+                text=f"{how} images are encoded, as requested; in {dataset.name} they may mean something else. A GPT "
+                "that is told the view (vqgpt train --condition-view) draws images as they stand"
+            )
         )
     return views
 

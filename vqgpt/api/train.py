@@ -22,8 +22,8 @@ from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.options import GPTConfig, SamplingOptions
-from vqgpt.gpt.sequences import Sequences, StreamedSequences, TrainingRows
+from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions, SamplingOptions
+from vqgpt.gpt.token_grids import StreamedGrids, TokenGrids, TrainingRows
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.codec import differences, num_parameters, one_line, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
@@ -74,7 +74,7 @@ class GPTJob(Job):
         figures, weights = training.validate(), training.result_weights()
         if rank() > 0:
             return figures
-        shown = GPT(training.model.config).to(training.device)
+        shown = GPT(training.result_config).to(training.device)
         shown.load_state_dict(weights)
         labels = training.held_out.labels[:SHOWN_SAMPLES].cpu()
         precision = "fp32" if training.precision == "fp16" else training.precision  # fp16 needs its scaler
@@ -92,7 +92,7 @@ class GPTJob(Job):
 
     def content(self, figures: dict[str, float]) -> dict[str, Any]:
         """A GPT checkpoint, with the description and the codebook of the cache."""
-        architecture, weights = self.training.model.config, self.training.result_weights()
+        architecture, weights = self.training.result_config, self.training.result_weights()
         of_cache = to_json(self.cache.description), self.cache.digest, self.codebook
         return gpt_content(architecture, weights, *of_cache, self.configuration, figures, self.labels_seen)
 
@@ -119,12 +119,27 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         doubt = "its codes were imported without their VQ-GAN (--checkpoint-vae), so nothing can check them"
     if cache.description.unverified or not cache.description.knows_its_vqgan:
         report(Notice(text=doubt))
-    architecture = gpt_config(config, cache)
+    architecture, codebook = gpt_config(config, cache), torch.from_numpy(cache.codebook())
+    if options.alignment and not codebook.any():
+        raise UsageError(
+            f"{cache.path} has codes that were imported without their codebook, so there is nothing to align to",
+            "leave --alignment out, or import the codes with --checkpoint-vae",
+        )
+    if options.finetune and config.checkpoint_gpt is None:
+        raise UsageError(
+            f"--finetune {options.finetune} has no GPT to start from", "give one with --checkpoint-gpt, or leave it out"
+        )
+    if options.finetune and (config.model.condition != "class" or architecture.num_classes < 2):
+        raise UsageError(
+            f"--finetune {options.finetune} tells classes apart, and this GPT has none",
+            "give --condition class and a GPT that was trained with it, or leave --finetune out",
+        )
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
-    model = GPT(architecture) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, architecture)
+    in_training = network_in_training(architecture, options)
+    model = GPT(in_training) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, in_training)
     plan = {
-        "parameters": num_parameters(model),
+        "parameters": num_parameters(model if in_training == architecture else empty_gpt(architecture)),
         "tokens_per_image": architecture.block_size,
         "cache": cache.path,
         "checkpoint": result,
@@ -136,7 +151,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         if not cache.rows(split):
             raise InputError(f"{cache.path}: split {split!r} is empty", "tokenize a dataset with images in it")
     train_rows, stream = training_rows(config, cache, architecture, device)
-    held_out = load_sequences(cache, held_out_name, architecture, device)
+    held_out = load_token_grids(cache, held_out_name, architecture, device)
     if options.batch_size > rows:
         report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
     identity = {
@@ -156,7 +171,9 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         stream=stream,
     )
     job = GPTJob(
-        training=GPTTraining(model.to(device), train_rows, held_out, options, schedule, precision),
+        training=GPTTraining(
+            model.to(device), train_rows, held_out, options, schedule, precision, architecture, codebook
+        ),
         result=result,
         pictures=[result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy")],
         identity=identity,
@@ -168,7 +185,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         patience=options.patience,
         keep_last=options.keep_last,
         cache=cache,
-        codebook=torch.from_numpy(cache.codebook()),
+        codebook=codebook,
         labels_seen=labels_seen(cache, architecture, report),
         sheet_of=sheets(cache.description),
     )
@@ -209,6 +226,16 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
             f"--block-size {config.block_size} contradicts {cache.path}: {height} x {width} = {height * width} tokens",
             "leave the flag out",
         )
+    if config.model.any_order and config.training.begins_in_any_order:
+        raise UsageError(
+            "--order random reads images in random orders to the end: there is no other order to come to",
+            "leave --random-until and --anneal-until out, or give the --order to end with",
+        )
+    if config.training.begins_in_any_order and config.model.architecture.positions == "rotary":
+        raise UsageError(
+            f"--arch {config.model.arch} cannot begin in random orders: it has no table of positions for one order",
+            "use --arch gpt2, or --order random to the end",
+        )
     condition = config.model.condition
     if condition not in ("none", description.label_kind):
         there_are = "no classes" if condition == "class" else "no bits"
@@ -217,12 +244,32 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
             f"{cache.path} has {there_are} to condition on (labels: {description.label_kind})",
             f"use --condition {remedy}",
         )
+    if config.model.condition_view and (description.views[0] != "identity" or len(description.views) == 1):
+        raise UsageError(
+            f"{cache.path} has the views {', '.join(description.views)}: to be told the view, a GPT wants identity and "
+            "others after it",
+            "tokenize with --views identity,rot90 or the like, or leave --condition-view out",
+        )
     return GPTConfig(
         options=config.model,
         codebook_size=description.codebook_size,
         grid=description.grid,
         num_classes=0 if condition == "none" else len(description.class_names),
+        num_views=len(description.views) if config.model.condition_view else 0,
     )
+
+
+def network_in_training(result: GPTConfig, options: GPTTrainingOptions) -> GPTConfig:
+    """The architecture that is trained, for a result of this one: for any order, where random orders come first."""
+    if not options.begins_in_any_order:
+        return result
+    return replace(result, options=replace(result.options, order="random"))
+
+
+def empty_gpt(config: GPTConfig) -> GPT:
+    """A network of which there are only the shapes."""
+    with torch.device("meta"):
+        return GPT(config)
 
 
 def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
@@ -240,6 +287,13 @@ def load_start(path: Path, architecture: GPTConfig) -> GPT:
     """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
     hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
     start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint).model
+    if architecture.options.any_order != start.config.options.any_order:
+        orders = {True: "random orders", False: "one order"}
+        raise InputError(
+            f"{path} was trained in {orders[start.config.options.any_order]}, and this training begins in "
+            f"{orders[architecture.options.any_order]}",
+            "start random orders (--order random, --random-until) from a GPT of --order random, others from another",
+        )
     same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
     different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
     if different:
@@ -255,7 +309,7 @@ def training_rows(
     config: TrainConfig, cache: TokenCache, architecture: GPTConfig, device: torch.device
 ) -> tuple[TrainingRows, StreamOrder | None]:
     """The training split, in memory or as a stream in the order given. Raises InputError if it is damaged."""
-    load = functools.partial(load_sequences, cache, "train", architecture, device)
+    load = functools.partial(load_token_grids, cache, "train", architecture, device)
     if not config.training.stream:
         return load(), None
     order = StreamOrder(
@@ -265,15 +319,13 @@ def training_rows(
         buffer_rows=config.training.shuffle_buffer,
     )
     views = len(cache.description.views)
-    return StreamedSequences(order, config.training.n_epochs, load, views, device), order
+    return StreamedGrids(order, config.training.n_epochs, load, views, device), order
 
 
-def load_sequences(
+def load_token_grids(
     cache: TokenCache, split: str, architecture: GPTConfig, device: torch.device, shards: Sequence[int] | None = None
-) -> Sequences:
+) -> TokenGrids:
     """A split, or some of its shards, on the device. Raises InputError if it is damaged."""
     tokens = cache.read_split(split, shards)
     codes = tokens.codes if tokens.codes.itemsize == 1 else tokens.codes.view(np.int16)
-    return Sequences.from_grids(
-        torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture
-    )
+    return TokenGrids.of(torch.from_numpy(codes).to(device), torch.from_numpy(tokens.labels).to(device), architecture)

@@ -89,7 +89,7 @@ def run(config: EvaluateGPTConfig, flags: Flags, report: Report) -> Mapping[str,
     predicted = {split: predict(cache, split, numbers, gpt.model, precision, report) for split, numbers in rows.items()}
     of = {
         "cache": cache.digest,
-        "gpt": weights_sha256(gpt.model, to_json(gpt.model.config)),
+        "gpt": weights_sha256(gpt.model, gpt.model.config.identity),
         "splits": list(rows),
         "limit": config.limit,
         "precision": precision,

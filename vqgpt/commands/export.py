@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vqgpt.errors import UsageError
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.options.codec import to_json
 from vqgpt.options.definition import DATA, DATASET_OF_GPT, Command, Flags, argument, check, option
 from vqgpt.progress import Report
 from vqgpt.storage.files import canonical_json, check_can_be_written, folder_atomically, write_atomically
@@ -101,6 +100,11 @@ def _to_transformers(config: ModelExportConfig, flags: Flags) -> dict[str, Any]:
             f"{path} has the architecture {options.arch}, which no model of transformers has",
             "export it with --to safetensors, or train one with --arch gpt2",
         )
+    if options.any_order:
+        raise UsageError(
+            f"{path} reads grids in any order, by the cells of its tokens: transformers takes tokens alone",
+            "export it with --to safetensors, or train one with a fixed --order",
+        )
     if options.condition == "bits":
         raise UsageError(
             f"{path} is conditioned on bits, whose embeddings are added to the start token: transformers takes a token",
@@ -123,15 +127,16 @@ def transformers_files(model: "GPT", content: Mapping[str, Any]) -> dict[str, by
     """
     import safetensors.torch
 
-    from vqgpt.gpt.order import scan_order
+    from vqgpt.gpt.model import with_one_view
     from vqgpt.storage.checkpoint import weights_sha256
 
     config, description = model.config, content["cache_description"]
+    weights, network = with_one_view(model.state_dict(), config) if config.num_views else (model.state_dict(), config)
     facts = {
         "codebook_size": config.codebook_size,
         "grid": config.grid,
         "order": config.options.order,
-        "scan": scan_order(config.options.order, config.grid).tolist(),
+        "scan": model.cells.tolist(),
         "bos": config.bos,
         "class_names": description["class_names"][: config.num_classes],
         "dataset": description["dataset"],
@@ -139,13 +144,13 @@ def transformers_files(model: "GPT", content: Mapping[str, Any]) -> dict[str, by
         "image_channels": description["image_channels"],
         "tokenizer_sha256": description["tokenizer_sha256"],
         "training_cache_digest": content["cache_digest"],
-        "gpt_sha256": weights_sha256(model, to_json(config)),
+        "gpt_sha256": weights_sha256(model, config.identity),
         "figures": dict(content["figures"]),
     }
     return {
-        "config.json": canonical_json(model_config(config)),
-        "generation_config.json": canonical_json(generation_config(config)),
-        "model.safetensors": safetensors.torch.save(transformers_weights(model.state_dict()), {"format": "pt"}),
+        "config.json": canonical_json(model_config(network)),
+        "generation_config.json": canonical_json(generation_config(network)),
+        "model.safetensors": safetensors.torch.save(transformers_weights(weights), {"format": "pt"}),
         FACTS: canonical_json(facts),
         "README.md": model_card(facts).encode(),
     }

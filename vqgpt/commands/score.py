@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vqgpt.gpt.order import Order
 from vqgpt.options.definition import (
     CACHE,
     CHECKPOINT_GPT,
@@ -44,6 +45,16 @@ class ScoreConfig:
         "A token cache: find for each row the nearest one of its split train, in tokens that differ. 0 is a copy.",
         group=DATA,
     )
+    order: Order | None = option(
+        None,
+        "Score in this order, by a GPT that was trained with --order random (default: raster; others have their own).",
+        group=DATA,
+    )
+    num_orders: int = option(
+        1,
+        "With --order random, average the probability of a row over so many random orders, the same for all rows.",
+        group=DATA,
+    )
     out: Path | None = out_option("The .csv or .npz file to write, a line per row", "the cache's name with -scores.csv")
     show_rows: int = option(5, "How many of the least and of the most likely rows to show.", group=DATA)
     device: str = DEVICE
@@ -63,9 +74,17 @@ class ScoreConfig:
 
 def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Tell how likely a GPT finds every row of a token cache."""
-    from vqgpt.api.sources import check_goes_with, check_heads, check_same_codes, find_gpt, warn_if_unknown
+    from vqgpt.api.sources import (
+        check_goes_with,
+        check_heads,
+        check_order,
+        check_same_codes,
+        find_gpt,
+        warn_if_unknown,
+    )
     from vqgpt.evaluation.likelihood import score, summary
     from vqgpt.gpt.checkpoint import load_gpt
+    from vqgpt.gpt.scoring import orders_to_score
     from vqgpt.runtime.device import resolve_precision, select_device
     from vqgpt.tokens import TokenCache
 
@@ -79,6 +98,9 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     check_heads(config.n_head, gpt.model.config, path)
     check_goes_with(gpt.model.config, gpt.description, path, cache, report)
     warn_if_unknown(cache.description.tokenizer_sha256, report)
+    check_order(config.order, gpt.model.config.options, path, "--order")
+    architecture = gpt.model.config
+    orders = orders_to_score(config.order or architecture.options.own_order, config.num_orders, architecture)
     training = None if config.against is None else TokenCache(config.against)
     if training is not None:
         check_same_codes(training, cache)
@@ -86,7 +108,8 @@ def run(config: ScoreConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     if flags.dry_run:
         return plan
     with sole_writer(config.result, config, flags.overwrite):
-        scores = score(cache, splits, gpt, training, resolve_precision(config.precision, device), report)
+        precision = resolve_precision(config.precision, device)
+        scores = score(cache, splits, gpt, training, precision, orders, report)
         write_atomically(config.result, _npz(scores) if config.result.suffix == ".npz" else _csv(scores))
     return {**plan, **summary(scores, splits, cache.description, config.show_rows)}
 

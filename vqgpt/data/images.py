@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,22 +220,32 @@ def ordered_map(
         executor.shutdown(cancel_futures=True)
 
 
+class Part(NamedTuple):
+    """What is seen of an image: a box in its pixels, mirrored left to right or not, then turned anticlockwise."""
+
+    box: Box
+    mirrored: bool = False
+    quarter_turns: int = 0
+
+    def turned(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels (size, size, ...) of its box -> as they are seen."""
+        return np.rot90(pixels[:, ::-1] if self.mirrored else pixels, self.quarter_turns)
+
+
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """A grey or RGB image -> (V, C, size, size) uint8."""
     views = [VIEWS[name] for name in preprocessing.views]
     boxes = [window_box(image.size, view.window, preprocessing.options.fit) for view in views]
-    parts = [(box, view.mirrored) for box, view in zip(boxes, views, strict=True)]
+    parts = [Part(box, view.mirrored, view.quarter_turns) for box, view in zip(boxes, views, strict=True)]
     return parts_of_image(image, preprocessing, parts)
 
 
-def parts_of_image(
-    image: Image.Image, preprocessing: Preprocessing, parts: Sequence[tuple[Box, bool]]
-) -> NDArray[np.uint8]:
-    """Some parts of a grey or RGB image, mirrored or not, each resized: (n, C, size, size) uint8."""
+def parts_of_image(image: Image.Image, preprocessing: Preprocessing, parts: Sequence[Part]) -> NDArray[np.uint8]:
+    """Some parts of a grey or RGB image, each resized: (n, C, size, size) uint8."""
     image, size = image.convert("L" if preprocessing.channels == 1 else "RGB"), preprocessing.size
-    boxes = dict.fromkeys(box for box, _ in parts)
+    boxes = dict.fromkeys(part.box for part in parts)
     resized = {box: np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)) for box in boxes}
-    seen = np.stack([resized[box][:, ::-1] if mirrored else resized[box] for box, mirrored in parts])
+    seen = np.stack([part.turned(resized[part.box]) for part in parts])
     return seen.reshape(len(parts), size, size, -1).transpose(0, 3, 1, 2)
 
 

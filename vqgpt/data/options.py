@@ -30,15 +30,21 @@ MOST_WORKERS = 16  # unless an option says otherwise
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One way to look at an image: the whole, or a window at (top, left) of 0 to 1; mirrored left to right or not."""
+    """One way to look at an image: the whole, or a window at (top, left) of 0 to 1; mirrored left to right or not.
+
+    Then turned, anticlockwise.
+    """
 
     window: tuple[float, float] | None = None
     mirrored: bool = False
+    quarter_turns: int = 0
 
 
 _CROPS = {f"crop-{name}": View(window=window) for name, window in _WINDOWS.items()}
 _MIRRORED_CROPS = {f"crop-{name}-hflip": View(window=window, mirrored=True) for name, window in _WINDOWS.items()}
-VIEWS = {"identity": View(), "hflip": View(mirrored=True), **_CROPS, **_MIRRORED_CROPS}
+_TURNS = {f"rot{90 * turns}": View(quarter_turns=turns) for turns in (1, 2, 3)}
+_TRANSPOSE = {"transpose": View(mirrored=True, quarter_turns=1)}  # rows become columns
+VIEWS = {"identity": View(), "hflip": View(mirrored=True), **_TURNS, **_TRANSPOSE, **_CROPS, **_MIRRORED_CROPS}
 VIEW_SETS = {"five-crop": tuple(_CROPS), "ten-crop": (*_CROPS, *_MIRRORED_CROPS)}
 
 

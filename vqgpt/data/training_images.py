@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vqgpt.data.augmentation import WHOLE, Augmentation, DrawnView, DrawnWindow
-from vqgpt.data.images import Box, ImageSplit, batches_ahead, parts_of_image, window_box
+from vqgpt.data.images import Box, ImageSplit, Part, batches_ahead, parts_of_image, window_box
 from vqgpt.data.options import Preprocessing
 from vqgpt.errors import InputError, ResourceError
 from vqgpt.runtime.device import local_rows, world_size
@@ -135,7 +135,7 @@ def prepare_view(image: Image.Image, preprocessing: Preprocessing, view: DrawnVi
     """A grey or RGB image -> (C, size, size) uint8, in a view that was drawn for it."""
     fit = preprocessing.options.fit
     box = drawn_box(image.size, view.window, fit) if view.window else window_box(image.size, None, fit)
-    return parts_of_image(image, preprocessing, [(box, view.mirrored)])[0]
+    return parts_of_image(image, preprocessing, [Part(box, view.mirrored)])[0]
 
 
 def drawn_box(size: tuple[int, int], window: DrawnWindow, fit: str) -> Box:

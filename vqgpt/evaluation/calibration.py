@@ -19,8 +19,9 @@ from torch import Tensor
 
 from vqgpt.errors import InputError, NonFiniteError
 from vqgpt.evaluation.likelihood import labels_of
-from vqgpt.gpt.model import GPT, logits_of_images
-from vqgpt.gpt.order import scan_order, sequence_to_grid
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.order import sequence_to_grid
+from vqgpt.gpt.scoring import logits_of_images
 from vqgpt.options.codec import one_line
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
@@ -78,9 +79,8 @@ def predict(
 
     Raises NonFiniteError if a prediction is not finite.
     """
-    scan = scan_order(model.config.options.order, model.config.grid)
     bits, labels = [], []
-    sums = torch.zeros(4, len(scan), dtype=torch.float64)
+    sums = torch.zeros(4, model.config.block_size, dtype=torch.float64)
     bins = np.zeros((3, BINS))
     done = 0
     for tokens in rows_by_shard(cache, split, rows):
@@ -99,7 +99,9 @@ def predict(
             bins += reliability(found[3].numpy(), found[2].numpy())
             done += len(sequences)
             report(Progress(task=f"predict {split}", done=done, total=len(rows), unit="rows"))
-    loss, entropy, share_right, confidence = (sequence_to_grid(sums, scan, model.config.grid) / len(rows)).numpy()
+    loss, entropy, share_right, confidence = (
+        sequence_to_grid(sums, model.cells.cpu(), model.config.grid) / len(rows)
+    ).numpy()
     return Predictions(
         rows=rows,
         labels=np.concatenate(labels),

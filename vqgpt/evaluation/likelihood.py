@@ -19,8 +19,8 @@ from vqgpt.errors import InputError
 from vqgpt.evaluation.neighbours import nearest_codes
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.labels import labels_of_rows, no_label
-from vqgpt.gpt.model import nats_of_images
 from vqgpt.gpt.options import GPTConfig
+from vqgpt.gpt.scoring import nats_of_images
 from vqgpt.progress import Progress, Report
 from vqgpt.tokens import Description, SplitTokens, TokenCache
 
@@ -33,9 +33,13 @@ def score(
     gpt: LoadedGPT,
     training: TokenCache | None,
     precision: str,
+    orders: Tensor | None,
     report: Report,
 ) -> Columns:
-    """The columns of all rows of some splits. Raises InputError if there are no rows."""
+    """The columns of all rows of some splits, in orders as `nats_of_images` takes them.
+
+    Raises InputError if there are no rows.
+    """
     rows = sum(cache.rows(split) for split in splits)
     device = next(gpt.model.parameters()).device
     others = None if training is None else training_codes(training, device)
@@ -46,7 +50,7 @@ def score(
             tokens, first = cache.read_split(split, [shard]), shard * cache.description.shard_rows
             labels = labels_of(tokens, cache.description, gpt.model.config)
             grids, nats = torch.from_numpy(tokens.codes[:, 0].astype(np.int32)), []
-            for part in nats_of_images(gpt.model, grids, labels, precision):
+            for part in nats_of_images(gpt.model, grids, labels, precision, orders):
                 nats.append(part.numpy())
                 done += len(part)
                 report(Progress(task="score", done=done, total=rows, unit="rows"))

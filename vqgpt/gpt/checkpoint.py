@@ -145,6 +145,7 @@ def _description(content: Mapping[str, Any], config: GPTConfig, path: Path) -> D
         "grid": (description.grid, config.grid),
         "codes": (description.codebook_size, config.codebook_size),
         "classes": (classes, config.num_classes),
+        "views": (len(description.views) if config.num_views else 0, config.num_views),
         "codebook": (codebook, tuple(content["codebook"].shape)),
     }
     for what, (described, actual) in pairs.items():

@@ -3,9 +3,9 @@
     labels (N,) or (N, L), seed -> codes (N, h, w) int64, log_prob (N,) float32 in nats
 
 Image i is a function of (seed, i) and of the settings: each token is drawn by inverse-CDF sampling from a uniform
-number derived only from (seed, i, position), and products always have the same number of rows and run in one thread:
-not even rounding depends on how many images were asked for, or on the cores. `decoding.c`, where it can be used,
-computes each row on its own.
+number derived only from (seed, i, place), and passes of the network always have the same number of rows and run in one
+thread: not even rounding depends on how many images were asked for, or on the cores. `decoding.c`, where it can be
+used, computes each row on its own.
 A `SamplingPass` draws the images of a batch at once. What a token needs lies in buffers on the device, and nothing
 waits for it: on a CUDA device all steps but the first, draws included, are replays of CUDA graphs. With guidance, the
 decoder has a second row for each image, without its label.
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.decoding import CompiledDecoder, CompiledWeights, Decoder, DecoderWeights, compiled_decoding
+from vqgpt.gpt.decoding import Decoder, NetworkDecoder, decoders
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
-from vqgpt.gpt.order import grid_to_sequence, scan_order, sequence_to_grid
+from vqgpt.gpt.order import grid_to_sequence, known_first, scan_order, sequence_to_grid
 from vqgpt.gpt.sampling import draw, guidance_scale, guide
-from vqgpt.runtime.device import new_workers
+from vqgpt.runtime.device import derived_seed, new_workers
 
 MOST_GROUPS_PER_PASS = 4  # on a CPU
 MOST_IMAGES_AT_ONCE = 256  # a power of 2, as every such number is
@@ -84,14 +84,14 @@ class SamplingPass:
     """
 
     @torch.inference_mode()
-    def __init__(
-        self, model: GPT, decoder: Decoder | CompiledDecoder, images: int, options: SamplingOptions, completes: bool
-    ) -> None:
+    def __init__(self, model: GPT, decoder: Decoder, images: int, options: SamplingOptions, completes: bool) -> None:
         self.model, self.decoder, self.images, self.options = model, decoder, images, options
         self.device, self.positions = next(model.parameters()).device, model.config.block_size
         shape = (self.positions, images)
         self.guided = options.cfg_scale != 1
-        self.token = torch.zeros(2 * images if self.guided else images, dtype=torch.int64, device=self.device)
+        rows = 2 * images if self.guided else images
+        self.token = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self.cells = model.cells.repeat(rows, 1) if model.config.options.any_order else model.cells
         self.uniforms = torch.zeros(shape, device=self.device)
         self.given = torch.zeros(shape, dtype=torch.int64, device=self.device) if completes else None
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
@@ -104,20 +104,28 @@ class SamplingPass:
 
     @torch.inference_mode()
     def run(
-        self, labels: Tensor, uniforms: Tensor, given: Tensor | None, ended: threading.Event
+        self,
+        labels: Tensor,
+        uniforms: Tensor,
+        cells: Tensor,
+        given: Tensor | None,
+        ended: threading.Event,
     ) -> tuple[Tensor, Tensor]:
         """Labels (n, ...) as `GPT.start` takes them, uniforms (B, T) -> tokens (n, T), log_prob (n,), on the CPU.
 
-        `given` (n, T) are tokens that are not drawn, -1 where they are. Once it has `ended`, nobody waits for a result.
+        `cells` are the order of the images: (T,), the network's own, or (n, T) for one for any order. `given` (n, T)
+        are tokens that are not drawn, -1 where they are. Once it has `ended`, nobody waits for a result.
         """
         no_label = 0 if labels.ndim == 2 else -1
-        start, bits = self.model.start(_padded(labels, len(self.token), no_label).to(self.device))
+        start, added = self.model.start(_padded(labels, len(self.token), no_label).to(self.device))
         self.token.copy_(start[:, 0])
+        if self.model.config.options.any_order:
+            self.cells.view(-1, self.images, self.positions)[:, : len(labels)] = cells.to(self.device)
         self.uniforms.copy_(uniforms.t())
         if self.given is not None and given is not None:
             self.given.copy_(_padded(given, self.images, -1).t())
         self.log_prob.zero_()
-        self.draw(self.decoder.step(self.token, 0, bits), 0)
+        self.draw(self.decoder.step(self.token, self.cells, 0, added), 0)
         if self.graphs:
             self.graphs.start(1)
         for position in range(1, self.positions):
@@ -126,14 +134,14 @@ class SamplingPass:
             if self.graphs:
                 self.graphs.replay(position)
             else:
-                self.draw(self.decoder.step(self.token, position), position)
+                self.draw(self.decoder.step(self.token, self.cells, position), position)
         tokens, log_prob = self.tokens.t()[: len(labels)], self.log_prob[: len(labels), 0].clamp(max=0)
         return tokens.to("cpu", copy=True), log_prob.cpu()
 
     def step_in_graph(self, position: Tensor, seen: int) -> None:
         """The step of a position (1,) on the device, below `seen`, from buffers to buffers."""
-        assert isinstance(self.decoder, Decoder)
-        self.draw(self.decoder.step_in_graph(self.token, position, seen), position)
+        assert isinstance(self.decoder, NetworkDecoder)
+        self.draw(self.decoder.step(self.token, self.cells, position, seen=seen), position)
 
     def draw(self, logits: Tensor, position: int | Tensor) -> None:
         """Logits (R, K) -> the images' tokens at a position, a number or (1,); the next step reads them."""
@@ -157,26 +165,23 @@ def _padded(values: Tensor, rows: int, filler: int) -> Tensor:
 class Sampler:
     """A GPT ready to be sampled from with the same options, request after request; used from one thread at a time.
 
-    With `completes`, images have codes that are given and not drawn. On a CPU a pass is several groups of
-    `images_at_once` where many images are asked for, as long operations wait less for Python's lock.
+    Sets eval mode. With `completes`, images have codes that are given and not drawn. By C code a pass is several groups
+    of `images_at_once` where many images are asked for, as long operations wait less for Python's lock.
     """
 
     def __init__(self, model: GPT, options: SamplingOptions, precision: str, completes: bool = False) -> None:
-        self.model, self.options, self.completes = model, options, completes
+        self.model, self.options, self.completes = model.eval(), options, completes
         self.device, self.guided = next(model.parameters()).device, options.cfg_scale != 1
         self.at_once = images_at_once(model.config, self.device, precision, self.guided)
-        library = compiled_decoding(model, precision)
-        self.step = 1 if library else self.at_once  # of the number of images of a pass
-        self.weights: CompiledWeights | DecoderWeights
-        if library:
-            self.weights = CompiledWeights(model, library)
-        else:
-            rows_of_pass = 2 * self.at_once if self.guided else self.at_once
-            self.weights = DecoderWeights(model, precision, self.at_once if self.device.type == "cpu" else rows_of_pass)
+        self.new_decoder, self.takes_any_number = decoders(model, precision)
         self.passes: list[SamplingPass] = []
 
     def codes(
-        self, labels: Tensor, first_image: int, seed: int, known: Tensor | None = None
+        self,
+        labels: Tensor,
+        first_image: int,
+        seed: int,
+        known: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; `known` (N, h, w) are not drawn.
 
@@ -186,8 +191,8 @@ class Sampler:
         config = self.model.config
         assert first_image % self.at_once == 0
         assert (known is not None) == self.completes
-        scan = scan_order(config.options.order, config.grid)
-        given = None if known is None else grid_to_sequence(known, scan)
+        cells = self.orders(len(labels), first_image, seed, known)
+        given = None if known is None else grid_to_sequence(known, cells)
         threads, images = self.division(len(labels))
         free: SimpleQueue[SamplingPass] = SimpleQueue()
         for of_thread in self.passes_of(threads, images):
@@ -199,37 +204,59 @@ class Sampler:
             try:
                 uniforms = uniform_numbers(seed, first_image + start, images, config.block_size)
                 here = slice(start, start + images)
-                return mine.run(labels[here], uniforms, None if given is None else given[here], ended)
+                order = cells if cells.ndim == 1 else cells[here]
+                of_them = None if given is None else given[here]
+                tokens, log_prob = mine.run(labels[here], uniforms, order, of_them, ended)
+                return sequence_to_grid(tokens, order, config.grid), log_prob
             finally:
                 free.put(mine)
 
         with new_workers(threads) as workers:
             try:
-                for tokens, log_prob in workers.map(run, range(0, len(labels), images)):
-                    yield sequence_to_grid(tokens, scan, config.grid), log_prob
+                yield from workers.map(run, range(0, len(labels), images))
             finally:
                 ended.set()
+
+    def orders(self, images: int, first_image: int, seed: int, known: Tensor | None) -> Tensor:
+        """The cells in the order in which they are drawn: (T,), or (N, T) of a network for any order."""
+        config, own = self.model.config, self.model.cells.cpu()
+        if not config.options.any_order:
+            return own
+        order = self.options.draw_order or config.options.own_order
+        if order == "random":
+            seed_of_orders = derived_seed(seed, "orders")
+            cells = uniform_numbers(seed_of_orders, first_image, images, config.block_size).argsort(dim=1)
+        else:
+            cells = scan_order(order, config.grid).expand(images, -1)
+        return cells if known is None else known_first(known >= 0, cells)
 
     def division(self, wanted: int) -> tuple[int, int]:
         """How many threads draw so many images, and how many of them in a pass."""
         if self.device.type != "cpu":
             return 1, self.at_once
-        threads = min(torch.get_num_threads(), -(-wanted // self.step))
-        return threads, min(self.at_once * MOST_GROUPS_PER_PASS, -(-wanted // (threads * self.step)) * self.step)
+        if not self.takes_any_number:
+            return min(torch.get_num_threads(), -(-wanted // self.at_once)), self.at_once
+        threads = min(torch.get_num_threads(), wanted)
+        return threads, min(self.at_once * MOST_GROUPS_PER_PASS, -(-wanted // threads))
 
     def passes_of(self, threads: int, images: int) -> list[SamplingPass]:
         """One per thread: those of the request before, if they suit."""
         if len(self.passes) != threads or self.passes[0].images != images:
             rows = 2 * images if self.guided else images
             self.passes = [
-                SamplingPass(self.model, self.weights.new_decoder(rows), images, self.options, self.completes)
+                SamplingPass(self.model, self.new_decoder(rows), images, self.options, self.completes)
                 for _ in range(threads)
             ]
         return self.passes
 
 
 def sample_codes(
-    model: GPT, labels: Tensor, seed: int, options: SamplingOptions, precision: str, known: Tensor | None = None
+    model: GPT,
+    labels: Tensor,
+    seed: int,
+    options: SamplingOptions,
+    precision: str,
+    known: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first images of a seed, in one request: see `Sampler.codes`."""
     return Sampler(model, options, precision, known is not None).codes(labels, 0, seed, known)

@@ -295,7 +295,7 @@ def codes_of_pixels(pixels: NDArray[np.bool_], name: str, description: Descripti
     )
 
 
-def is_prefix(known: NDArray[np.int64], scan: NDArray[np.int64]) -> bool:
-    """True if the known codes (n, h, w) come before all others in the scan order (T,): the GPT sees them all."""
-    drawn = known.reshape(len(known), -1)[:, scan] < 0
+def is_prefix(known: NDArray[np.int64], cells: NDArray[np.int64]) -> bool:
+    """True if the known codes (n, h, w) come before all others in the order of `cells` (T,): the GPT sees them all."""
+    drawn = known.reshape(len(known), -1)[:, cells] < 0
     return bool((drawn[:, :-1] <= drawn[:, 1:]).all())

@@ -3,130 +3,32 @@
     tokens (B, T) int64 -> logits (B, T, K) float32, for the code that follows each token
 
 A sequence is [start, t_0, ..., t_(T-2)] and predicts [t_0, ..., t_(T-1)]; start is BOS, the token of a class, or BOS
-plus the embeddings of bits. Logits exist for the K codes only, so that BOS and classes cannot be sampled.
+plus the embeddings of bits, and the embedding of a view is added where views are told apart. Logits exist for the K
+codes only, so that BOS and classes cannot be sampled.
 Letters: B batch, S tokens of a call, T tokens per image, K codebook size, D width, A heads, L bits.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import assert_never, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.gpt.architecture import NormKind, activate, mlp_widths, normalise
+from vqgpt.gpt.alignment import Alignment
+from vqgpt.gpt.architecture import activate, mlp_widths
+from vqgpt.gpt.attention import Attention, Cache, Norm, Rotary, Rotation, dropout
 from vqgpt.gpt.options import GPTConfig, GPTOptions
-from vqgpt.gpt.order import grid_to_sequence, scan_order
-from vqgpt.kernels.attention import Masks, attend, attention_masks
-from vqgpt.runtime.device import autocast
-
-ROTARY_BASE = 100.0  # grids are short: text has 10,000
-NUMBERS_PER_PASS = 2**25  # logits in memory at once, in scoring
-MOST_IMAGES_PER_PASS = 256
-
-
-class Norm(nn.Module):
-    """A normalisation over the width, with or without a bias."""
-
-    def __init__(self, kind: NormKind, width: int, bias: bool = False) -> None:
-        super().__init__()
-        self.kind: NormKind = kind
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> the same shape."""
-        return normalise(x, self.kind, self.weight, self.bias)
+from vqgpt.gpt.order import cells_before, scan_order
+from vqgpt.kernels.attention import Masks, attention_masks
 
 
 def new_norm(options: GPTOptions) -> Norm:
     """The normalisation of the residual stream."""
     return Norm(options.architecture.norm, options.embed_dim_t, options.bias)
-
-
-def dropout(x: Tensor, rate: float, masks: Masks | None, training: bool) -> Tensor:
-    """Dropout of x (B, S, D): by the masks where there are some, else torch's own."""
-    return masks.drop(x) if masks else F.dropout(x, rate, training)
-
-
-class Rotary(nn.Module):
-    """Rotary positions in two dimensions (Su et al. 2021): half of each head is rotated by the row, half by the column.
-
-    A query is rotated by the cell that it is to predict, a key by the cell whose code it holds (the start token: by
-    none), so that their product sees the offset on the grid, whatever the order.
-    """
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        head = config.options.embed_dim_t // config.options.n_head
-        cells = scan_order(config.options.order, config.grid)
-        rates = ROTARY_BASE ** -(torch.arange(head // 4) / (head // 4))
-        rows, columns = cells // config.grid[1], cells % config.grid[1]
-        angles = torch.cat([rows[:, None] * rates, columns[:, None] * rates], dim=1)  # (T, D/A/2)
-        of_keys = torch.cat([torch.zeros(1, head // 2), angles[:-1]])
-        for name, of_cells in (("query", angles), ("key", of_keys)):
-            self.register_buffer(f"{name}_cos", of_cells.cos(), persistent=False)
-            self.register_buffer(f"{name}_sin", of_cells.sin(), persistent=False)
-
-    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys (B, S, A, D/A) of the first S positions -> the same, rotated."""
-        here = slice(0, q.shape[1])
-        return (
-            _rotated(q, self.query_cos[here], self.query_sin[here]),  # type: ignore[index]
-            _rotated(k, self.key_cos[here], self.key_sin[here]),  # type: ignore[index]
-        )
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        options = config.options
-        self.n_head = options.n_head
-        self.dropout = options.dropout_t
-        self.c_attn = nn.Linear(options.embed_dim_t, 3 * options.embed_dim_t, bias=options.bias)
-        self.c_proj = nn.Linear(options.embed_dim_t, options.embed_dim_t, bias=options.bias)
-        architecture, head = options.architecture, options.embed_dim_t // options.n_head
-        match architecture.positions:
-            case "learned":
-                self.rotary = None
-            case "rotary":
-                self.rotary = Rotary(config)
-            case _:
-                assert_never(architecture.positions)
-        self.q_norm, self.k_norm = (
-            Norm("root-mean-square", head) if architecture.normalised_heads else None for _ in "qk"
-        )
-
-    def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
-        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))  # (B, S, 3, A, D/A)
-        if self.rotary or self.q_norm:
-            q, k, v = qkv.unbind(2)
-            q, k = q.float(), k.float()
-            if self.q_norm and self.k_norm:
-                q, k = self.q_norm(q), self.k_norm(k)
-            if self.rotary:
-                q, k = self.rotary(q, k)
-            qkv = torch.stack([q.to(v.dtype), k.to(v.dtype), v], dim=2)
-        rate = self.dropout if self.training else 0.0
-        if masks:
-            with torch.autocast(x.device.type, enabled=False):
-                y = attend(qkv.float(), masks).to(qkv.dtype)
-        elif x.is_cpu and not rate and not torch.compiler.is_compiling():
-            y = attend(qkv, None)
-        else:
-            q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous()
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True).transpose(1, 2)
-        return dropout(self.c_proj(y.flatten(2)), self.dropout, masks, self.training)
 
 
 class MLP(nn.Module):
@@ -156,54 +58,115 @@ class Block(nn.Module):
         self.ln_2 = new_norm(config.options)
         self.mlp = MLP(config.options)
 
-    def forward(self, x: Tensor, masks: Masks | None) -> Tensor:
-        """(B, S, D) -> (B, S, D)."""
-        x = x + self.attn(self.ln_1(x), masks)
+    def forward(
+        self, x: Tensor, rotation: Rotation | None, see: Callable[[Tensor], Tensor] | None, masks: Masks | None
+    ) -> Tensor:
+        """(B, S, D) -> (B, S, D); see `Attention.forward`."""
+        x = x + self.attn(self.ln_1(x), rotation, see, masks)
         return x + self.mlp(self.ln_2(x), masks)
 
 
 class GPT(nn.Module):
-    """Embeddings of tokens and of learned positions; blocks; an output head tied to the token embedding."""
+    """Embeddings of tokens and of learned positions; blocks; an output head tied to the token embedding.
+
+    A network for any order has an embedding of the cell that comes next too.
+    """
+
+    cells: Tensor
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
         options = config.options
         parts: dict[str, nn.Module] = {"wte": nn.Embedding(config.vocabulary_size, options.embed_dim_t)}
+        self.rotary: Rotary | None = None
         match options.architecture.positions:
             case "learned":
-                parts["wpe"] = nn.Embedding(config.block_size, options.embed_dim_t)
-            case "rotary":  # `Attention` has them
-                pass
+                parts["wpe"] = nn.Embedding(config.block_size + options.any_order, options.embed_dim_t)
+            case "rotary":
+                self.rotary = Rotary(config)
             case _:
                 assert_never(options.architecture.positions)
+        if options.any_order:
+            parts["wpe_next"] = nn.Embedding(config.block_size, options.embed_dim_t)
         parts["h"] = nn.ModuleList(Block(config) for _ in range(options.n_layer))
         parts["ln_f"] = new_norm(options)
         self.transformer = nn.ModuleDict(parts)
+        self.rounded_head: Tensor | None = None
+        self.register_buffer("cells", scan_order(options.own_order, config.grid), persistent=False)
         self.apply(_initialise)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # residual projections: GPT-2's scaling by depth
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * options.n_layer))
 
-    def forward(self, tokens: Tensor, bits: Tensor | None = None, masks: Masks | None = None) -> Tensor:
-        """Tokens (B, S) int64 -> logits (B, S, K) float32.
+    def forward(
+        self,
+        tokens: Tensor,
+        cells: Tensor,
+        cache: Cache | None = None,
+        added: Tensor | None = None,
+        masks: Masks | None = None,
+    ) -> Tensor:
+        """Tokens (B, S) int64 -> logits (B, S, K) float32, of the code of the cell that follows each.
 
-        `bits` (B, L) are added to the start token: 1 for yes, -1 for no, 0 for unspecified. `masks`, where given, are
-        the dropout. One token after the other, with a key-value cache: `gpt.decoding`.
+        `cells` are those of all T codes in the order of the sequence: (T,), or (B, T) where each image has its own,
+        which a network for any order takes. `cells` of the network are its own order. The tokens are the first S of the
+        sequence; with a cache, those from its place on. `added` and `masks`, where given: see `embed`, and dropout.
         """
-        wte = cast(nn.Embedding, self.transformer["wte"])
-        x = wte(tokens)
-        if "wpe" in self.transformer:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-            x = x + self.transformer["wpe"](positions)
-        if bits is not None:
-            start = bits.to(x.dtype) @ wte.weight[self.config.bos + 1 :]
-            x = torch.cat([x[:, :1] + start[:, None], x[:, 1:]], dim=1)
+        last: Tensor | None = None
+        for stream in self.streams(tokens, cells, cache, added, masks):
+            last = stream  # one by one: only training has to keep them
+        assert last is not None
+        return self.logits(last)
+
+    def streams(
+        self,
+        tokens: Tensor,
+        cells: Tensor,
+        cache: Cache | None = None,
+        added: Tensor | None = None,
+        masks: Masks | None = None,
+    ) -> Iterator[Tensor]:
+        """The residual stream (B, S, D) after each block, of what `forward` takes."""
+        places = slice(0, tokens.shape[1]) if cache is None else cache.places(tokens.shape[1])
+        x = self.embed(tokens, cells, places, added)
+        rotation = self.rotary(cells_before(cells)[..., places], cells[..., places]) if self.rotary else None
         x = dropout(x, self.config.options.dropout_t, masks, self.training)
-        for block in cast(nn.ModuleList, self.transformer["h"]):
-            x = block(x, masks)
-        codes_only = wte.weight[: self.config.codebook_size]
-        return F.linear(self.transformer["ln_f"](x), codes_only).float()
+        for layer, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
+            x = block(x, rotation, partial(cache.attend, layer) if cache else None, masks)
+            yield x
+
+    def logits(self, stream: Tensor) -> Tensor:
+        """The last stream (B, S, D) -> (B, S, K) float32."""
+        x, head = self.transformer["ln_f"](stream), self.codes_of_head
+        return F.linear(x.to(head.dtype), head).float()
+
+    @property
+    def codes_of_head(self) -> Tensor:
+        """The output head (K, D): the embeddings of the codes, or, for decoding, those rounded to its precision."""
+        codes = cast(nn.Embedding, self.transformer["wte"]).weight[: self.config.codebook_size]
+        return codes if self.rounded_head is None else self.rounded_head
+
+    def embed(self, tokens: Tensor, cells: Tensor, places: slice | Tensor, added: Tensor | None) -> Tensor:
+        """What the network reads at some places of a sequence: tokens (B, S) -> (B, S, D).
+
+        `added` (B, n), as `start` gives it, is how much of each of the last n embeddings is added to the start token.
+        """
+        parts, wte = self.transformer, cast(nn.Embedding, self.transformer["wte"])
+        x = wte(tokens)
+        any_order = self.config.options.any_order
+        if "wpe" in parts:
+            wpe = cast(nn.Embedding, parts["wpe"])
+            x = x + (wpe(cells_before(cells)[..., places]) if any_order else wpe.weight[places])
+        if any_order:
+            x = x + parts["wpe_next"](cells[..., places])
+        if added is None:
+            return x
+        start = x[:, :1]
+        # one by one: a product would round by its rows
+        for share, weight in zip(added.t(), wte.weight[-added.shape[1] :], strict=True):
+            start = start + share[:, None, None] * weight
+        return torch.cat([start, x[:, 1:]], dim=1)
 
     @property
     def masks_per_image(self) -> int:
@@ -212,30 +175,55 @@ class GPT(nn.Module):
         stream = positions * options.embed_dim_t
         return stream + options.n_layer * (options.n_head * attention_masks(positions) + 2 * stream)
 
-    def start(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Labels of B images -> their start tokens (B, 1), and their bits for `forward` if they are bits.
+    def start(self, labels: Tensor, views: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Labels of B images -> their start tokens (B, 1), and what `forward` adds to them, bits and view (B, L + V).
 
-        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for unspecified.
+        Labels are class ids (B,), -1 for none, or bits (B, L) of 1, -1 for no, 0 for unspecified. `views` (B,) are
+        those of the training cache, for a network that tells them apart; the first where not given.
         """
-        if labels.ndim == 2:
-            return labels.new_full((len(labels), 1), self.config.bos, dtype=torch.int64), labels
-        return torch.where(labels < 0, self.config.bos, self.config.bos + 1 + labels)[:, None], None
+        added = [labels] if labels.ndim == 2 else []
+        if self.config.num_views:
+            views = labels.new_zeros(len(labels), dtype=torch.int64) if views is None else views
+            added.append(F.one_hot(views, self.config.num_views))
+        bos = labels.new_full((len(labels),), self.config.bos, dtype=torch.int64)
+        tokens = bos if labels.ndim == 2 else torch.where(labels < 0, bos, bos + 1 + labels)
+        return tokens[:, None], torch.cat(added, dim=1) if added else None
 
-    def loss(self, codes: Tensor, labels: Tensor, hidden: Tensor | None = None, masks: Masks | None = None) -> Tensor:
-        """Mean cross-entropy in nats per token of code sequences (B, T), given labels as `start` takes them.
+    def loss(
+        self,
+        codes: Tensor,
+        labels: Tensor,
+        cells: Tensor,
+        views: Tensor | None = None,
+        shown: Tensor | None = None,
+        masks: Masks | None = None,
+        alignment: Alignment | None = None,
+    ) -> Tensor:
+        """Mean cross-entropy in nats per token of code sequences (B, T), given labels and views as `start` takes them.
 
-        Tokens that are `hidden` (B, T) bool are not shown as input (BOS stands for them), but predicted.
+        `cells` are as `forward` takes them. Where `shown` (B, T) is given, it is the input in place of the codes. The
+        loss of an `alignment`, where given, is added.
         """
-        return F.cross_entropy(self.predictions(codes, labels, hidden, masks).flatten(0, 1), codes.flatten())
+        shown = codes if shown is None else shown
+        if alignment is None:
+            logits = self.predictions(shown, labels, cells, views, masks)
+            return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+        inputs, added = self.inputs(shown, labels, views)
+        streams = list(self.streams(inputs, cells, None, added, masks))
+        loss = F.cross_entropy(self.logits(streams[-1]).flatten(0, 1), codes.flatten())
+        return loss + alignment(streams, codes, shown)
 
     def predictions(
-        self, codes: Tensor, labels: Tensor, hidden: Tensor | None = None, masks: Masks | None = None
+        self, codes: Tensor, labels: Tensor, cells: Tensor, views: Tensor | None = None, masks: Masks | None = None
     ) -> Tensor:
-        """Logits (B, T, K) for each token of sequences (B, T), from those before it, in one pass; see `loss`."""
-        start, bits = self.start(labels)
-        shown = codes if hidden is None else codes.masked_fill(hidden, self.config.bos)
-        inputs = torch.cat([start, shown[:, :-1]], dim=1)
-        return self(inputs, bits=bits, masks=masks)
+        """Logits (B, T, K) for each token of sequences (B, T), from those before it, in one pass."""
+        inputs, added = self.inputs(codes, labels, views)
+        return self(inputs, cells, added=added, masks=masks)
+
+    def inputs(self, codes: Tensor, labels: Tensor, views: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What predicts sequences (B, T): the start and all codes but the last, and what is added to the start."""
+        start, added = self.start(labels, views)
+        return torch.cat([start, codes[:, :-1]], dim=1), added
 
 
 def _initialise(module: nn.Module) -> None:
@@ -245,29 +233,24 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-@torch.no_grad()
-def logits_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the model predicts of grids (N, h, w), pass by pass: logits (n, T, K) float32, and the tokens (n, T) int64.
+def with_one_view(weights: Mapping[str, Tensor], config: GPTConfig) -> tuple[dict[str, Tensor], GPTConfig]:
+    """The weights of a network that tells views apart -> of one that knows the first alone, and its architecture.
 
-    Both are in the order in which the model reads the grid, on its device. Labels are as `GPT.start` takes them. Sets
-    eval mode.
+    What is added to the start token in that view is in its embedding then.
     """
-    config, device = model.config, next(model.parameters()).device
-    model.eval()
-    scan = scan_order(config.options.order, config.grid)
-    at_once = max(1, min(MOST_IMAGES_PER_PASS, NUMBERS_PER_PASS // (config.block_size * config.codebook_size)))
-    for grids, of_them in zip(codes.split(at_once), labels.split(at_once), strict=True):
-        sequences = grid_to_sequence(grids, scan).long().to(device)
-        with autocast(device, precision):
-            logits = model.predictions(sequences, of_them.to(device))
-        yield logits, sequences
+    codes_and_starts = weights["transformer.wte.weight"][: -config.num_views].clone()
+    codes_and_starts[config.bos :] += weights["transformer.wte.weight"][-config.num_views]
+    options = replace(config.options, condition_view=False)
+    return {**weights, "transformer.wte.weight": codes_and_starts}, replace(config, num_views=0, options=options)
 
 
-def nats_of_images(model: GPT, codes: Tensor, labels: Tensor, precision: str) -> Iterator[Tensor]:
-    """Minus the log-probability of grids (N, h, w) given labels as `GPT.start` takes them, pass by pass, (n,) float64.
+def with_one_order(weights: Mapping[str, Tensor], cells: Tensor) -> dict[str, Tensor]:
+    """The weights of a network for any order -> of one that has the order `cells` (T,) alone, and computes the same.
 
-    A sum over all tokens of an image, of the model's own distribution: no temperature, no filter, no guidance.
+    Of learned positions: what is added to a token, by its own cell and by the next one, is added up for each place.
     """
-    for logits, sequences in logits_of_images(model, codes, labels, precision):
-        nats = F.cross_entropy(logits.flatten(0, 1), sequences.flatten(), reduction="none")
-        yield nats.view(sequences.shape).cpu().double().sum(dim=1)  # MPS has no float64
+    folded = dict(weights)
+    own, by_next = folded["transformer.wpe.weight"], folded.pop("transformer.wpe_next.weight")
+    cells = cells.to(own.device)
+    folded["transformer.wpe.weight"] = own[cells_before(cells)] + by_next[cells]
+    return folded

@@ -2,15 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vqgpt.gpt.architecture import ARCH_HELP, ARCHITECTURES, Arch, Architecture, head_multiple
-from vqgpt.gpt.order import ORDER_HELP, Order
+from vqgpt.gpt.order import ORDER_HELP, FixedOrder, Order
+from vqgpt.options.codec import to_json
 from vqgpt.options.definition import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING, check, option
 
 MODEL = "GPT"
 SAMPLING = "Sampling"
 
+NOISE_UNTIL = 0.75  # of the training
 MOST_TOKENS = 2**16  # per image
 MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
 
@@ -31,6 +33,11 @@ class GPTOptions:
     condition: Condition = option(
         "none", "What the GPT is conditioned on: nothing, the class, or the bits of a multi-label set.", group=MODEL
     )
+    condition_view: bool = option(
+        False,
+        "Tell the GPT in which view of the cache it sees an image, and sample in the first one, identity.",
+        group=MODEL,
+    )
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "embed_dim_t"):
@@ -49,6 +56,16 @@ class GPTOptions:
         """What the blocks are made of."""
         return ARCHITECTURES[self.arch]
 
+    @property
+    def any_order(self) -> bool:
+        """Whether the network takes the cells of its tokens in any order."""
+        return self.order == "random"
+
+    @property
+    def own_order(self) -> FixedOrder:
+        """In which it reads and draws where nothing else is asked for."""
+        return "raster" if self.order == "random" else self.order
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
@@ -58,12 +75,15 @@ class GPTConfig:
     codebook_size: int
     grid: tuple[int, int]
     num_classes: int
+    num_views: int = 0  # that it tells apart
 
     def __post_init__(self) -> None:
         check(0 < self.codebook_size <= 2**16, "codebook_size", self.codebook_size, "between 1 and 65536")
         check(min(self.grid) > 0, "grid", self.grid, "rows and columns")
         check(self.block_size <= MOST_TOKENS, "grid", self.grid, f"of {MOST_TOKENS} tokens at most")
         check(self.num_classes >= 0, "num_classes", self.num_classes, "0 or more")
+        told = self.num_views > 1 if self.options.condition_view else self.num_views == 0
+        check(told, "num_views", self.num_views, "2 or more with --condition-view, and 0 without")
 
     @property
     def block_size(self) -> int:
@@ -80,8 +100,19 @@ class GPTConfig:
 
     @property
     def vocabulary_size(self) -> int:
-        """Codes, BOS, and one token per class or bit."""
-        return self.codebook_size + 1 + self.num_classes
+        """Codes, BOS, one token per class or bit, and one per view that is told apart."""
+        return self.codebook_size + 1 + self.num_classes + self.num_views
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What, with the weights, tells one GPT from another.
+
+        Views count only where they are told apart: caches know the identity without them.
+        """
+        found = to_json(self)
+        if not self.num_views:
+            del found["num_views"], found["options"]["condition_view"]
+        return dict(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +143,42 @@ class GPTTrainingOptions:
         1, "Passes in which a step's batch is computed: more need less memory, and give the same.", group=TRAINING
     )
     ema: float = EMA
+    random_until: float = option(
+        0.0,
+        "Share of the training in which every image is read in a random order, another one for each: RAR. --order is "
+        "the one that is left in the end.",
+        group=TRAINING,
+    )
+    anneal_until: float | None = option(
+        None,
+        "Share of the training after which no image is read in a random order any more; from --random-until on, fewer "
+        "and fewer are (default: halfway from there to the end).",
+        group=TRAINING,
+    )
     token_dropout: float = option(0.0, "Share of the tokens hidden from those that follow them.", group=TRAINING)
+    token_noise: float = option(
+        0.0,
+        "Highest share of an image's input tokens that are other ones, drawn at random (reAR); it falls to 0.",
+        group=TRAINING,
+    )
+    token_noise_until: float | None = option(
+        None, f"Share of the training after which --token-noise is over (default: {NOISE_UNTIL}).", group=TRAINING
+    )
+    finetune: Literal["cca"] | None = option(
+        None,
+        "Fine-tune the GPT of --checkpoint-gpt: 'cca' makes images likelier by their own class and unlikelier by "
+        "others, so that samples need no guidance. Wants a small --lr.",
+        group=TRAINING,
+    )
+    cca_scale: float = option(0.02, "With --finetune cca, the scale of likelihoods (beta).", group=TRAINING)
+    cca_weight: float = option(
+        1000.0, "With --finetune cca, the weight of other classes (lambda): more is more like guidance.", group=TRAINING
+    )
+    alignment: float = option(
+        0.0,
+        "Weight of a loss that has the network tell the vectors of the codebook which its tokens mean (reAR).",
+        group=TRAINING,
+    )
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
@@ -149,12 +215,50 @@ class GPTTrainingOptions:
         for name in positive:
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
         check(self.max_steps is None or self.max_steps > 0, "max_steps", self.max_steps, "positive")
-        for name in ("patience", "warmup", "weight_decay", "grad_clip"):
+        for name in ("patience", "warmup", "weight_decay", "grad_clip", "alignment"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("ema", "token_dropout"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
+        for name in ("cca_scale", "cca_weight"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        if self.finetune == "cca":
+            for name in ("shard", "alignment", "token_noise", "token_dropout", "random_until", "anneal_until"):
+                check(not getattr(self, name), name, getattr(self, name), "left out with --finetune cca")
+            check(self.compile != "on", "compile", self.compile, "left out with --finetune cca")
+        check(not (self.alignment and self.shard), "alignment", self.alignment, "0 with --shard")
+        check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
+        until = self.token_noise_until
+        check(until is None or 0 < until <= 1, "token_noise_until", until, "above 0 and at most 1")
+        check(until is None or self.token_noise > 0, "token_noise_until", until, "given with --token-noise only")
+        check(0 <= self.random_until <= 1, "random_until", self.random_until, "in [0, 1]")
+        late_enough = f"above 0, and between {self.random_until:g} (--random-until) and 1"
+        fits = self.anneal_until is None or (0 < self.anneal_until <= 1 and self.random_until <= self.anneal_until)
+        check(fits, "anneal_until", self.anneal_until, late_enough)
+
+        too_soon = "0 where random orders come first: validations judge the order that comes last"
+        check(not (self.patience and self.begins_in_any_order), "patience", self.patience, too_soon)
+
+    def highest_noise(self, progress: float) -> float:
+        """The largest share of an image's tokens that are noised, at some progress of the training in [0, 1)."""
+        return self.token_noise * max(0.0, 1 - progress / (self.token_noise_until or NOISE_UNTIL))
+
+    @property
+    def begins_in_any_order(self) -> bool:
+        """Whether images are read in random orders first, and in a fixed one in the end."""
+        return self.random_until > 0 or bool(self.anneal_until)
+
+    def random_share(self, progress: float) -> float:
+        """Of the images that are read in a random order, at some progress of the training in [0, 1).
+
+        All of them, then linearly fewer: the annealing of RAR (Yu et al. 2024, arXiv:2411.00776).
+        """
+        start = self.random_until
+        if progress < start:
+            return 1.0
+        end = (1 + start) / 2 if start and self.anneal_until is None else self.anneal_until or 0.0
+        return (end - progress) / (end - start) if progress < end else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +283,12 @@ class SamplingOptions:
         "constant", "How guidance grows over the tokens of an image, from none to its scale.", group=SAMPLING
     )
     cfg_power: float = option(1.0, "Power of the power-cosine schedule: above 1, guidance comes later.", group=SAMPLING)
+    draw_order: Order | None = option(
+        None,
+        "The order in which a GPT that was trained with --order random draws codes; 'random' is another one for each "
+        "image. Known codes come first (default: raster; other GPTs draw in their own order).",
+        group=SAMPLING,
+    )
 
     def __post_init__(self) -> None:
         check(self.num_samples > 0, "num_samples", self.num_samples, "positive")

@@ -1,10 +1,11 @@
 """The order in which a code grid is read as a sequence, and its inverse.
 
-    order, grid (h, w) -> the raster index of each token (T,); codes (..., h, w) <-> tokens (..., T)
+    order, grid (h, w) -> the cell of each token (T,), its index in raster order
+    codes (..., h, w), cells (T,) or (..., T) <-> tokens (..., T)
 
-Grids are stored in raster order always; this is applied when tokens are loaded, and undone when they are sampled.
-A new order is its name in `Order` and its arm in `cells`. Options read the names, so that torch must not be imported at
-the head of this module.
+Grids are stored in raster order always; a batch brings the cells that its tokens stand for, one order for all images or
+one for each. A new order is its name in `FixedOrder` and its arm in `cells_of`. Options read the names, so that torch
+must not be imported at the head of this module.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,23 +14,25 @@ from typing import TYPE_CHECKING, Literal, assert_never
 if TYPE_CHECKING:
     from torch import Tensor
 
-Order = Literal["s-pattern", "raster", "hilbert"]
+FixedOrder = Literal["s-pattern", "raster", "hilbert", "spiral"]
+Order = Literal[FixedOrder, "random"]
 ORDER_HELP = (
     "Order in which the grid is read: 's-pattern' turns every other row round, 'raster' does not, 'hilbert' keeps "
-    "neighbours together."
+    "neighbours together, 'spiral' goes round from a corner to the middle; 'random' is another one for each image, and "
+    "makes a GPT that can be asked in any order."
 )
 
 Cell = tuple[int, int]  # row, column
 
 
-def scan_order(order: Order, grid: tuple[int, int]) -> "Tensor":
-    """(T,) int64: position t of the sequence holds the code at raster index `scan_order(...)[t]`."""
+def scan_order(order: FixedOrder, grid: tuple[int, int]) -> "Tensor":
+    """(T,) int64: place t of the sequence holds the code of cell `scan_order(...)[t]`."""
     import torch
 
-    return torch.tensor([row * grid[1] + column for row, column in cells(order, grid)])
+    return torch.tensor([row * grid[1] + column for row, column in cells_of(order, grid)])
 
 
-def cells(order: Order, grid: tuple[int, int]) -> Iterable[Cell]:
+def cells_of(order: FixedOrder, grid: tuple[int, int]) -> Iterable[Cell]:
     """Every cell of the grid once, in this order."""
     height, width = grid
     match order:
@@ -39,11 +42,25 @@ def cells(order: Order, grid: tuple[int, int]) -> Iterable[Cell]:
             return (
                 (row, width - 1 - column if row % 2 else column) for row in range(height) for column in range(width)
             )
+        case "spiral":
+            return _spiral(height, width)
         case "hilbert":
             along, across = ((0, width), (height, 0)) if width >= height else ((height, 0), (0, width))
             return _hilbert((0, 0), along, across)
         case _:
             assert_never(order)
+
+
+def _spiral(height: int, width: int) -> Iterator[Cell]:
+    """The cells of the outermost ring, clockwise from the top left, then those of the next."""
+    top, left, bottom, right = 0, 0, height - 1, width - 1
+    while top <= bottom and left <= right:
+        yield from ((top, column) for column in range(left, right + 1))
+        yield from ((row, right) for row in range(top + 1, bottom + 1))
+        if top < bottom and left < right:
+            yield from ((bottom, column) for column in range(right - 1, left - 1, -1))
+            yield from ((row, left) for row in range(bottom - 1, top, -1))
+        top, left, bottom, right = top + 1, left + 1, bottom - 1, right - 1
 
 
 def _hilbert(start: Cell, along: Cell, across: Cell) -> Iterator[Cell]:
@@ -78,11 +95,28 @@ def _sign(number: int) -> int:
     return (number > 0) - (number < 0)
 
 
-def grid_to_sequence(codes: "Tensor", scan: "Tensor") -> "Tensor":
-    """(..., h, w) -> (..., T). Inverse of `sequence_to_grid`."""
-    return codes.flatten(-2)[..., scan]
+def grid_to_sequence(codes: "Tensor", cells: "Tensor") -> "Tensor":
+    """Codes (..., h, w), cells (T,), or (..., T) for each image its own -> (..., T). Inverse of `sequence_to_grid`."""
+    tokens = codes.flatten(-2)
+    return tokens[..., cells] if cells.ndim == 1 else tokens.gather(-1, cells)
 
 
-def sequence_to_grid(tokens: "Tensor", scan: "Tensor", grid: tuple[int, int]) -> "Tensor":
-    """(..., T) -> (..., h, w). Inverse of `grid_to_sequence`."""
-    return tokens[..., scan.argsort()].unflatten(-1, grid)
+def sequence_to_grid(tokens: "Tensor", cells: "Tensor", grid: tuple[int, int]) -> "Tensor":
+    """(..., T), and the cells as there -> (..., h, w). Inverse of `grid_to_sequence`."""
+    return grid_to_sequence(tokens.unflatten(-1, grid), cells.argsort(-1)).unflatten(-1, grid)
+
+
+def known_first(known: "Tensor", cells: "Tensor") -> "Tensor":
+    """Which codes of grids are known, (N, h, w) bool, and an order (T,) or (N, T) -> (N, T): the known ones, the rest.
+
+    Both parts are in the order given.
+    """
+    cells = cells.expand(len(known), -1)
+    return cells.gather(1, grid_to_sequence(known, cells).int().argsort(dim=1, descending=True, stable=True))
+
+
+def cells_before(cells: "Tensor") -> "Tensor":
+    """Those (..., T) whose codes the tokens at each place are: of the place before, and T for the start token."""
+    from torch.nn import functional as F
+
+    return F.pad(cells[..., :-1], (1, 0), value=cells.shape[-1])

@@ -2,7 +2,7 @@
 
     codes (N, V, h, w) uint8 or int16, on the device -> a trained model in place, and its held-out loss
 
-A batch is one gather on the device.
+A batch is a gather of grids on the device, and one of their codes in the order in which they are read.
 """
 
 import copy
@@ -11,19 +11,21 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vqgpt.gpt.model import GPT
+from vqgpt.gpt.alignment import Alignment
+from vqgpt.gpt.contrast import Contrast
+from vqgpt.gpt.draws import draw_for_step
+from vqgpt.gpt.model import GPT, with_one_order
 from vqgpt.gpt.optimizer import Optimizer
-from vqgpt.gpt.options import GPTTrainingOptions
-from vqgpt.gpt.sequences import Sequences, TrainingRows
+from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
+from vqgpt.gpt.order import grid_to_sequence, scan_order
+from vqgpt.gpt.token_grids import TokenGrids, TrainingRows
 from vqgpt.kernels.attention import Masks
-from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import (
     autocast,
     cut_short_when_alone,
@@ -33,6 +35,7 @@ from vqgpt.runtime.device import (
     local_share,
     new_workers,
     one_thread,
+    rank,
     sum_gradients,
     sum_over_ranks,
 )
@@ -54,47 +57,29 @@ WIDE = 256  # width of a network from which on it is not small
 STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draws:
-    """What chance decides about a step's batch, whoever computes it: a pure function of (seed, step).
-
-    The view of each image (B,), which images have no label (B,) bool, and which tokens are hidden (B, T) bool.
-    """
-
-    views: Tensor
-    unconditional: Tensor
-    hidden: Tensor | None
-
-    __repr__ = one_line
-
-    @classmethod
-    def of(cls, step: Step, seed: int, views: int, tokens: int, options: GPTTrainingOptions) -> "Draws":
-        """Draw for all rows of the step."""
-        generator, images = torch.Generator().manual_seed(derived_seed(seed, "draws", step.index)), len(step.rows)
-        return cls(
-            views=torch.randint(views, (images,), generator=generator),
-            unconditional=torch.rand(images, generator=generator) < options.label_dropout,
-            hidden=torch.rand(images, tokens, generator=generator) < options.token_dropout
-            if options.token_dropout
-            else None,
-        )
-
-
 class GPTTraining:
-    """A GPT in training; the model, the batches and the held-out set are on one device."""
+    """A GPT in training; the model, the batches and the held-out set are on one device.
+
+    `result_config`, where given, is that of the network for one order which a model for any order ends as. `codebook`
+    (K, E) float32 is what the codes mean; `options.alignment` needs it.
+    """
 
     def __init__(
         self,
         model: GPT,
         train: TrainingRows,
-        held_out: Sequences,
+        held_out: TokenGrids,
         options: GPTTrainingOptions,
         schedule: Schedule,
         precision: str,
+        result_config: GPTConfig | None = None,
+        codebook: Tensor | None = None,
     ) -> None:
         self.model, self.train, self.held_out = model, train, held_out
         self.options, self.schedule, self.precision = options, schedule, precision
+        self.result_config = result_config or model.config
         self.device = next(model.parameters()).device
+        self.cells = scan_order(self.result_config.options.own_order, model.config.grid)
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
         compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device))
@@ -106,9 +91,16 @@ class GPTTraining:
                     for block in blocks:
                         block.compile()
                 shard(network, blocks)
-        self.optimizer = Optimizer(model, options)
+        cca = options.finetune == "cca"
+        self.contrast = Contrast(model, options.cca_scale, options.cca_weight) if cca else None
+        self.alignment: Alignment | None = None
+        if options.alignment:
+            assert codebook is not None
+            torch.manual_seed(derived_seed(schedule.seed, "alignment"))
+            self.alignment = Alignment(model.config, codebook, options.alignment).to(self.device)
+        self.optimizer = Optimizer(model, options, self.alignment)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
+        self.draws_masks = on_cpu and not compiled and not cca and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
         threads = torch.get_num_threads() if on_cpu and not compiled and not options.shard else 1
         self.workers = new_workers(threads) if threads > 1 else None
@@ -145,16 +137,25 @@ class GPTTraining:
         The figures may still be on the device. If one is not finite, neither this step nor a later one has moved the
         weights.
         """
-        self.model.train()
+        self.model.train(not self.contrast)  # which compares likelihoods, not those of a network with holes
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
         self.started = self.started or start
-        draws = Draws.of(step, self.schedule.seed, self.train.num_views, self.model.config.block_size, self.options)
+        configs = self.model.config, self.result_config
+        draws = draw_for_step(step, self.schedule, self.train.num_views, self.options, *configs)
         mine = local_rows(torch.arange(len(step.rows)))  # places in the batch
-        codes, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
+        grids, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
+        cells = self.model.cells if draws.cells is None else draws.cells[mine].to(self.device, non_blocking=True)
+        codes, views = grid_to_sequence(grids, cells), draws.views[mine].to(self.device, non_blocking=True)
+        others = labels
+        if draws.label_steps is not None:
+            others = (labels + draws.label_steps[mine].to(self.device)) % self.model.config.num_classes
         unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
         labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
-        hidden = None if draws.hidden is None else draws.hidden[mine].to(self.device, non_blocking=True)
+        shown = codes
+        if draws.shown_as is not None:
+            noise = draws.shown_as[mine].to(self.device, non_blocking=True)
+            shown = torch.where(noise < 0, codes, noise)
         self.waited += time.perf_counter() - start
         self.tokens += len(step.rows) * self.model.config.block_size
 
@@ -164,7 +165,12 @@ class GPTTraining:
             """What some images add to the loss of the step."""
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
-                part_loss = self.loss(codes[part], labels[part], None if hidden is None else hidden[part], masks)
+                orders = cells if cells.ndim == 1 else cells[part]
+                if self.contrast:
+                    part_loss = self.contrast.loss(codes[part], labels[part], others[part], orders, views[part])
+                else:
+                    batch = codes[part], labels[part], orders, views[part], shown[part]
+                    part_loss = self.loss(*batch, masks, self.alignment)
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
@@ -231,19 +237,21 @@ class GPTTraining:
 
     def validate(self) -> dict[str, float]:
         """Held-out loss in nats and bits per token."""
-        return held_out_figures(self.result, self.held_out, self.precision)
+        return held_out_figures(self.result, self.held_out, self.precision, self.cells)
 
     def result_weights(self) -> dict[str, Tensor]:
         """The weights of the result. Where they are cut, all processes call together, and the main one has them."""
-        return cast(dict[str, Tensor], whole(self.result.state_dict()))
+        weights = cast(dict[str, Tensor], whole(self.result.state_dict()))
+        return weights if self.result_config == self.model.config or rank() else with_one_order(weights, self.cells)
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, the scale of fp16, and the moving average; whole, as `result_weights` are."""
         return cast(dict[str, Any], whole({**self._besides_optimizer(), "optimizer": self.optimizer.state_dict()}))
 
     def _besides_optimizer(self) -> dict[str, Any]:
-        averaged = {"averaged": self.averaged.state_dict()} if self.averaged else {}
-        return {"model": self.model.state_dict(), "scaler": self.scaler.state_dict(), **averaged}
+        besides = {"averaged": self.averaged, "alignment": self.alignment}
+        states = {name: network.state_dict() for name, network in besides.items() if network}
+        return {"model": self.model.state_dict(), "scaler": self.scaler.state_dict(), **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, of any number of processes. Raises StateMisfitError for that of another."""
@@ -254,6 +262,8 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])
+        if self.alignment:
+            load_whole(self.alignment, state["alignment"])
 
 
 def pays_to_compile(device: torch.device) -> bool:
@@ -272,14 +282,18 @@ def learning_rate(step: int, schedule: Schedule, options: GPTTrainingOptions) ->
 
 
 @torch.no_grad()
-def held_out_figures(model: GPT, held_out: Sequences, precision: str) -> dict[str, float]:
-    """Cross-entropy of the first view of every row given its label, in nats and in bits per token. Sets eval mode."""
+def held_out_figures(model: GPT, held_out: TokenGrids, precision: str, cells: Tensor | None = None) -> dict[str, float]:
+    """Cross-entropy of the first view of every row given its label, in nats and in bits per token. Sets eval mode.
+
+    Rows are read in the order `cells` (T,), or in the model's own.
+    """
     model.eval()
+    cells = model.cells if cells is None else cells.to(model.cells.device)
     total = 0.0
     for rows in torch.arange(len(held_out)).split(IMAGES_PER_PASS):
-        codes, labels = held_out.batch(0, rows, torch.zeros_like(rows))
-        with autocast(codes.device, precision):
-            loss = model.loss(codes, labels)
+        grids, labels = held_out.batch(0, rows, torch.zeros_like(rows))
+        with autocast(grids.device, precision):
+            loss = model.loss(grid_to_sequence(grids, cells), labels, cells)
         total += loss.item() * len(rows)
     nats = total / len(held_out)
     return {"held_out_nats_per_token": nats, "held_out_bits_per_token": nats / math.log(2)}

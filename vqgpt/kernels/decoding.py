@@ -4,7 +4,7 @@
 
 A network of these sizes is a few microseconds per operation, of which torch's own share is most, and its threads wait
 for Python's lock in between. Here nothing is between the operations, and what is computed of a few rows stays in a
-core's cache. A row does not depend on the other rows, nor on their number. Its equal in plain torch is `gpt.decoding`.
+core's cache. A row does not depend on the other rows, nor on their number. Its equal in plain torch is `gpt.model`.
 Letters: R rows, T positions, K codes, D width, A heads.
 """
 

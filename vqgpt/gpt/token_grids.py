@@ -1,8 +1,8 @@
-"""Training tokens as the GPT reads them: sequences in memory, or streamed by windows of shards.
+"""Training tokens: grids in memory, or streamed by windows of shards.
 
-    grids (N, V, h, w) uint8 or int16, labels -> batches: codes (B, T) int64, labels (B, ...)
+    grids (N, V, h, w) uint8 or int16, labels -> batches: grids (B, h, w) int64, labels (B, ...)
 
-A stream reads shards ahead of the step that needs them, and gives the batches that `Sequences` would give.
+A stream reads shards ahead of the step that needs them, and gives the batches that `TokenGrids` would give.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,27 +14,22 @@ import torch
 from torch import Tensor
 
 from vqgpt.gpt.options import GPTConfig
-from vqgpt.gpt.order import scan_order
 from vqgpt.options.codec import one_line
 from vqgpt.training.schedule import StreamOrder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequences:
-    """Codes (N, V, h * w), uint8 or the bits of uint16 in int16; labels as `GPT.start` takes them.
-
-    They lie as they were read. A batch has them in the order of `scan` (T,), in which the GPT reads them.
-    """
+class TokenGrids:
+    """Codes (N, V, h, w), uint8 or the bits of uint16 in int16; labels as `GPT.start` takes them."""
 
     codes: Tensor
     labels: Tensor
-    scan: Tensor
 
     __repr__ = one_line
 
     @classmethod
-    def from_grids(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "Sequences":
-        """From grids (N, V, h, w) and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned.
+    def of(cls, codes: Tensor, labels: Tensor, config: GPTConfig) -> "TokenGrids":
+        """From grids and labels (N,) int64 or (N, L) uint8; they count where the GPT is conditioned.
 
         uint16 comes as int16 of the same bits: torch cannot gather it.
         """
@@ -42,8 +37,7 @@ class Sequences:
             labels = torch.full((len(codes),), -1, device=codes.device)
         elif config.options.condition == "bits":
             labels = labels.to(torch.int8) * 2 - 1
-        scan = scan_order(config.options.order, config.grid).to(codes.device)
-        return cls(codes=codes.flatten(2), labels=labels, scan=scan)
+        return cls(codes=codes, labels=labels)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -54,10 +48,9 @@ class Sequences:
         return self.codes.shape[1]
 
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B,) and the view to take of each (B,), on the CPU -> codes (B, T) int64, labels (B, ...)."""
+        """Rows (B,) and the view to take of each (B,), on the CPU -> grids (B, h, w) int64, labels (B, ...)."""
         rows, views = (numbers.to(self.codes.device, non_blocking=True) for numbers in (rows, views))
-        codes = self.codes[rows, views].long() & 0xFFFF
-        return codes[:, self.scan], self.labels[rows]
+        return self.codes[rows, views].long() & 0xFFFF, self.labels[rows]
 
 
 class TrainingRows(Protocol):
@@ -68,28 +61,28 @@ class TrainingRows(Protocol):
         """How many views of each image there are."""
 
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Sequences.batch`."""
+        """See `TokenGrids.batch`."""
 
 
-class StreamedSequences:
+class StreamedGrids:
     """The rows of `order`, of which one window and the next are in memory; `load(shards)` gives the rows of shards."""
 
     def __init__(
         self,
         order: StreamOrder,
         n_epochs: int,
-        load: Callable[[Sequence[int]], Sequences],
+        load: Callable[[Sequence[int]], TokenGrids],
         num_views: int,
         device: torch.device,
     ) -> None:
         self.order, self.n_epochs, self.load = order, n_epochs, load
         self.num_views, self.device = num_views, device
         self.reader = ThreadPoolExecutor(1)
-        self.held: dict[tuple[int, ...], Future[Sequences]] = {}
+        self.held: dict[tuple[int, ...], Future[TokenGrids]] = {}
         self.epoch = -1
 
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as `Sequences.batch`. Raises what `load` raises."""
+        """The same as `TokenGrids.batch`. Raises what `load` raises."""
         if epoch != self.epoch:
             self._begin(epoch)
         shards = rows // self.order.shard_rows

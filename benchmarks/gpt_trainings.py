@@ -1,0 +1,218 @@
+"""Which training of the GPT pays: each against the recipes' own, at equal CPU time, on the tokens of one dataset.
+
+    python benchmarks/gpt_trainings.py --cache MNIST.zarr --vqgan vqgan.pt --against mnist:train [--seconds 300]
+
+A GPT with classes (4 layers, width 128, raster, Muon) is trained on the cache by one thread. Every variant has the same
+`--seconds` of CPU time: what a step takes is measured first, and as many are taken as fit, in one cycle of the learning
+rate. Variants that tell views apart, or do not, need a cache of several (`--views-cache`), with the same codebook.
+Fine-tuning has a tenth of the time, after a training as the recipes' in the rest.
+
+Then `vqgpt sample` draws 2,000 images and `vqgpt evaluate samples` judges them against `--against`, which is best the
+training images: the test split is not for choosing. Held-out bits per token; MIND and the Frechet distance in
+`--features`; the share classified as the class asked for; copies. Mean and range over the seeds. Results are appended
+to the --out file as they come, and what is there is not run again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vqgpt.api.options import TrainConfig
+from vqgpt.api.train import gpt_config, load_token_grids, network_in_training
+from vqgpt.data.table import held_out_split
+from vqgpt.gpt.model import GPT
+from vqgpt.gpt.training import GPTTraining
+from vqgpt.options.definition import resolve
+from vqgpt.runtime.process import keep_memory_pages
+from vqgpt.tokens import TokenCache
+from vqgpt.training.schedule import Schedule
+
+Record = dict[str, Any]
+
+BASE: Record = {
+    "condition": "class",
+    "n_layer": 4,
+    "n_head": 4,
+    "embed_dim_t": 128,
+    "dropout_t": 0.0,
+    "batch_size": 64,
+    "order": "raster",
+    "optimizer": "muon",
+    "lr": 2e-2,
+}
+WARMUP = 0.1  # of the steps
+SAMPLES = 2000
+TIMED_STEPS = 9  # the first is not counted
+VARIANTS: dict[str, Record] = {
+    "the recipes": {},
+    "random to raster until 0.5, 0.75": {"random_until": 0.5},
+    "random to raster until 0.25, 0.5": {"random_until": 0.25, "anneal_until": 0.5},
+    "random to raster, annealed from the start": {"anneal_until": 0.5},
+    "token noise 1": {"token_noise": 1.0},
+    "token noise 0.5": {"token_noise": 0.5},
+    "token noise 0.25": {"token_noise": 0.25},
+    "alignment": {"alignment": 1.0},
+    "alignment and token noise 1 (reAR)": {"alignment": 1.0, "token_noise": 1.0},
+    "token dropout 0.1": {"token_dropout": 0.1},
+    "dropout 0.1": {"dropout_t": 0.1},
+}
+FINETUNED: dict[str, Record] = {  # after a training as the recipes'
+    "fine-tuned by CCA, weight 1000": {"finetune": "cca", "lr": 1e-3},
+    "fine-tuned by CCA, weight 1": {"finetune": "cca", "lr": 1e-3, "cca_weight": 1.0},
+}
+SHARE_OF_FINETUNING = 0.1  # of the time
+GUIDED: dict[str, float] = {"guided samples, scale 1.5": 1.5, "guided samples, scale 3": 3.0}
+OF_VIEWS: dict[str, Record] = {
+    "views, not told": {},
+    "views, told": {"condition_view": True},
+}
+ALL = (*VARIANTS, *GUIDED, *FINETUNED, *OF_VIEWS)
+COLUMNS = {
+    "bits_per_token": ("bits per token", ".3f"),
+    "mind": ("MIND", ".2f"),
+    "distance": ("Frechet distance", ".1f"),
+    "consistency": ("class as asked for", ".3f"),
+    "copies": ("copies", ".0f"),
+    "steps": ("steps", ".0f"),
+}
+
+
+def steps_that_fit(cache: TokenCache, options: Record, seconds: float) -> int:
+    """How many steps take so many CPU seconds, by the first few of such a training."""
+    config = resolve(TrainConfig, {"cache": cache.path, **options, "n_epochs": 1000, "max_steps": TIMED_STEPS})
+    architecture, cpu = gpt_config(config, cache), torch.device("cpu")
+    model = GPT(network_in_training(architecture, config.training))
+    rows = load_token_grids(cache, "train", architecture, cpu)
+    held_out = load_token_grids(cache, held_out_split(cache.split_names, str(cache.path)), architecture, cpu)
+    schedule = Schedule(
+        seed=0,
+        num_rows=len(rows),
+        batch_size=config.training.batch_size,
+        n_epochs=1000,
+        max_steps=TIMED_STEPS,
+    )
+    codebook = torch.from_numpy(cache.codebook())
+    training = GPTTraining(model, rows, held_out, config.training, schedule, "fp32", architecture, codebook)
+    times = [time.process_time()]
+    for step in schedule.steps(0):
+        training.take_step(step)
+        times.append(time.process_time())
+    return max(1, int(seconds / statistics.median(b - a for a, b in pairwise(times[1:]))))
+
+
+def vqgpt(*words: object) -> Any:
+    """The result of a command, by one thread."""
+    command = [sys.executable, "-m", "vqgpt", *map(str, words), "--json", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return json.loads(done.stdout)
+
+
+def train(path: Path, options: Record, seconds: float, seed: int, out: Path, *words: object) -> Record:
+    """Train for so long; the result of the command, and the steps taken."""
+    cache, flags = TokenCache(path), {**BASE, **options}
+    steps = steps_that_fit(cache, flags, seconds)
+    rows, batch = cache.rows("train"), flags["batch_size"]
+    epochs = -(-steps * batch // rows)
+    flags |= {"n_epochs": epochs, "max_steps": steps, "warmup": WARMUP * steps * batch / rows}
+    flags["sample_and_save_freq"] = epochs
+    all_words = [word for name, value in flags.items() for word in _flag(name, value)]
+    return {**vqgpt("train", "--cache", path, *all_words, "--seed", seed, "--out", out, *words), "steps": steps}
+
+
+def measure(arguments: argparse.Namespace, path: Path, variant: str, seed: int) -> Record:
+    """The figures of one training."""
+    options = {**VARIANTS, **OF_VIEWS}.get(variant, {})
+    finetuning = FINETUNED.get(variant)
+    share = SHARE_OF_FINETUNING if finetuning else 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        gpt, samples = Path(folder) / "gpt.pt", Path(folder) / "samples.zarr"
+        trained = train(path, options, (1 - share) * arguments.seconds, seed, gpt)
+        if finetuning:
+            start, gpt = gpt, Path(folder) / "finetuned.pt"
+            trained = train(path, finetuning, share * arguments.seconds, seed, gpt, "--checkpoint-gpt", start)
+        sample = ["sample", "--checkpoint-gpt", gpt, "--checkpoint-vae", arguments.vqgan, "--tokens-only"]
+        sample += ["--cfg-scale", GUIDED.get(variant, 1.0)]
+        vqgpt(*sample, "--num-samples", SAMPLES, "--seed", 0, "--out", samples)
+        judge = ["evaluate", "samples", samples, "--checkpoint-vae", arguments.vqgan, "--against", arguments.against]
+        where = ["--cache", path, "--features", arguments.features, "--out", f"{folder}/evaluation.json"]
+        where += ["--data-root", arguments.data_root] if arguments.data_root else []
+        judged = vqgpt(*judge, *where)
+    figures = judged["figures"]
+    distance = next(name for name in figures if name.startswith(("FD", "FID")))
+    consistency = judged.get("class_consistency") or {}
+    return {
+        "steps": trained["steps"],
+        "bits_per_token": trained["held_out_bits_per_token"],
+        "mind": figures["MIND"]["value"],
+        "distance": figures[distance]["value"],
+        "consistency": consistency.get("samples", {}).get("share", float("nan")),
+        "copies": (judged.get("copies_by_tokens") or {}).get("samples", {}).get("copies", 0),
+    }
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, str(value)]
+
+
+def table(results: list[Record]) -> str:
+    """The results as a Markdown table: mean (lowest to highest)."""
+    lines = ["| " + " | ".join(["variant", "seeds", *(name for name, _ in COLUMNS.values())]) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for variant in ALL:
+        rows = [result for result in results if result["variant"] == variant]
+        cells = []
+        for key, (_, form) in COLUMNS.items() if rows else ():
+            values = [row[key] for row in rows]
+            spread = f" ({min(values):{form}} to {max(values):{form}})" if min(values) < max(values) else ""
+            cells.append(f"{statistics.mean(values):{form}}{spread}")
+        if rows:
+            lines.append("| " + " | ".join([variant, str(len(rows)), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what has not been run yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--views-cache", type=Path)
+    parser.add_argument("--vqgan", type=Path, required=True)
+    parser.add_argument("--against", required=True, help="real images, as vqgpt evaluate samples takes them")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--features", default="lite0")
+    parser.add_argument("--seconds", type=float, default=300, help="CPU seconds for each training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=ALL, metavar="VARIANT")
+    parser.add_argument("--out", type=Path, default=Path("gpt_trainings.jsonl"))
+    arguments = parser.parse_args()
+    keep_memory_pages()
+    torch.set_num_threads(1)
+    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    results = [json.loads(line) for line in lines]
+    caches = {name: arguments.views_cache if name in OF_VIEWS else arguments.cache for name in ALL}
+    setting = {"cache": TokenCache(arguments.cache).digest, "seconds": arguments.seconds}
+    for seed in arguments.seeds:
+        for variant, path in caches.items():
+            key = {**setting, "variant": variant, "seed": seed}
+            asked = path and (arguments.variants is None or variant in arguments.variants)
+            if not asked or any(key.items() <= result.items() for result in results):
+                continue
+            results.append({**key, **measure(arguments, path, variant, seed)})
+            with open(arguments.out, "a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+    print(table([result for result in results if setting.items() <= result.items()]))
+
+
+if __name__ == "__main__":
+    main()
