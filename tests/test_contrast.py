@@ -94,6 +94,13 @@ def test_it_resumes_bit_for_bit(here):
     assert_resumes([*command, "--batch-size", "20", "--sample-and-save-freq", "1"], "gpt.pt")
 
 
+def test_its_options_are_its_own(here):
+    write_cache(Path("a.zarr"), description())
+    for flag in ("--cca-scale", "--cca-weight"):
+        outcome = run_here("train", "--cache", "a.zarr", *CLASS, flag, "3", "--out", "x.pt", "-q")
+        assert_refused(outcome, 2, flag[2:].replace("-", "_"), "--finetune cca")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,6 +13,7 @@ MODEL = "GPT"
 SAMPLING = "Sampling"
 
 NOISE_UNTIL = 0.75  # of the training
+CCA_SCALE, CCA_WEIGHT = 0.02, 1000.0
 MOST_TOKENS = 2**16  # per image
 MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
 
@@ -170,9 +171,11 @@ class GPTTrainingOptions:
         "others, so that samples need no guidance. Wants a small --lr.",
         group=TRAINING,
     )
-    cca_scale: float = option(0.02, "With --finetune cca, the scale of likelihoods (beta).", group=TRAINING)
+    cca_scale: float = option(CCA_SCALE, "With --finetune cca, the scale of likelihoods (beta).", group=TRAINING)
     cca_weight: float = option(
-        1000.0, "With --finetune cca, the weight of other classes (lambda): more is more like guidance.", group=TRAINING
+        CCA_WEIGHT,
+        "With --finetune cca, the weight of other classes (lambda): more is more like guidance.",
+        group=TRAINING,
     )
     alignment: float = option(
         0.0,
@@ -221,8 +224,10 @@ class GPTTrainingOptions:
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
-        for name in ("cca_scale", "cca_weight"):
+        for name, default in (("cca_scale", CCA_SCALE), ("cca_weight", CCA_WEIGHT)):
             check(getattr(self, name) > 0, name, getattr(self, name), "positive")
+            needless = getattr(self, name) != default and self.finetune != "cca"
+            check(not needless, name, getattr(self, name), "given with --finetune cca only")
         if self.finetune == "cca":
             for name in ("shard", "alignment", "token_noise", "token_dropout", "random_until", "anneal_until"):
                 check(not getattr(self, name), name, getattr(self, name), "left out with --finetune cca")
