@@ -338,6 +338,8 @@ def main() -> None:
     results = [json.loads(line) for line in lines]
     setting = {name: getattr(arguments, name) for name in ("seconds", "size")}
     variants = NETWORKS if arguments.seconds else VARIANTS
+    if unknown := set(arguments.variants or ()) - set(variants):
+        parser.error(f"these are variants {'without' if arguments.seconds else 'of'} --seconds: {', '.join(unknown)}")
     for dataset, images in read_all(arguments):
         for seed in arguments.seeds:
             for variant in arguments.variants or variants:

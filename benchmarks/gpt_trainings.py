@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
+from vqgpt.api.gpt_start import gpt_config, network_in_training
 from vqgpt.api.options import TrainConfig
-from vqgpt.api.train import gpt_config, load_token_grids, network_in_training
+from vqgpt.api.train import load_token_grids
 from vqgpt.data.table import held_out_split
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.training import GPTTraining
@@ -201,10 +202,10 @@ def main() -> None:
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     results = [json.loads(line) for line in lines]
     caches = {name: arguments.views_cache if name in OF_VIEWS else arguments.cache for name in ALL}
-    setting = {"cache": TokenCache(arguments.cache).digest, "seconds": arguments.seconds}
+    setting = {name: str(getattr(arguments, name)) for name in ("seconds", "features", "against", "vqgan")}
     for seed in arguments.seeds:
         for variant, path in caches.items():
-            key = {**setting, "variant": variant, "seed": seed}
+            key = {**setting, "variant": variant, "seed": seed, "cache": TokenCache(path).digest if path else ""}
             asked = path and (arguments.variants is None or variant in arguments.variants)
             if not asked or any(key.items() <= result.items() for result in results):
                 continue

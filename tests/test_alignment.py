@@ -36,6 +36,14 @@ def test_streams_that_tell_the_vectors_have_the_lowest_loss():
     assert alignment([-read, -streams[1]], codes, codes).item() == pytest.approx(0.5 * 2)
 
 
+def test_of_one_token_the_next_alone_counts():
+    alignment = Alignment(new_model().config, CODEBOOK, weight=1.0)
+    alignment.of_read = alignment.of_next = torch.nn.Identity()
+    codes = torch.tensor([[3], [5]])
+    streams = [torch.zeros(2, 1, 4), CODEBOOK[codes]]
+    assert alignment(streams, codes, codes).item() == pytest.approx(-1)
+
+
 def test_it_is_added_to_the_loss_and_its_weights_move():
     training = new_training(codebook=CODEBOOK, alignment=2.0, token_noise=0.5, grad_accum=2)
     before = [parameter.detach().clone() for parameter in training.alignment.parameters()]

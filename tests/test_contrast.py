@@ -53,9 +53,9 @@ def test_log_probabilities_are_sums_over_the_tokens():
 
 
 def test_the_other_label_is_any_but_the_own():
-    steps = draws(finetune="cca", num_classes=4).label_steps
+    steps = draws(finetune="cca", num_classes=4).label_shifts
     assert steps.unique().tolist() == [1, 2, 3]
-    assert draws().label_steps is None
+    assert draws().label_shifts is None
 
 
 def test_it_tells_classes_apart_more_than_before():
@@ -94,6 +94,34 @@ def test_it_resumes_bit_for_bit(here):
     assert_resumes([*command, "--batch-size", "20", "--sample-and-save-freq", "1"], "gpt.pt")
 
 
+def test_the_other_label_is_told_apart_from_the_own_and_hidden_ones_have_none(monkeypatch):
+    model = tiny_gpt(condition="class", num_classes=3, grid=(2, 2))
+    labels = torch.arange(60) % 3
+    data = TokenGrids(codes=torch.zeros(60, 1, 2, 2, dtype=torch.uint8), labels=labels)
+    schedule, seen = Schedule(seed=0, num_rows=60, batch_size=60, n_epochs=1), []
+    options = GPTTrainingOptions(batch_size=60, finetune="cca", label_dropout=0.3)
+    training = GPTTraining(model, data, data, options, schedule, "fp32")
+    loss = Contrast.loss
+    monkeypatch.setattr(Contrast, "loss", lambda self, *batch: seen.append(batch) or loss(self, *batch))
+    step = next(schedule.steps(0))
+    training.take_step(step)
+    own, others = (torch.cat([batch[place] for batch in seen]) for place in (1, 2))
+    assert 5 < (own < 0).sum() < 30
+    assert (own[own >= 0] == labels[step.rows][own >= 0]).all()
+    assert (others != labels[step.rows]).all()
+    assert others.unique().tolist() == [0, 1, 2]
+
+
+def test_it_starts_from_a_gpt_of_the_same_tokens_and_classes(here):
+    write_cache(Path("a.zarr"), description())
+    write_cache(Path("b.zarr"), description(class_names=("b", "a")))
+    write_cache(Path("c.zarr"), description(tokenizer_sha256="u" * 64))
+    assert run_here("train", "--cache", "a.zarr", *CLASS, "--out", "start.pt").code == 0
+    command = ["train", *CLASS, "--checkpoint-gpt", "start.pt", "--finetune", "cca", "--out", "x.pt", "-q", "--cache"]
+    assert_refused(run_here(*command, "b.zarr"), 3, "start.pt", "classes")
+    assert_refused(run_here(*command, "c.zarr"), 3, "c.zarr", "VQ-GAN")
+
+
 def test_its_options_are_its_own(here):
     write_cache(Path("a.zarr"), description())
     for flag in ("--cca-scale", "--cca-weight"):
@@ -108,6 +136,7 @@ def test_its_options_are_its_own(here):
         (["--checkpoint-gpt", "none.pt"], ["--condition class"]),
         (["--condition", "class", "--token-noise", "1"], ["token_noise", "--finetune cca"]),
         (["--condition", "class", "--compile", "on"], ["compile", "--finetune cca"]),
+        (["--condition", "class", "--patience", "2"], ["patience", "--finetune cca"]),
         (["--condition", "class", "--cca-scale", "0"], ["cca_scale", "positive"]),
     ],
 )

@@ -70,8 +70,9 @@ def test_a_signal_cuts_a_validation_short(cache, monkeypatch, work):
         assert_same_training(Path("s"), Path("whole"), name)
 
 
-def test_fp16_leaves_out_the_steps_whose_gradients_overflow(here):
-    training = new_training(precision="fp16", batch_size=1)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fp16_leaves_out_the_steps_whose_gradients_overflow(here, optimizer):
+    training = new_training(precision="fp16", batch_size=1, optimizer=optimizer)
     training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     before = [parameter.detach().clone() for parameter in training.model.parameters()]
     norms = []
@@ -84,6 +85,26 @@ def test_fp16_leaves_out_the_steps_whose_gradients_overflow(here):
             assert all(map(torch.equal, before, training.model.parameters()))
     assert norms[-1] > 0
     assert not any(map(torch.equal, before, training.model.parameters()))
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+def test_where_one_gradient_overflows_nothing_moves(wrong, grad_clip):
+    training = new_training(precision="fp16", optimizer="muon", grad_clip=grad_clip)
+    optimizer, scaler = training.optimizer, torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(torch.zeros(()))  # which makes its tensors
+    for parameter in optimizer.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    training.model.transformer["wte"].weight.grad[0, 0] = wrong
+    before = [parameter.detach().clone() for parameter in optimizer.parameters]
+    assert optimizer.step(1e-2, torch.zeros(()), scaler) == 0
+    assert all(map(torch.equal, before, optimizer.parameters))
+    assert scaler.get_scale() == 1.0
+    for parameter in optimizer.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    assert optimizer.step(1e-2, torch.zeros(()), scaler) > 0
+    assert all(parameter.isfinite().all() for parameter in optimizer.parameters)
+    assert not any(map(torch.equal, before, optimizer.parameters))
 
 
 def test_after_a_loss_that_is_not_finite_the_last_state_is_intact(cache, monkeypatch):

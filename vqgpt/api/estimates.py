@@ -4,6 +4,7 @@ No image is read and nothing is written: sizes come from the options, the number
 from the names of one's own files. A first step, which compiles and allocates, is not counted.
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,7 +23,7 @@ from vqgpt.data.table import find_dataset
 from vqgpt.data.training_images import LoadedImages
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.options import GPTConfig
+from vqgpt.gpt.options import CCA_SCALE, CCA_WEIGHT, GPTConfig
 from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
@@ -79,7 +80,9 @@ def stage_seconds(configs: Mapping[str, Any]) -> dict[str, float]:
         return seconds
     codes, grid = model.config.codebook_size, model.config.grid(size)
     classes = num_classes if train.model.condition != "none" else 0
-    gpt = GPT(GPTConfig(options=train.model, codebook_size=codes, grid=grid, num_classes=classes))
+    views = len((tokenize.views if tokenize else ()) or dataset.default_views) if train.model.condition_view else 0
+    shape = GPTConfig(options=train.model, codebook_size=codes, grid=grid, num_classes=classes, num_views=views)
+    gpt = GPT(shape)
     seconds["train"] = rows["train"] * train.training.n_epochs * _gpt_step_seconds(gpt, train)
     if sample := configs.get("sample"):
         seconds["sample"] = sample.sampling.num_samples * _sampling_seconds(gpt, sample)
@@ -113,7 +116,7 @@ def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, num_images: int,
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     precision = resolve_precision(config.run.precision, device)
     options = replace(options, disc_start=0, warmup=0, disc_weight=weight, codebook_start="uniform")
-    network = model.to(device)
+    network = copy.deepcopy(model).to(device)  # a training changes it
     loaded, held_out = LoadedImages(images), partial(LoadedImages(images).passes, torch.arange(count), count)
     training = VQGANTraining(network, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)
     steps = schedule.steps(0)
@@ -136,13 +139,15 @@ def _gpt_step_seconds(model: GPT, config: TrainConfig) -> float:
     """Seconds per image of a training step."""
     device, shape = select_device(config.run.device), model.config
     count = max(1, min(config.training.batch_size, TOKENS // shape.block_size))
-    codes = torch.randint(shape.codebook_size, (count, 1, *shape.grid), dtype=torch.int16).to(device)
+    codes = torch.randint(shape.codebook_size, (count, shape.num_views or 1, *shape.grid), dtype=torch.int16).to(device)
     labels = torch.zeros(count, shape.num_classes, dtype=torch.uint8)
     if shape.options.condition != "bits":
         labels = torch.zeros(count, dtype=torch.int64)
     rows = TokenGrids.of(codes, labels.to(device), shape)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     options = replace(config.training, compile="off", shard=False, grad_accum=1, warmup=0, max_steps=None)
+    if shape.num_classes < 2:  # of which the training itself will complain
+        options = replace(options, finetune=None, cca_scale=CCA_SCALE, cca_weight=CCA_WEIGHT)
     precision = resolve_precision(config.run.precision, device)
     codebook = torch.randn(shape.codebook_size, CODE_DIMENSION)
     training = GPTTraining(model.to(device), rows, rows, options, schedule, precision, codebook=codebook)

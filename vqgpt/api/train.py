@@ -6,8 +6,7 @@ Reads the cache and nothing else: must not import the VQ-GAN, image data, torchv
 import functools
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqgpt.api.gpt_start import (
+    check_finetuning,
+    empty_gpt,
+    gpt_config,
+    identity_of,
+    load_start,
+    network_in_training,
+)
 from vqgpt.api.options import TrainConfig
 from vqgpt.api.sources import check_dataset, find_cache
 from vqgpt.data.table import held_out_split
 from vqgpt.errors import InputError, ResourceError, UsageError
-from vqgpt.gpt.checkpoint import KIND, gpt_content, load_gpt
+from vqgpt.gpt.checkpoint import KIND, gpt_content
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions, SamplingOptions
+from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.gpt.token_grids import StreamedGrids, TokenGrids, TrainingRows
 from vqgpt.gpt.training import GPTTraining
-from vqgpt.options.codec import differences, num_parameters, one_line, to_json
+from vqgpt.options.codec import num_parameters, one_line, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.device import (
@@ -125,19 +132,13 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
             f"{cache.path} has codes that were imported without their codebook, so there is nothing to align to",
             "leave --alignment out, or import the codes with --checkpoint-vae",
         )
-    if options.finetune and config.checkpoint_gpt is None:
-        raise UsageError(
-            f"--finetune {options.finetune} has no GPT to start from", "give one with --checkpoint-gpt, or leave it out"
-        )
-    if options.finetune and (config.model.condition != "class" or architecture.num_classes < 2):
-        raise UsageError(
-            f"--finetune {options.finetune} tells classes apart, and this GPT has none",
-            "give --condition class and a GPT that was trained with it, or leave --finetune out",
-        )
+    check_finetuning(config, architecture)
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     in_training = network_in_training(architecture, options)
-    model = GPT(in_training) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, in_training)
+    model = GPT(in_training)
+    if config.checkpoint_gpt is not None:
+        model = load_start(config.checkpoint_gpt, in_training, cache if options.finetune else None)
     plan = {
         "parameters": num_parameters(model if in_training == architecture else empty_gpt(architecture)),
         "tokens_per_image": architecture.block_size,
@@ -155,8 +156,8 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     if options.batch_size > rows:
         report(Notice(text=f"a step takes all {rows} rows: --batch-size is {options.batch_size}"))
     identity = {
-        "architecture": to_json(architecture),
-        "training": {name: value for name, value in to_json(options).items() if name not in ("keep_last", "shard")},
+        "architecture": architecture.identity,
+        "training": identity_of(options),
         "cache": cache.digest,
         "start": weights_sha256(model, {}),
         "seed": config.run.seed,
@@ -217,61 +218,6 @@ def sheets(description: Description) -> Callable[[NDArray[np.int64]], bytes | No
     return lambda codes: render.plain_sheet(codes, model, description) if (model := vqgan()) else None
 
 
-def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
-    """The architecture for a cache. Raises UsageError if an option contradicts what the cache knows."""
-    description = cache.description
-    height, width = description.grid
-    if config.block_size not in (None, height * width):
-        raise UsageError(
-            f"--block-size {config.block_size} contradicts {cache.path}: {height} x {width} = {height * width} tokens",
-            "leave the flag out",
-        )
-    if config.model.any_order and config.training.begins_in_any_order:
-        raise UsageError(
-            "--order random reads images in random orders to the end: there is no other order to come to",
-            "leave --random-until and --anneal-until out, or give the --order to end with",
-        )
-    if config.training.begins_in_any_order and config.model.architecture.positions == "rotary":
-        raise UsageError(
-            f"--arch {config.model.arch} cannot begin in random orders: it has no table of positions for one order",
-            "use --arch gpt2, or --order random to the end",
-        )
-    condition = config.model.condition
-    if condition not in ("none", description.label_kind):
-        there_are = "no classes" if condition == "class" else "no bits"
-        remedy = "none" if description.label_kind == "none" else f"{description.label_kind} or none"
-        raise UsageError(
-            f"{cache.path} has {there_are} to condition on (labels: {description.label_kind})",
-            f"use --condition {remedy}",
-        )
-    if config.model.condition_view and (description.views[0] != "identity" or len(description.views) == 1):
-        raise UsageError(
-            f"{cache.path} has the views {', '.join(description.views)}: to be told the view, a GPT wants identity and "
-            "others after it",
-            "tokenize with --views identity,rot90 or the like, or leave --condition-view out",
-        )
-    return GPTConfig(
-        options=config.model,
-        codebook_size=description.codebook_size,
-        grid=description.grid,
-        num_classes=0 if condition == "none" else len(description.class_names),
-        num_views=len(description.views) if config.model.condition_view else 0,
-    )
-
-
-def network_in_training(result: GPTConfig, options: GPTTrainingOptions) -> GPTConfig:
-    """The architecture that is trained, for a result of this one: for any order, where random orders come first."""
-    if not options.begins_in_any_order:
-        return result
-    return replace(result, options=replace(result.options, order="random"))
-
-
-def empty_gpt(config: GPTConfig) -> GPT:
-    """A network of which there are only the shapes."""
-    with torch.device("meta"):
-        return GPT(config)
-
-
 def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> frozenset[int]:
     """The classes or bits that some training image has; a notice names those that none has."""
     if not architecture.num_classes:
@@ -281,28 +227,6 @@ def labels_seen(cache: TokenCache, architecture: GPTConfig, report: Report) -> f
     if unseen:
         report(Notice(text=f"no training image has the label {unseen}: the GPT cannot learn it"))
     return seen
-
-
-def load_start(path: Path, architecture: GPTConfig) -> GPT:
-    """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
-    hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
-    start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint).model
-    if architecture.options.any_order != start.config.options.any_order:
-        orders = {True: "random orders", False: "one order"}
-        raise InputError(
-            f"{path} was trained in {orders[start.config.options.any_order]}, and this training begins in "
-            f"{orders[architecture.options.any_order]}",
-            "start random orders (--order random, --random-until) from a GPT of --order random, others from another",
-        )
-    same_dropout = replace(start.config.options, dropout_t=architecture.options.dropout_t)
-    different = differences(to_json(architecture), to_json(replace(start.config, options=same_dropout)))
-    if different:
-        raise InputError(
-            f"{path} is of another architecture ({different})", "give options and a cache that agree with it"
-        )
-    model = GPT(architecture)
-    model.load_state_dict(start.state_dict())
-    return model
 
 
 def training_rows(

@@ -41,7 +41,8 @@ class Alignment(nn.Module):
         read = _cosines(self.of_read(streams[0][:, 1:]), wanted[:, :-1])
         as_it_is = (shown == codes)[:, :-1]
         coming = _cosines(self.of_next(streams[self.late]), wanted)
-        return -self.weight * ((read * as_it_is).mean() + coming.mean())
+        mean_of_read = (read * as_it_is).sum() / max(1, read.numel())  # of one token there is none that was read
+        return -self.weight * (mean_of_read + coming.mean())
 
 
 def late_block(config: GPTConfig) -> int:

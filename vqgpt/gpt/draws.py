@@ -1,6 +1,6 @@
 """What chance decides about a batch of the GPT's training, whoever computes it: a pure function of (seed, step).
 
-    step -> for all its images: views, which have no label, their orders, and which tokens are shown as others
+    step -> for all its images: views, which have no label, their orders, tokens that are shown as others, other labels
 
 Letters: B images of a step, T tokens per image.
 """
@@ -21,7 +21,7 @@ from vqgpt.training.schedule import Schedule, Step
 class Draws:
     """The view of each image (B,), which images have no label (B,) bool; where not all are alike, the rest.
 
-    `label_steps` (B,) is how many classes further the other label of each image is, at which fine-tuning contrasts it.
+    `label_shifts` (B,) is how many classes further the other label of each image is, with which CCA contrasts its own.
     `cells` (B, T) is the order in which each image is read. `shown_as` (B, T) is the token that is input in place of
     the one there, -1 where that is shown.
     """
@@ -30,7 +30,7 @@ class Draws:
     unconditional: Tensor
     cells: Tensor | None
     shown_as: Tensor | None
-    label_steps: Tensor | None
+    label_shifts: Tensor | None
 
     __repr__ = one_line
 
@@ -48,7 +48,7 @@ def draw_for_step(
         unconditional=torch.rand(images, generator=generator) < options.label_dropout,
         shown_as=_draw_shown(shape, progress, options, network, generator),
         cells=_draw_orders(shape, progress, options, result, generator) if network.options.any_order else None,
-        label_steps=torch.randint(1, network.num_classes, (images,), generator=generator) if contrasted else None,
+        label_shifts=torch.randint(1, network.num_classes, (images,), generator=generator) if contrasted else None,
     )
 
 

@@ -55,16 +55,19 @@ class Optimizer:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.largest_norm)
         norm = norm.full_tensor() if is_part(norm) else norm
         if scaler.is_enabled():
-            for optimizer in self._optimizers():
-                scaler.step(optimizer)
+            self._move((~torch.isfinite(norm)).to(self.stopped.dtype))  # all or none, whichever gradient overflowed
             scaler.update()
             return torch.where(torch.isfinite(norm), norm, 0.0)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
         self.stopped = torch.maximum(self.stopped, (~finite).to(self.stopped.dtype))
-        for optimizer in self._optimizers():
-            optimizer.found_inf = self.stopped  # type: ignore[attr-defined]  # they do nothing where it is 1
-            optimizer.step()
+        self._move(self.stopped)
         return norm
+
+    def _move(self, stopped: Tensor) -> None:
+        """Take the step of each optimiser, unless `stopped` is 1."""
+        for optimizer in self._optimizers():
+            optimizer.found_inf = stopped  # type: ignore[attr-defined]
+            optimizer.step()
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.adamw, self.muon] if self.muon else [self.adamw]

@@ -229,7 +229,15 @@ class GPTTrainingOptions:
             needless = getattr(self, name) != default and self.finetune != "cca"
             check(not needless, name, getattr(self, name), "given with --finetune cca only")
         if self.finetune == "cca":
-            for name in ("shard", "alignment", "token_noise", "token_dropout", "random_until", "anneal_until"):
+            for name in (
+                "patience",
+                "shard",
+                "alignment",
+                "token_noise",
+                "token_dropout",
+                "random_until",
+                "anneal_until",
+            ):
                 check(not getattr(self, name), name, getattr(self, name), "left out with --finetune cca")
             check(self.compile != "on", "compile", self.compile, "left out with --finetune cca")
         check(not (self.alignment and self.shard), "alignment", self.alignment, "0 with --shard")

@@ -82,7 +82,8 @@ class GPTTraining:
         self.cells = scan_order(self.result_config.options.own_order, model.config.grid)
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
-        compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device))
+        cca = options.finetune == "cca"
+        compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device) and not cca)
         self.loss = torch.compile(model.loss, mode=self.compile_mode) if compiled and not options.shard else model.loss
         if options.shard:
             for network in (model, self.averaged) if self.averaged else (model,):
@@ -91,7 +92,6 @@ class GPTTraining:
                     for block in blocks:
                         block.compile()
                 shard(network, blocks)
-        cca = options.finetune == "cca"
         self.contrast = Contrast(model, options.cca_scale, options.cca_weight) if cca else None
         self.alignment: Alignment | None = None
         if options.alignment:
@@ -148,8 +148,8 @@ class GPTTraining:
         cells = self.model.cells if draws.cells is None else draws.cells[mine].to(self.device, non_blocking=True)
         codes, views = grid_to_sequence(grids, cells), draws.views[mine].to(self.device, non_blocking=True)
         others = labels
-        if draws.label_steps is not None:
-            others = (labels + draws.label_steps[mine].to(self.device)) % self.model.config.num_classes
+        if draws.label_shifts is not None:
+            others = (labels + draws.label_shifts[mine].to(self.device)) % self.model.config.num_classes
         unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
         labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
         shown = codes

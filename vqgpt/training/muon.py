@@ -33,8 +33,11 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["momentum"] = torch.zeros_like(weight)
-                state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(state["momentum"], group["momentum"])
+                gradient = weight.grad
+                if self.found_inf is not None:  # which leaves the momentum as it is
+                    gradient = torch.where(self.found_inf > 0, state["momentum"], gradient)
+                state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                ahead = gradient.lerp(state["momentum"], group["momentum"])
                 matrix = ahead.flatten(1) if ahead.ndim > 2 else ahead
                 update = (orthogonal(matrix) * (RMS * math.sqrt(max(matrix.shape)))).view(weight.shape)
                 update = update + group["weight_decay"] * weight

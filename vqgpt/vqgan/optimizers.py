@@ -22,7 +22,7 @@ def new_optimizers(
     """What moves these parameters of a model, by the name in a saved state; each is moved by one of them.
 
     With Muon, the kernels between the images and the latents are matrices to it; the first and the last convolution,
-    whose rows are pixels, biases and norms are Adam's.
+    whose rows are pixels or frequencies of them, biases and norms are Adam's.
     """
     match options.optimizer:
         case "adam":
