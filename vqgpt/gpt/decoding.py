@@ -130,8 +130,10 @@ class CompiledDecoder:
 
     def step(self, tokens: Tensor, cells: Tensor, place: int, added: Tensor | None = None) -> Tensor:
         """See `Decoder.step`."""
-        embedded = self.model.embed(tokens[:, None], cells, slice(place, place + 1), added)
-        return self.steps.step(embedded[:, 0], place)
+        embedded = self.model.embed(tokens, cells, place)
+        if added is not None:
+            embedded = self.model.add_to_start(embedded, added)
+        return self.steps.step(embedded, place)
 
 
 def _layer(block: Block) -> compiled.LayerWeights:

@@ -111,7 +111,8 @@ class GPT(nn.Module):
 
         `cells` are those of all T codes in the order of the sequence: (T,), or (B, T) where each image has its own,
         which a network for any order takes. `cells` of the network are its own order. The tokens are the first S of the
-        sequence; with a cache, those from its place on. `added` and `masks`, where given: see `embed`, and dropout.
+        sequence; with a cache, those from its place on. `added`, where given, is for the start token
+        (`add_to_start`), and `masks` are the dropout.
         """
         last: Tensor | None = None
         for stream in self.streams(tokens, cells, cache, added, masks):
@@ -129,7 +130,9 @@ class GPT(nn.Module):
     ) -> Iterator[Tensor]:
         """The residual stream (B, S, D) after each block, of what `forward` takes."""
         places = slice(0, tokens.shape[1]) if cache is None else cache.places(tokens.shape[1])
-        x = self.embed(tokens, cells, places, added)
+        x = self.embed(tokens, cells, places)
+        if added is not None:
+            x = torch.cat([self.add_to_start(x[:, 0], added)[:, None], x[:, 1:]], dim=1)
         rotation = self.rotary(cells_before(cells)[..., places], cells[..., places]) if self.rotary else None
         x = dropout(x, self.config.options.dropout_t, masks, self.training)
         for layer, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
@@ -147,26 +150,29 @@ class GPT(nn.Module):
         codes = cast(nn.Embedding, self.transformer["wte"]).weight[: self.config.codebook_size]
         return codes if self.rounded_head is None else self.rounded_head
 
-    def embed(self, tokens: Tensor, cells: Tensor, places: slice | Tensor, added: Tensor | None) -> Tensor:
-        """What the network reads at some places of a sequence: tokens (B, S) -> (B, S, D).
+    def embed(self, tokens: Tensor, cells: Tensor, places: slice | int | Tensor) -> Tensor:
+        """What the network reads at some places of a sequence: tokens (B, S) -> (B, S, D); at one, (B,) -> (B, D).
 
-        `added` (B, n), as `start` gives it, is how much of each of the last n embeddings is added to the start token.
+        What is added to a start token comes on top: `add_to_start`.
         """
-        parts, wte = self.transformer, cast(nn.Embedding, self.transformer["wte"])
-        x = wte(tokens)
-        any_order = self.config.options.any_order
-        if "wpe" in parts:
+        parts, any_order = self.transformer, self.config.options.any_order
+        x = F.embedding(tokens, cast(nn.Embedding, parts["wte"]).weight)
+        if self.rotary is None:
             wpe = cast(nn.Embedding, parts["wpe"])
             x = x + (wpe(cells_before(cells)[..., places]) if any_order else wpe.weight[places])
         if any_order:
             x = x + parts["wpe_next"](cells[..., places])
-        if added is None:
-            return x
-        start = x[:, :1]
-        # one by one: a product would round by its rows
-        for share, weight in zip(added.t(), wte.weight[-added.shape[1] :], strict=True):
-            start = start + share[:, None, None] * weight
-        return torch.cat([start, x[:, 1:]], dim=1)
+        return x
+
+    def add_to_start(self, start: Tensor, added: Tensor) -> Tensor:
+        """Start tokens as they are read (B, D) -> plus `added` (B, n) times the last n embeddings, see `start`.
+
+        One by one: a product would round by its rows.
+        """
+        weights = cast(nn.Embedding, self.transformer["wte"]).weight[-added.shape[1] :]
+        for share, weight in zip(added.t(), weights, strict=True):
+            start = start + share[:, None] * weight
+        return start
 
     @property
     def masks_per_image(self) -> int:
