@@ -19,17 +19,16 @@ run again.
 import argparse
 import json
 import math
-import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from comparison import TIMED_STEPS, steps_that_fit, table
 from torch import Tensor
 
 from vqgpt.data.decoding import is_image_name
@@ -61,7 +60,6 @@ from vqgpt.vqgan.training import VQGANTraining
 WORKERS = 2
 CPU = torch.device("cpu")
 PERTURBED = 0.5  # share of the codes, as `vqgpt evaluate tokenizer` has it
-TIMED_STEPS = 9  # of a training; the first is not counted
 GPT_STEPS, GPT_BATCH, SAMPLES = 400, 32, 500
 NETWORK: dict[str, Any] = {
     "channels": 32,
@@ -202,15 +200,6 @@ def new_training(images: Images, variant: Variant, seed: int, max_steps: int | N
     )
 
 
-def steps_that_fit(seconds: float, training: VQGANTraining | GPTTraining) -> int:
-    """How many steps take so many CPU seconds, by the first few of this training."""
-    times = [time.process_time()]
-    for step in training.schedule.steps(0):
-        training.take_step(step)
-        times.append(time.process_time())
-    return max(1, int(seconds / statistics.mean(b - a for a, b in pairwise(times[1:]))))
-
-
 def measure(
     images: Images, variant: Variant, seed: int, seconds: float | None, extractor: Extractor
 ) -> dict[str, float]:
@@ -301,24 +290,6 @@ COLUMNS = {
 }
 
 
-def table(results: list[dict[str, Any]], dataset: str, variants: Iterable[str]) -> str:
-    """The results on one dataset as a Markdown table: mean (lowest to highest)."""
-    lines = [
-        " | ".join([f"| {dataset}", "seeds", *(name for name, _ in COLUMNS.values())]) + " |",
-        "|---" * (len(COLUMNS) + 2) + "|",
-    ]
-    for variant in variants:
-        rows = [result for result in results if (result["dataset"], result["variant"]) == (dataset, variant)]
-        cells = []
-        for key, (_, form) in COLUMNS.items() if rows else ():
-            values = [row[key] for row in rows]
-            spread = f" ({min(values):{form}} to {max(values):{form}})" if min(values) < max(values) else ""
-            cells.append(f"{statistics.mean(values):{form}}{spread}")
-        if rows:
-            lines.append(" | ".join([f"| {variant}", str(len(rows)), *cells]) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run what has not been run yet, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -349,7 +320,9 @@ def main() -> None:
                 results.append({**key, **measure(images, variants[variant], seed, arguments.seconds, extractor)})
                 with open(arguments.out, "a") as file:
                     file.write(json.dumps(results[-1]) + "\n")
-        print(table([result for result in results if setting.items() <= result.items()], dataset, variants), end="\n\n")
+        here = {**setting, "dataset": dataset}
+        rows = [result for result in results if here.items() <= result.items()]
+        print(table(rows, dataset, variants, COLUMNS), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -16,16 +16,14 @@ to the --out file as they come, and what is there is not run again.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from comparison import TIMED_STEPS, steps_that_fit, table
 
 from vqgpt.api.gpt_start import gpt_config, network_in_training
 from vqgpt.api.options import TrainConfig
@@ -53,7 +51,6 @@ BASE: Record = {
 }
 WARMUP = 0.1  # of the steps
 SAMPLES = 2000
-TIMED_STEPS = 9  # the first is not counted
 VARIANTS: dict[str, Record] = {
     "the recipes": {},
     "random to raster until 0.5, 0.75": {"random_until": 0.5},
@@ -88,7 +85,7 @@ COLUMNS = {
 }
 
 
-def steps_that_fit(cache: TokenCache, options: Record, seconds: float) -> int:
+def steps_of(cache: TokenCache, options: Record, seconds: float) -> int:
     """How many steps take so many CPU seconds, by the first few of such a training."""
     config = resolve(TrainConfig, {"cache": cache.path, **options, "n_epochs": 1000, "max_steps": TIMED_STEPS})
     architecture, cpu = gpt_config(config, cache), torch.device("cpu")
@@ -104,11 +101,7 @@ def steps_that_fit(cache: TokenCache, options: Record, seconds: float) -> int:
     )
     codebook = torch.from_numpy(cache.codebook())
     training = GPTTraining(model, rows, held_out, config.training, schedule, "fp32", architecture, codebook)
-    times = [time.process_time()]
-    for step in schedule.steps(0):
-        training.take_step(step)
-        times.append(time.process_time())
-    return max(1, int(seconds / statistics.median(b - a for a, b in pairwise(times[1:]))))
+    return steps_that_fit(seconds, training)
 
 
 def vqgpt(*words: object) -> Any:
@@ -122,7 +115,7 @@ def vqgpt(*words: object) -> Any:
 def train(path: Path, options: Record, seconds: float, seed: int, out: Path, *words: object) -> Record:
     """Train for so long; the result of the command, and the steps taken."""
     cache, flags = TokenCache(path), {**BASE, **options}
-    steps = steps_that_fit(cache, flags, seconds)
+    steps = steps_of(cache, flags, seconds)
     rows, batch = cache.rows("train"), flags["batch_size"]
     epochs = -(-steps * batch // rows)
     flags |= {"n_epochs": epochs, "max_steps": steps, "warmup": WARMUP * steps * batch / rows}
@@ -167,22 +160,6 @@ def _flag(name: str, value: Any) -> list[str]:
     return [flag] if value is True else [flag, str(value)]
 
 
-def table(results: list[Record]) -> str:
-    """The results as a Markdown table: mean (lowest to highest)."""
-    lines = ["| " + " | ".join(["variant", "seeds", *(name for name, _ in COLUMNS.values())]) + " |"]
-    lines.append("|---" * (len(COLUMNS) + 2) + "|")
-    for variant in ALL:
-        rows = [result for result in results if result["variant"] == variant]
-        cells = []
-        for key, (_, form) in COLUMNS.items() if rows else ():
-            values = [row[key] for row in rows]
-            spread = f" ({min(values):{form}} to {max(values):{form}})" if min(values) < max(values) else ""
-            cells.append(f"{statistics.mean(values):{form}}{spread}")
-        if rows:
-            lines.append("| " + " | ".join([variant, str(len(rows)), *cells]) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Run what has not been run yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -212,7 +189,7 @@ def main() -> None:
             results.append({**key, **measure(arguments, path, variant, seed)})
             with open(arguments.out, "a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
-    print(table([result for result in results if setting.items() <= result.items()]))
+    print(table([result for result in results if setting.items() <= result.items()], "variant", ALL, COLUMNS))
 
 
 if __name__ == "__main__":
