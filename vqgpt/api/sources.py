@@ -217,7 +217,12 @@ def _as_recorded(config_class: type[ConfigT], cache: CachePath, recorded: dict[s
 
 def check_order(order: Order | None, options: GPTOptions, checkpoint: Path, flag: str) -> None:
     """Raise UsageError for an order that is none, or if a GPT of one order is to read or draw grids in another."""
-    check(order in (None, *get_args(Order)), flag.lstrip("-").replace("-", "_"), order, f"one of {get_args(Order)}")
+    check(
+        order in (None, *get_args(Order)),
+        flag.lstrip("-").replace("-", "_"),
+        order,
+        f"one of {', '.join(get_args(Order))}",
+    )
     if order not in (None, options.order) and not options.any_order:
         raise UsageError(
             f"{checkpoint} was trained on one order ({options.order}) and knows no other",

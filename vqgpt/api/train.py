@@ -136,8 +136,9 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     in_training = network_in_training(architecture, options)
-    model = GPT(in_training)
-    if config.checkpoint_gpt is not None:
+    if config.checkpoint_gpt is None:
+        model = GPT(in_training)
+    else:
         model = load_start(config.checkpoint_gpt, in_training, cache if options.finetune else None)
     plan = {
         "parameters": num_parameters(model if in_training == architecture else empty_gpt(architecture)),

@@ -19,7 +19,7 @@ from vqgpt.training.schedule import Schedule, Step
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """The view of each image (B,), which images have no label (B,) bool; where not all are alike, the rest.
+    """The view of each image (B,), which images have no label (B,) bool, and what is None where nothing is drawn.
 
     `label_shifts` (B,) is how many classes further the other label of each image is, with which CCA contrasts its own.
     `cells` (B, T) is the order in which each image is read. `shown_as` (B, T) is the token that is input in place of
