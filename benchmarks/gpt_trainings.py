@@ -1,19 +1,21 @@
 """Which training of the GPT pays: each against the recipes' own, at equal CPU time, on the tokens of one dataset.
 
-    python benchmarks/gpt_trainings.py --cache MNIST.zarr --vqgan vqgan.pt --against mnist:train [--seconds 300]
+    python benchmarks/gpt_trainings.py --cache MNIST.zarr --vqgan vqgan.pt [--seconds 240]
 
 A GPT with classes (4 layers, width 128, raster, Muon) is trained on the cache by one thread. Every variant has the same
 `--seconds` of CPU time: what a step takes is measured first, and as many are taken as fit, in one cycle of the learning
 rate. Variants that tell views apart, or do not, need a cache of several (`--views-cache`), with the same codebook.
 Fine-tuning has a tenth of the time, after a training as the recipes' in the rest.
 
-Then `vqgpt sample` draws 2,000 images and `vqgpt evaluate samples` judges them against `--against`, which is best the
-training images: the test split is not for choosing. Held-out bits per token; MIND and the Frechet distance in
-`--features`; the share classified as the class asked for; copies. Mean and range over the seeds. Results are appended
-to the --out file as they come, and what is there is not run again.
+Then `vqgpt sample` draws 2,000 images and `vqgpt evaluate samples` judges them against the held-out images of the
+cache, which are best a part of the training split (`vqgpt tokenize --val-split`): the test split is not for choosing.
+Held-out bits per token; MIND and the Frechet distance in `--features`; the share classified as the class asked for;
+copies. Mean and range over the seeds. Results are appended to the --out file as they come, and what is there is not run
+again.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -51,8 +53,9 @@ BASE: Record = {
 }
 WARMUP = 0.1  # of the steps
 SAMPLES = 2000
+RECIPES = "the recipes"
 VARIANTS: dict[str, Record] = {
-    "the recipes": {},
+    RECIPES: {},
     "random to raster until 0.5, 0.75": {"random_until": 0.5},
     "random to raster until 0.25, 0.5": {"random_until": 0.25, "anneal_until": 0.5},
     "random to raster, annealed from the start": {"anneal_until": 0.5},
@@ -63,13 +66,17 @@ VARIANTS: dict[str, Record] = {
     "alignment and token noise 1 (reAR)": {"alignment": 1.0, "token_noise": 1.0},
     "token dropout 0.1": {"token_dropout": 0.1},
     "dropout 0.1": {"dropout_t": 0.1},
+    "labels never dropped": {"label_dropout": 0.0},
 }
 FINETUNED: dict[str, Record] = {  # after a training as the recipes'
     "fine-tuned by CCA, weight 1000": {"finetune": "cca", "lr": 1e-3},
     "fine-tuned by CCA, weight 1": {"finetune": "cca", "lr": 1e-3, "cca_weight": 1.0},
 }
 SHARE_OF_FINETUNING = 0.1  # of the time
-GUIDED: dict[str, float] = {"guided samples, scale 1.5": 1.5, "guided samples, scale 3": 3.0}
+GUIDED: dict[str, float] = {  # of the training as the recipes'
+    "guided samples, scale 1.5": 1.5,
+    "guided samples, scale 3": 3.0,
+}
 OF_VIEWS: dict[str, Record] = {
     "views, not told": {},
     "views, told": {"condition_view": True},
@@ -124,30 +131,33 @@ def train(path: Path, options: Record, seconds: float, seed: int, out: Path, *wo
     return {**vqgpt("train", "--cache", path, *all_words, "--seed", seed, "--out", out, *words), "steps": steps}
 
 
-def measure(arguments: argparse.Namespace, path: Path, variant: str, seed: int) -> Record:
-    """The figures of one training."""
-    options = {**VARIANTS, **OF_VIEWS}.get(variant, {})
-    finetuning = FINETUNED.get(variant)
-    share = SHARE_OF_FINETUNING if finetuning else 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        gpt, samples = Path(folder) / "gpt.pt", Path(folder) / "samples.zarr"
-        trained = train(path, options, (1 - share) * arguments.seconds, seed, gpt)
-        if finetuning:
-            start, gpt = gpt, Path(folder) / "finetuned.pt"
-            trained = train(path, finetuning, share * arguments.seconds, seed, gpt, "--checkpoint-gpt", start)
-        sample = ["sample", "--checkpoint-gpt", gpt, "--checkpoint-vae", arguments.vqgan, "--tokens-only"]
-        sample += ["--cfg-scale", GUIDED.get(variant, 1.0)]
-        vqgpt(*sample, "--num-samples", SAMPLES, "--seed", 0, "--out", samples)
-        judge = ["evaluate", "samples", samples, "--checkpoint-vae", arguments.vqgan, "--against", arguments.against]
-        where = ["--cache", path, "--features", arguments.features, "--out", f"{folder}/evaluation.json"]
-        where += ["--data-root", arguments.data_root] if arguments.data_root else []
-        judged = vqgpt(*judge, *where)
+def train_variant(
+    arguments: argparse.Namespace, path: Path, variant: str, seed: int, folder: Path
+) -> tuple[Path, Record]:
+    """The GPT of a variant, and the result of its training."""
+    gpt, finetuning = folder / "gpt.pt", FINETUNED.get(variant)
+    if finetuning is None:
+        options = {**VARIANTS, **OF_VIEWS}[variant]
+        return gpt, train(path, options, arguments.seconds, seed, gpt)
+    seconds, finetuned = SHARE_OF_FINETUNING * arguments.seconds, folder / "finetuned.pt"
+    train(path, {}, arguments.seconds - seconds, seed, gpt)
+    return finetuned, train(path, finetuning, seconds, seed, finetuned, "--checkpoint-gpt", gpt)
+
+
+def judge(arguments: argparse.Namespace, path: Path, gpt: Path, scale: float, folder: Path) -> Record:
+    """The figures of 2,000 samples."""
+    samples = folder / f"samples-{scale}.zarr"
+    sample = ["sample", "--checkpoint-gpt", gpt, "--checkpoint-vae", arguments.vqgan, "--tokens-only"]
+    vqgpt(*sample, "--cfg-scale", scale, "--num-samples", SAMPLES, "--seed", 0, "--out", samples)
+    evaluate = ["evaluate", "samples", samples, "--checkpoint-vae", arguments.vqgan]
+    evaluate += ["--against", arguments.against] if arguments.against else []
+    evaluate += ["--data-root", arguments.data_root] if arguments.data_root else []
+    evaluate += ["--cache", path, "--features", arguments.features, "--out", folder / f"evaluation-{scale}.json"]
+    judged = vqgpt(*evaluate)
     figures = judged["figures"]
     distance = next(name for name in figures if name.startswith(("FD", "FID")))
     consistency = judged.get("class_consistency") or {}
     return {
-        "steps": trained["steps"],
-        "bits_per_token": trained["held_out_bits_per_token"],
         "mind": figures["MIND"]["value"],
         "distance": figures[distance]["value"],
         "consistency": consistency.get("samples", {}).get("share", float("nan")),
@@ -166,10 +176,10 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--views-cache", type=Path)
     parser.add_argument("--vqgan", type=Path, required=True)
-    parser.add_argument("--against", required=True, help="real images, as vqgpt evaluate samples takes them")
+    parser.add_argument("--against", help="real images, as vqgpt evaluate samples takes them (default: the held-out)")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--features", default="lite0")
-    parser.add_argument("--seconds", type=float, default=300, help="CPU seconds for each training")
+    parser.add_argument("--seconds", type=float, default=240, help="CPU seconds for each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=ALL, metavar="VARIANT")
     parser.add_argument("--out", type=Path, default=Path("gpt_trainings.jsonl"))
@@ -178,17 +188,27 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     results = [json.loads(line) for line in lines]
-    caches = {name: arguments.views_cache if name in OF_VIEWS else arguments.cache for name in ALL}
     setting = {name: str(getattr(arguments, name)) for name in ("seconds", "features", "against", "vqgan")}
-    for seed in arguments.seeds:
-        for variant, path in caches.items():
-            key = {**setting, "variant": variant, "seed": seed, "cache": TokenCache(path).digest if path else ""}
-            asked = path and (arguments.variants is None or variant in arguments.variants)
-            if not asked or any(key.items() <= result.items() for result in results):
-                continue
-            results.append({**key, **measure(arguments, path, variant, seed)})
-            with open(arguments.out, "a") as file:
-                file.write(json.dumps(results[-1]) + "\n")
+    for seed, training in itertools.product(arguments.seeds, (*VARIANTS, *FINETUNED, *OF_VIEWS)):
+        path = arguments.views_cache if training in OF_VIEWS else arguments.cache
+        key = {**setting, "seed": seed, "cache": TokenCache(path).digest if path else ""}
+        samplings = {training: 1.0, **(GUIDED if training == RECIPES else {})}
+        missing = {
+            variant: scale
+            for variant, scale in samplings.items()
+            if path and (arguments.variants is None or variant in arguments.variants)
+            if not any({**key, "variant": variant}.items() <= result.items() for result in results)
+        }
+        if not missing:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            gpt, trained = train_variant(arguments, path, training, seed, Path(folder))
+            figures = {"steps": trained["steps"], "bits_per_token": trained["held_out_bits_per_token"]}
+            for variant, scale in missing.items():
+                judged = judge(arguments, path, gpt, scale, Path(folder))
+                results.append({**key, "variant": variant, **figures, **judged})
+                with open(arguments.out, "a") as file:
+                    file.write(json.dumps(results[-1]) + "\n")
     print(table([result for result in results if setting.items() <= result.items()], "variant", ALL, COLUMNS))
 
 

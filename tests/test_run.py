@@ -35,7 +35,7 @@ lr = 1e-3
 num_samples = 10
 temperature = 0.8
 """
-STAGES = ["vqgan train", "vqgan reconstruct", "tokenize", "train", "sample", "evaluate samples"]
+STAGES = ["vqgan train", "vqgan reconstruct", "tokenize", "train", "sample", "evaluate samples", "report"]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_what_plain_commands_made_is_taken_by_its_content(project):
     for name in ("samples.zarr", "samples.png", "reconstructions.png"):
         path = Path("runs/digits", name)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert those_that_ran(run()) == ["vqgan reconstruct", "tokenize", "sample", "evaluate samples"]
+    assert those_that_ran(run()) == ["vqgan reconstruct", "tokenize", "sample", "evaluate samples", "report"]
     assert those_that_ran(run()) == []
     Path("runs/digits/train.made.json").unlink()
     edit("n_layer = 1", "n_layer = 2")
@@ -181,8 +181,8 @@ def test_the_evaluation_is_kept_and_can_be_left_out(project):
     evaluation = json.loads(Path("runs/digits/evaluation.json").read_text())
     assert evaluation["samples"][-1]["samples"] == "10 images of runs/digits/samples.zarr"
     Path("runs/digits/evaluate-samples.made.json").unlink()
-    assert list(states(run("--no-evaluate"))) == STAGES[:-1]
-    assert list(states(run("--until", "sample"))) == STAGES[:-1]
+    assert list(states(run("--no-evaluate"))) == [*STAGES[:5], "report"]
+    assert list(states(run("--until", "sample"))) == STAGES[:5]
     outcome = run_here("run", "--recipe", "tiny.toml")
     assert outcome.code == 0, outcome.err
     assert "MIND" in outcome.out

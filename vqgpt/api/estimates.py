@@ -5,9 +5,10 @@ from the names of one's own files. A first step, which compiles and allocates, i
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,11 @@ from vqgpt.api.train_vqgan import new_model, open_start, started_model
 from vqgpt.data.folder import read_folder
 from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import SHARE_HELD_OUT
-from vqgpt.data.table import find_dataset
+from vqgpt.data.table import find_dataset, held_out_split
 from vqgpt.data.training_images import LoadedImages
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.options import CCA_SCALE, CCA_WEIGHT, GPTConfig
+from vqgpt.gpt.options import CCA_SCALE, CCA_WEIGHT, GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
@@ -33,6 +34,7 @@ from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.coding import encode_images
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import first_adversarial_step
+from vqgpt.vqgan.options import VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import choose_perceptual_loss, untrained_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining
 
@@ -42,19 +44,48 @@ CODE_DIMENSION = 8  # of the codebook that an alignment is to; hardly any time d
 MOST_STEPS = 4
 LONG_SECONDS = 2.0  # for more than two steps
 DECODING_TOO = 2.5  # times as long as encoding alone
+PAGE_SECONDS = 5.0  # of the page at the end: on 2 cores of an AMD EPYC, whatever the dataset
+STEP_PER_FORWARD = 3  # a step goes forward and back, which is twice the work
 
 
-def stage_seconds(configs: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by stage, from the configurations of those that may run; {} where the user's own images are not here.
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds that one image takes: in a step of a training, a view of it in the encoder, one that is sampled."""
+
+    vqgan_step: float = 0.0
+    encoding: float = 0.0
+    gpt_step: float = 0.0
+    sampling: float = 0.0
+
+
+def known_images(configs: Mapping[str, Any]) -> tuple[dict[str, int], int]:
+    """The images of each split, {} where one's own are not here; and how many classes or attributes there are."""
+    source = configs.get("vqgan-train") or configs.get("tokenize")
+    if source is None:
+        return {}, 0
+    options: ImageOptions = source.images
+    dataset = find_dataset(options.dataset)
+    if dataset.rows:
+        counts, num_classes = dict(dataset.rows), dataset.num_classes
+    elif options.data_root is None or not options.root.exists():
+        return {}, 0
+    else:
+        splits, class_names = read_folder(options.root, options.preprocessing.background_rgb, silent)
+        counts, num_classes = {name: len(split) for name, split in splits.items()}, len(class_names)
+    share = options.val_split or (SHARE_HELD_OUT if len(counts) == 1 else 0.0)
+    if share:
+        held_out = round(counts["train"] * share)
+        counts |= {"train": counts["train"] - held_out, "val": held_out}
+    return counts, num_classes
+
+
+def measured(configs: Mapping[str, Any], rows: Mapping[str, int], num_classes: int) -> Costs:
+    """What an image costs here, with the networks of these configurations by stage, which `known_images` go through.
 
     Without a training of a VQ-GAN, the one that `tokenize` takes is loaded. Raises what that raises.
     """
     vqgan: VQGANTrainConfig | None = configs.get("vqgan-train")
-    tokenize: TokenizeConfig | None = configs.get("tokenize")
-    source = vqgan or tokenize
-    rows, num_classes = known_images(source.images) if source else ({}, 0)
-    if source is None or not rows:
-        return {}
+    source: VQGANTrainConfig | TokenizeConfig = vqgan or configs["tokenize"]
     dataset = find_dataset(source.images.dataset)
     channels = source.images.preprocessing.image_channels or dataset.channels
     size = source.size or dataset.default_size
@@ -66,56 +97,98 @@ def stage_seconds(configs: Mapping[str, Any]) -> dict[str, float]:
         model = new_model(vqgan, channels, size)
     else:
         model = load_vqgan(configs["tokenize"].vqgan.path(dataset.name), dataset.name, torch.device("cpu"))
-    images, seconds = rows["train"], {}
-    if vqgan:
-        images = min(images, vqgan.limit or images)
-        seconds["vqgan-train"] = images * vqgan.training.n_epochs * _vqgan_step_seconds(model, vqgan, images, size)
-    encoding = _encoding_seconds(model, source, size)
-    seconds["vqgan-reconstruct"] = (sum(rows.values()) - rows["train"]) * encoding * DECODING_TOO
-    if tokenize:
-        rows = {name: min(count, tokenize.limit or count) for name, count in rows.items()}
-        seconds["tokenize"] = sum(rows.values()) * len(tokenize.views or dataset.default_views) * encoding
+    costs = Costs(
+        vqgan_step=_vqgan_step_seconds(model, vqgan, vqgan_schedule(vqgan, rows), size) if vqgan else 0.0,
+        encoding=_encoding_seconds(model, source, size),
+    )
     train: TrainConfig | None = configs.get("train")
     if not train:
-        return seconds
-    codes, grid = model.config.codebook_size, model.config.grid(size)
-    classes = num_classes if train.model.condition != "none" else 0
-    views = len((tokenize.views if tokenize else ()) or dataset.default_views) if train.model.condition_view else 0
-    shape = GPTConfig(options=train.model, codebook_size=codes, grid=grid, num_classes=classes, num_views=views)
-    gpt = GPT(shape)
-    seconds["train"] = rows["train"] * train.training.n_epochs * _gpt_step_seconds(gpt, train)
-    if sample := configs.get("sample"):
-        seconds["sample"] = sample.sampling.num_samples * _sampling_seconds(gpt, sample)
-    return seconds
+        return costs
+    condition = train.model.condition
+    gpt = GPT(
+        GPTConfig(
+            options=train.model,
+            codebook_size=model.config.codebook_size,
+            grid=model.config.grid(size),
+            num_classes=num_classes if condition != "none" else 0,
+            num_views=num_views(configs) if train.model.condition_view else 0,
+        )
+    )
+    costs = replace(costs, gpt_step=_gpt_step_seconds(gpt, train))
+    sample: SampleConfig | None = configs.get("sample")
+    return replace(costs, sampling=_sampling_seconds(gpt, sample)) if sample else costs
 
 
-def known_images(options: ImageOptions) -> tuple[dict[str, int], int]:
-    """How many images each split has, {} where one's own are not here; and how many classes or attributes there are."""
-    dataset = find_dataset(options.dataset)
-    if dataset.rows:
-        return dict(dataset.rows), dataset.num_classes
-    if options.data_root is None or not options.root.exists():
-        return {}, 0
-    splits, class_names = read_folder(options.root, options.preprocessing.background_rgb, silent)
-    counts = {name: len(split) for name, split in splits.items()}
-    if len(counts) == 1:
-        held_out = round(counts["train"] * (options.val_split or SHARE_HELD_OUT))
-        counts = {"train": counts["train"] - held_out, "val": held_out}
-    return counts, len(class_names)
+def stage_seconds(configs: Mapping[str, Any], costs: Costs, rows: Mapping[str, int]) -> dict[str, float]:
+    """Seconds by stage of `rows` images by split, where an image costs so much. Loading images is not counted."""
+    vqgan: VQGANTrainConfig | None = configs.get("vqgan-train")
+    tokenize: TokenizeConfig | None = configs.get("tokenize")
+    train: TrainConfig | None = configs.get("train")
+    sample: SampleConfig | None = configs.get("sample")
+    held_out = rows[held_out_split(rows, "")]
+    reconstructing, seconds = held_out * costs.encoding * DECODING_TOO, {}
+    if vqgan:
+        schedule = vqgan_schedule(vqgan, rows)
+        passes = validations(schedule, vqgan.training.sample_and_save_freq)
+        seconds["vqgan-train"] = schedule.num_images * costs.vqgan_step + passes * reconstructing
+    seconds["vqgan-reconstruct"] = reconstructing
+    if tokenize:
+        encoded = sum(min(count, tokenize.limit or count) for count in rows.values())
+        seconds["tokenize"] = encoded * num_views(configs) * costs.encoding
+    if train:
+        held_out = min(held_out, tokenize.limit or held_out) if tokenize else held_out
+        schedule = gpt_schedule(train, rows, tokenize)
+        passes = validations(schedule, train.training.sample_and_save_freq)
+        seconds["train"] = (schedule.num_images + passes * held_out / STEP_PER_FORWARD) * costs.gpt_step
+    if sample:
+        seconds["sample"] = sample.sampling.num_samples * costs.sampling
+    return seconds if "report" not in configs else {**seconds, "report": PAGE_SECONDS}
 
 
-def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, num_images: int, size: int) -> float:
-    """Seconds per image of a training step, with the adversary if it ever comes."""
+def vqgan_schedule(config: VQGANTrainConfig, rows: Mapping[str, int]) -> Schedule:
+    """The steps of a training of the VQ-GAN on so many images."""
+    return _schedule(config.training, min(rows["train"], config.limit or rows["train"]))
+
+
+def gpt_schedule(config: TrainConfig, rows: Mapping[str, int], tokenize: TokenizeConfig | None) -> Schedule:
+    """The steps of a training of the GPT on the tokens of so many images."""
+    limit = tokenize.limit if tokenize else None
+    return _schedule(config.training, min(rows["train"], limit or rows["train"]))
+
+
+def _schedule(options: VQGANTrainingOptions | GPTTrainingOptions, num_rows: int) -> Schedule:
+    return Schedule(
+        seed=0,
+        num_rows=num_rows,
+        batch_size=options.batch_size,
+        n_epochs=options.n_epochs,
+        max_steps=options.max_steps,
+    )
+
+
+def validations(schedule: Schedule, every_epochs: int) -> int:
+    """How often a training is validated: every so many epochs, and at the end."""
+    return math.ceil(schedule.num_steps / schedule.steps_per_epoch / every_epochs)
+
+
+def num_views(configs: Mapping[str, Any]) -> int:
+    """How many views of an image `tokenize` encodes."""
+    tokenize: TokenizeConfig | None = configs.get("tokenize")
+    source: VQGANTrainConfig | TokenizeConfig = tokenize or configs["vqgan-train"]
+    return len((tokenize.views if tokenize else ()) or find_dataset(source.images.dataset).default_views)
+
+
+def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, whole: Schedule, size: int) -> float:
+    """Seconds per image of a training step, with the adversary if it ever comes in the whole training."""
     device, options = select_device(config.run.device), config.training
     count = max(1, min(options.batch_size, PIXELS // size**2))
-    whole = Schedule(seed=0, num_rows=num_images, batch_size=options.batch_size, n_epochs=options.n_epochs)
     weight = options.disc_weight if first_adversarial_step(options, whole) is not None else 0.0
     kind, _ = choose_perceptual_loss(options, size)
     perceptual_loss = untrained_perceptual_loss(kind).to(device) if kind else None
     images = torch.randint(256, (count, model.config.image_channels, size, size), dtype=torch.uint8)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     precision = resolve_precision(config.run.precision, device)
-    options = replace(options, disc_start=0, warmup=0, disc_weight=weight, codebook_start="uniform")
+    options = replace(options, disc_start=0, warmup=0, disc_weight=weight, codebook_start="uniform", max_steps=None)
     network = copy.deepcopy(model).to(device)  # a training changes it
     loaded, held_out = LoadedImages(images), partial(LoadedImages(images).passes, torch.arange(count), count)
     training = VQGANTraining(network, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)

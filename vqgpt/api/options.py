@@ -39,9 +39,10 @@ from vqgpt.options.paths import RUNS_FOLDER, CachePath, beside, cache_path, vqga
 from vqgpt.vqgan.options import VQGANOptions, VQGANTrainingOptions
 
 StageName = Literal[  # in the order they run
-    "vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample", "evaluate-samples"
+    "vqgan-train", "vqgan-reconstruct", "tokenize", "train", "sample", "evaluate-samples", "report"
 ]
 ROWS_ON_A_SHEET = 100
+SECONDS_IN = {"s": 1, "m": 60, "h": 3600}
 OF_ENCODER_OR_CODEBOOK = ("codebook", "codebook_decay", "revive_below", "codebook_weight", "remap", "normalise_latents")
 NO_FOLDERS = (".png", ".npz", ".zarr", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")  # by their names
 
@@ -313,7 +314,25 @@ class RunConfig:
     )
     data_root: Path | None = DATA_ROOT
     device: str = DEVICE
-    until: StageName = option("evaluate-samples", "The last stage to run.", group=RUN)
-    evaluate: bool = option(
-        True, "End with a short evaluation of the samples, in about a tenth of the time of the stages.", group=RUN
+    budget: str | None = option(
+        None,
+        "The time that the whole run may take here: 90s, 30m, 2h. A few steps of each stage are timed, and epochs and "
+        "widths of the recipe scaled to it; the plan is saved as runs/DATASET/budget-TIME.toml.",
+        group=RUN,
     )
+    until: StageName = option("report", "The last stage to run.", group=RUN)
+    evaluate: bool = option(
+        True, "Evaluate the samples for a short time, in about a tenth of the time of the stages.", group=RUN
+    )
+
+    def __post_init__(self) -> None:
+        budget = self.budget_seconds
+        check(budget is None or budget > 0, "budget", self.budget, "a time such as 90s, 30m or 1.5h")
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """The time that the run may take: None for as long as it takes, 0 if what was given is no time."""
+        if self.budget is None:
+            return None
+        found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smh])", self.budget)
+        return float(found[1]) * SECONDS_IN[found[2]] if found else 0.0

@@ -41,11 +41,14 @@ from vqgpt.progress import Notice, Report
 
 SHARE_FOR_EVALUATION = 0.1  # of the time of the stages
 SECONDS_FOR_EVALUATION = 10.0  # where that is not known
-SHOWN_OF_EVALUATION = ("samples", "figures", "class as asked for", "findings", "line")
-
 STAGES = get_args(StageName)
 NETWORKS = ("vqgan-train", "train")
-EVALUATION = STAGES[-1]
+EVALUATION: StageName = "evaluate-samples"
+REPORT: StageName = "report"
+AT_THE_END: dict[str, tuple[str, ...]] = {  # a pipeline is done without these; what is shown of their results
+    EVALUATION: ("samples", "figures", "class as asked for", "findings", "line"),
+    REPORT: ("page",),
+}
 TAKES_LONG = (*NETWORKS, "tokenize")  # a result of these is replaced only when that is asked for
 
 
@@ -113,8 +116,9 @@ def run(
         elif flags.dry_run:
             state = "stops without --overwrite" if stops else "would run"
             made_anew |= dict.fromkeys(stage.results, words)
-        elif stage.command.table == EVALUATION:
-            state, before, shown = evaluate(stage, now, outcomes, flags, report)
+        elif stage.command.table in AT_THE_END:
+            state, before, told = make_if_possible(in_its_time(stage, outcomes), now, flags, report)
+            shown |= told
         else:
             state, before = "done", make(stage, now, flags, report)[0]
         seconds = before.seconds if before else None
@@ -127,22 +131,23 @@ def run(
     return {"recipe": recipe, "stages": outcomes, **shown}
 
 
-def evaluate(
-    stage: Stage, now: Made, outcomes: Mapping[str, Mapping[str, Any]], flags: Flags, report: Report
-) -> tuple[str, Made | None, dict[str, Any]]:
-    """Evaluate in about a tenth of the time of the stages before: how that ended, its record, what of it is shown.
-
-    What is in its way is told, and the pipeline is done without it.
-    """
-    config = replace(stage.config, seconds=stage.config.seconds or seconds_for_evaluation(outcomes))
+def make_if_possible(stage: Stage, now: Made, flags: Flags, report: Report) -> tuple[str, Made | None, dict[str, Any]]:
+    """Run a stage that is not needed: how that ended, its record, what of it is shown. What is in its way is told."""
     try:
-        made, result = make(replace(stage, config=config), now, flags, report)
+        made, result = make(stage, now, flags, report)
     except (MissingDataError, InputError, UsageError) as error:
         stage.record.unlink(missing_ok=True)
-        report(Notice(text=f"no evaluation: {error.message}; {error.hint}"))
+        report(Notice(text=f"{stage.command.words} is left out: {error.message}; {error.hint}"))
         return "left out", None, {}
     shown = stage.command.shown(result)
-    return "done", made, {name: shown[name] for name in SHOWN_OF_EVALUATION if name in shown}
+    return "done", made, {name: shown[name] for name in AT_THE_END[stage.command.table] if name in shown}
+
+
+def in_its_time(stage: Stage, outcomes: Mapping[str, Mapping[str, Any]]) -> Stage:
+    """A stage at the end: an evaluation takes about a tenth of the time of the stages before, unless it says."""
+    if stage.command.table != EVALUATION or stage.config.seconds:
+        return stage
+    return replace(stage, config=replace(stage.config, seconds=seconds_for_evaluation(outcomes)))
 
 
 def seconds_for_evaluation(outcomes: Mapping[str, Mapping[str, Any]]) -> float:
@@ -178,11 +183,12 @@ def stages_of(
     samples = sample.out or samples_path(dataset)
     start = {"GPT that it starts from": train.checkpoint_gpt} if train.checkpoint_gpt else {}
     first = {"VQ-GAN that it starts from": train_vqgan.checkpoint_vae} if train_vqgan.checkpoint_vae else {}
-    decoder = {} if sample.tokens_only else {"VQ-GAN": sample.checkpoint_vae or train_vqgan.result}
+    decoded_by = sample.checkpoint_vae or train_vqgan.result
+    decoder = {} if sample.tokens_only else {"VQ-GAN": decoded_by}
     drawn = {"GPT": sample.checkpoint_gpt or gpt, **decoder}
     sheet = () if sample.tokens_only else (beside(samples, f"{samples.stem}.png"),)
     evaluation: EvaluateSamplesConfig = resolved(
-        EVALUATION, samples=str(samples), cache=tokens, checkpoint_vae=sample.checkpoint_vae or train_vqgan.result
+        EVALUATION, samples=str(samples), cache=tokens, checkpoint_vae=decoded_by
     )
 
     def stage(table: str, configured: Any, needs: Mapping[str, CachePath], *results: CachePath) -> Stage:
@@ -198,10 +204,12 @@ def stages_of(
         stage("train", train, {"token cache": tokens, **start}, gpt),
         stage("sample", sample, drawn, samples, *sheet),
     ]
+    seen, record = {"samples": samples, "token cache": tokens, **decoder}, evaluation.out or evaluation_path(dataset)
     if config.evaluate and not sample.tokens_only:
-        judged = {"samples": samples, "token cache": tokens, **decoder}
-        record = evaluation.out or evaluation_path(dataset)
-        stages.append(replace(stage(EVALUATION, evaluation, judged, record), images=tokenize.images, adds=True))
+        stages.append(replace(stage(EVALUATION, evaluation, seen, record), images=tokenize.images, adds=True))
+        seen = {**seen, "evaluation": record}
+    page = resolved(REPORT, runs=[str(RUNS_FOLDER / dataset)], checkpoint_vae=decoded_by)
+    stages.append(replace(stage(REPORT, page, {**drawn, **seen}, page.result), adds=True))
     if vqgan != train_vqgan.result:
         del stages[0]
     return [each for each in stages if STAGES.index(each.command.table) <= STAGES.index(config.until)]
@@ -226,11 +234,15 @@ def inputs_of(
 
 def _expected_seconds(stages: list[Stage], report: Report) -> dict[str, float]:
     """About how long each stage takes here; what is not known is left out."""
-    from vqgpt.api.estimates import stage_seconds
+    from vqgpt.api.estimates import known_images, measured, stage_seconds
 
+    configs = {stage.command.table: stage.config for stage in stages}
+    rows, num_classes = known_images(configs)
+    if not rows:
+        return {}
     report(Notice(text="timing a step of each stage, to say about how long they take here"))
     try:
-        return stage_seconds({stage.command.table: stage.config for stage in stages})
+        return stage_seconds(configs, measured(configs, rows, num_classes), rows)
     except VQGPTError:  # what is wrong with a stage is for the stage to say
         return {}
 

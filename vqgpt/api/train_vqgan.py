@@ -111,11 +111,15 @@ def _run(
             num_rows=len(splits["train"]),
             batch_size=config.training.batch_size,
             n_epochs=config.training.n_epochs,
+            max_steps=config.training.max_steps,
         )
         train_images, held_out = open_images(config, splits, preprocessing, schedule, report)
+    training = to_json(replace(config.training, perceptual=used))
+    if config.training.max_steps is None:  # there were states from before this option
+        del training["max_steps"]
     identity = {
         "architecture": to_json(model.config),
-        "training": to_json(replace(config.training, perceptual=used)),
+        "training": training,
         "images": images.sha256,
         "rows": [len(split) for split in splits.values()],
         "preprocessing": preprocessing.rule,

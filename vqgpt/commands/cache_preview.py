@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqgpt.api.options import EncoderOptions, SourceOptions
-from vqgpt.data.options import ImageOptions, Preprocessing
-from vqgpt.data.table import DATASETS, Dataset, find_dataset
+from vqgpt.data.options import Preprocessing
+from vqgpt.data.table import DATASETS, find_dataset
 from vqgpt.errors import InputError, MissingDataError
 from vqgpt.options.codec import one_line, to_json
 from vqgpt.options.definition import (
@@ -191,7 +191,7 @@ def source_images(
 
     from vqgpt.api.sources import tokenize_config
     from vqgpt.data.images import prepared_batches, row_batches
-    from vqgpt.data.reading import read_dataset
+    from vqgpt.data.reading import images_at_hand, read_dataset
     from vqgpt.vqgan.coding import images_per_pass
 
     why_alone = ""
@@ -208,7 +208,7 @@ def source_images(
     made_by = tokenize_config(config.cache, description, config.sources)
     dataset, options, size = find_dataset(description.dataset), made_by.images, description.image_size[0]
     found = None
-    if at_hand(dataset, options):
+    if images_at_hand(dataset, options):
         try:
             found = read_dataset(dataset, options, size, report)
         except MissingDataError as error:
@@ -237,15 +237,6 @@ def source_images(
     )
     batches = row_batches(0, len(of_rows), images_per_pass(size, size))
     return np.concatenate(list(prepared_batches(of_rows, batches, preprocessing, options.workers)))
-
-
-def at_hand(dataset: Dataset, options: ImageOptions) -> bool:
-    """True if the images can be read without a download."""
-    from vqgpt.data.downloads import is_here
-
-    if dataset.reader == "folder":
-        return options.data_root is not None and options.root.exists()
-    return dataset.source == "embedded" or is_here(dataset, options.root)
 
 
 def compare(

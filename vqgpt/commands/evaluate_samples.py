@@ -227,9 +227,9 @@ def class_figures(
     split = held_out_or_none(cache.split_names) if cache else None
     if cache and split and cache.description.class_names == names:
         decoded = cache_images(cache, split, config.sources).drawn(min(config.limit or MOST_HELD_OUT, MOST_HELD_OUT))
-        of_reconstructions = consistency(seen_classes(decoded, classifier, report), decoded.labels, config.seed)
+        of_reconstructions = consistency(seen_classes(decoded, classifier, report), decoded.labels, config.seed, names)
     return {
-        "samples": consistency(seen, labels_among(sets.samples, names), config.seed),
+        "samples": consistency(seen, labels_among(sets.samples, names), config.seed, names),
         "reconstructions": of_reconstructions,
         "real_held_out_images": {"share": classifier.accuracy},
         "classifier": dict(classifier.about),

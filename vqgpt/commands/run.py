@@ -15,7 +15,7 @@ from vqgpt.data.table import find_dataset
 from vqgpt.errors import UsageError
 from vqgpt.options.definition import Command, Flags, resolve
 from vqgpt.options.paths import RUNS_FOLDER
-from vqgpt.options.recipe import load_recipe, recipe_path, recipes
+from vqgpt.options.recipe import load_recipe, recipe_path, recipe_toml, recipes
 from vqgpt.progress import Notice, Report
 from vqgpt.storage.files import write_atomically
 
@@ -43,6 +43,8 @@ def run(config: RunConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     from vqgpt.commands import all_commands
 
     recipe, content = recipe_of(config, flags, report)
+    if config.budget is not None:
+        recipe, content = plan_of(config, recipe, content, flags, report)
     return run.run(config, recipe, content, flags, all_commands(), report)
 
 
@@ -72,6 +74,39 @@ def recipe_of(config: RunConfig, flags: Flags, report: Report) -> tuple[Path, di
             return path, tomllib.loads(text)
     report(Notice(text=f"recipe: {path}"))
     return path, load_recipe(path)
+
+
+def plan_of(
+    config: RunConfig, recipe: Path, content: dict[str, Any], flags: Flags, report: Report
+) -> tuple[Path, dict[str, Any]]:
+    """The recipe scaled to `--budget`: the plan that was saved, or one that is made, shown and saved.
+
+    Raises UsageError if the one that was saved is of another recipe, or if the time is too short.
+    """
+    from vqgpt.api.budget import is_plan_of, planned
+    from vqgpt.commands import all_commands
+
+    dataset = config.dataset or content.get("dataset", "")
+    path = RUNS_FOLDER / dataset / f"budget-{config.budget}.toml"
+    if path.exists() and not flags.overwrite:
+        saved = load_recipe(path)
+        if not is_plan_of(saved, content):
+            raise UsageError(
+                f"{path} was planned for another recipe than {recipe}",
+                "give --overwrite to plan anew, or run it with --recipe",
+            )
+        report(Notice(text=f"plan: {path}, as saved"))
+        return path, saved
+    plan, expected = planned(config, content, str(recipe), all_commands(), report)
+    stages = ", ".join(f"{table} {value:.0f} s" for table, value in expected.items())
+    told = f"# The recipe {recipe.stem}, scaled to {config.budget} on this machine. Expected: {stages}."
+    text = f"{told}\n{recipe_toml(plan)}"
+    where = "" if flags.dry_run else f", saved as {path}"
+    for line in (f"the plan for {config.budget}{where}:", *text.splitlines()):
+        report(Notice(text=line))
+    if not flags.dry_run:
+        write_atomically(path, text.encode())
+    return path, plan
 
 
 def choose_recipe(data_root: Path | None, device_name: str, report: Report) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqgpt.data.checking import check_images
-from vqgpt.data.downloads import ensure_files, existing_files, remedy
+from vqgpt.data.downloads import ensure_files, existing_files, is_here, remedy
 from vqgpt.data.folder import read_folder
 from vqgpt.data.images import ArrayImages, FileImages, ImageDataset, ImageSplit, digest, hold_out
 from vqgpt.data.listings import Listing, read_celeba, read_dtd, read_imagenet, read_places365, read_tinyimagenet
@@ -44,6 +44,13 @@ READERS_OF_FILES = {
     "imagenet": read_imagenet,
     "celeba": read_celeba,
 }
+
+
+def images_at_hand(dataset: Dataset, options: ImageOptions) -> bool:
+    """True if the images can be read without a download."""
+    if dataset.reader == "folder":
+        return options.data_root is not None and options.root.exists()
+    return dataset.source == "embedded" or is_here(dataset, options.root)
 
 
 def check_options(dataset: Dataset, options: ImageOptions) -> None:

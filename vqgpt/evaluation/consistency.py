@@ -108,10 +108,17 @@ def seen_classes(images: ImageSet, classifier: Classifier, report: Report) -> ND
     return np.concatenate(found)
 
 
-def consistency(seen: NDArray[np.int64], asked: NDArray[np.int64], seed: int) -> dict[str, Any] | None:
-    """The share of images in which the class asked for is seen, with its interval; None if none was asked for."""
+def consistency(
+    seen: NDArray[np.int64], asked: NDArray[np.int64], seed: int, class_names: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
+    """The share of images in which the class asked for is seen, with its interval; None if none was asked for.
+
+    Also the share of each class that was asked for, by name.
+    """
     right = (seen == asked)[asked >= 0].astype(np.float64)
     if not len(right):
         return None
     low, high = interval(Estimate.mean_of(right), seed)
-    return {"images": len(right), "share": float(right.mean()), "low": low, "high": high}
+    numbers = {name: number for number, name in enumerate(class_names) if (asked == number).any()}
+    by_class = {name: float((seen == asked)[asked == number].mean()) for name, number in numbers.items()}
+    return {"images": len(right), "share": float(right.mean()), "low": low, "high": high, "by_class": by_class}

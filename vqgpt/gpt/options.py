@@ -7,7 +7,18 @@ from typing import Any, Literal
 from vqgpt.gpt.architecture import ARCH_HELP, ARCHITECTURES, Arch, Architecture, head_multiple
 from vqgpt.gpt.order import ORDER_HELP, FixedOrder, Order
 from vqgpt.options.codec import to_json
-from vqgpt.options.definition import BATCH_SIZE, EMA, GRAD_CLIP, N_EPOCHS, SAMPLE_AND_SAVE_FREQ, TRAINING, check, option
+from vqgpt.options.definition import (
+    BATCH_SIZE,
+    EMA,
+    GRAD_CLIP,
+    MAX_STEPS,
+    N_EPOCHS,
+    SAMPLE_AND_SAVE_FREQ,
+    TRAINING,
+    check,
+    check_positive,
+    option,
+)
 
 MODEL = "GPT"
 SAMPLING = "Sampling"
@@ -122,9 +133,7 @@ class GPTTrainingOptions:
 
     batch_size: int = BATCH_SIZE
     n_epochs: int = N_EPOCHS
-    max_steps: int | None = option(
-        None, "Stop after this many optimiser steps, if the epochs are longer.", group=TRAINING
-    )
+    max_steps: int | None = MAX_STEPS
     patience: int = option(
         0, "Stop after this many validations without a lower held-out loss; 0 for never.", group=TRAINING
     )
@@ -214,10 +223,8 @@ class GPTTrainingOptions:
     )
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "n_epochs", "lr", "grad_accum", "sample_and_save_freq", "keep_last", "shuffle_buffer")
-        for name in positive:
-            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(self.max_steps is None or self.max_steps > 0, "max_steps", self.max_steps, "positive")
+        check_positive(self, "batch_size", "n_epochs", "max_steps", "lr", "grad_accum", "sample_and_save_freq")
+        check_positive(self, "keep_last", "shuffle_buffer")
         for name in ("patience", "warmup", "weight_decay", "grad_clip", "alignment"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("ema", "token_dropout"):

@@ -8,6 +8,7 @@ Options that several commands have are the fields in capitals, given to each cla
 (`out_option`). Must not import torch: `vqgpt --help` reads these classes.
 """
 
+import functools
 import shlex
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -194,6 +195,7 @@ IMAGES_PER_PASS = option(256, "Images per pass of the encoder.", group=RUN)
 SHOW = option(False, "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel).", group=RUN)
 BATCH_SIZE = option(256, "Images per optimiser step, over all processes.", group=TRAINING)
 N_EPOCHS = option(100, "Passes over the training set.", group=TRAINING)
+MAX_STEPS = option(None, "Stop after this many optimiser steps, if the epochs are longer.", group=TRAINING)
 GRAD_CLIP = option(1.0, "Largest norm of the gradient; 0 for no limit.", group=TRAINING)
 EMA = option(
     0.0, "Keep a moving average of the weights with this decay, and use it as the result; 0 for none.", group=TRAINING
@@ -270,7 +272,7 @@ class Command:
         """All its options, its own first."""
         return [*options_of(self.config), *options_of(self.flags)]
 
-    @property
+    @functools.cached_property
     def recipe_keys(self) -> dict[str, str]:
         """Its keys in a recipe, and the fields that they set."""
         return {item.key: item.name for item in options_of(self.config)}

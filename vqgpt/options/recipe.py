@@ -1,5 +1,6 @@
 """Recipes: TOML files with what a dataset's pipeline sets differently from the defaults. Must not import torch."""
 
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -87,6 +88,19 @@ def load_recipe(path: Path) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", "correct the file at that place") from None
+
+
+def recipe_toml(content: Mapping[str, Any]) -> str:
+    """The keys and tables of a recipe as TOML. Inverse of `tomllib.loads`."""
+    tables = {key: value for key, value in content.items() if isinstance(value, Mapping)}
+    shared = {key: value for key, value in content.items() if key not in tables}
+    parts = [_lines(shared), *(f"\n[{table}]\n{_lines(values)}" for table, values in tables.items())]
+    return "".join(parts)
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    # TOML writes text, numbers, truth values and lists of them as JSON does
+    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
 
 
 def _check_known(name: str, known: Iterable[str], message: str) -> None:

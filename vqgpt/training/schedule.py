@@ -116,8 +116,16 @@ class Schedule:
 
     def images_after(self, step: Step) -> int:
         """Images seen when a step is done."""
-        batches = step.index + 1 - step.epoch * self.steps_per_epoch
-        return step.epoch * self.num_rows + min(batches * self.batch_size, self.num_rows)
+        return self._images_in(step.index + 1)
+
+    @property
+    def num_images(self) -> int:
+        """Images seen in all, as often as they are."""
+        return self._images_in(self.num_steps)
+
+    def _images_in(self, steps: int) -> int:
+        epochs, batches = divmod(steps, self.steps_per_epoch)
+        return epochs * self.num_rows + min(batches * self.batch_size, self.num_rows)
 
 
 def check_finite(value: float, name: str, step: Step) -> None:

@@ -8,11 +8,13 @@ from vqgpt.options.definition import (
     BATCH_SIZE,
     EMA,
     GRAD_CLIP,
+    MAX_STEPS,
     N_EPOCHS,
     REMAP,
     SAMPLE_AND_SAVE_FREQ,
     TRAINING,
     check,
+    check_positive,
     option,
 )
 
@@ -87,6 +89,7 @@ class VQGANTrainingOptions:
 
     batch_size: int = BATCH_SIZE
     n_epochs: int = N_EPOCHS
+    max_steps: int | None = MAX_STEPS
     optimizer: Literal["muon", "adam"] = option(
         "muon",
         "What moves the weights: Muon for the kernels between the first and the last convolution and Adam (betas 0.5, "
@@ -165,9 +168,7 @@ class VQGANTrainingOptions:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_epochs", "sample_and_save_freq"):
-            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        check(self.lr is None or self.lr > 0, "lr", self.lr, "positive")
+        check_positive(self, "batch_size", "n_epochs", "max_steps", "sample_and_save_freq", "lr")
         at_least_zero = ("grad_clip", "disc_weight", "disc_start", "warmup", "codebook_weight")
         for name in (*at_least_zero, "perceptual_weight", "revive_below"):
             check((getattr(self, name) or 0) >= 0, name, getattr(self, name), "0 or more")

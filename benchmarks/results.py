@@ -1,0 +1,206 @@
+"""How good the pictures of a dataset are: by its recipe, or by GenerativeZoo's settings in the same time.
+
+    python benchmarks/results.py mnist --data-root DATA_ROOT [--baseline] [--seeds 0 1 2] [--work results]
+    python benchmarks/results.py cifar10 --data-root FOLDER
+
+The FOLDER of one's own images has train/CLASS/*.png and test/CLASS/*.png. Each run has a folder of its own below
+--work: `vqgpt run` takes it from images to pictures; the baseline has `--budget`, the time that the recipe is meant
+for. Then `vqgpt sample` draws as many images as there are to be judged, the first ones of seed 0, and the three `vqgpt
+evaluate` say how good they are. The test split judges, once; a part of the training split is held out for all that was
+chosen.
+
+Figures of a run are appended to results.jsonl as they come, and what is there is not run again. Prints a table in
+Markdown and draws NAME.png: real test images beside samples of the same classes. For a machine that does nothing else.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comparison import table
+
+from vqgpt.api.image_sets import find_images
+from vqgpt.api.options import SourceOptions
+from vqgpt.data.image_sets import ImageSet
+from vqgpt.options.definition import resolve
+from vqgpt.options.recipe import load_recipe, recipe_toml, recipes
+from vqgpt.pictures.sheet import contact_sheet
+from vqgpt.progress import silent
+
+Record = dict[str, Any]
+RECIPE, BASELINE = "the recipe", "GenerativeZoo's settings"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A dataset: its recipe, the side of its images in pixels, the minutes of a run, the samples that are judged."""
+
+    recipe: str
+    size: int
+    minutes: int
+    samples: int = 10_000
+    own_images: bool = False
+
+
+CASES = {
+    "digits": Case(recipe="digits", size=16, minutes=2, samples=2_000),
+    "mnist": Case(recipe="mnist", size=32, minutes=30),
+    "cifar10": Case(recipe="cifar10", size=32, minutes=60, own_images=True),
+    "pneumoniamnist": Case(recipe="pneumoniamnist", size=32, minutes=60, samples=2_000),
+    "emoji": Case(recipe="emoji", size=64, minutes=60, samples=2_000, own_images=True),
+}
+GENERATIVEZOO: dict[str, Record] = {  # the defaults of ours that are not its own, and what its GPT has
+    "vqgan-train": {
+        "n_embed": 128,
+        "codebook": "loss",
+        "codebook_start": "uniform",
+        "normalise_latents": False,
+        "norm_groups": 32,
+        "optimizer": "adam",
+        "lr_schedule": "constant",
+    },
+    "tokenize": {"views": ["identity"]},
+    "train": {"n_layer": 6, "n_head": 8, "embed_dim_t": 64, "order": "s-pattern", "lr": 1e-4},
+    "sample": {"num_samples": 100},
+}
+COLUMNS = {
+    "minutes": ("minutes", ".1f"),
+    "psnr_db": ("PSNR, dB", ".1f"),
+    "rfid": ("rFID", ".1f"),
+    "fid": ("FID", ".1f"),
+    "kid": ("KID", ".4f"),
+    "mind": ("MIND", ".1f"),
+    "precision": ("precision", ".2f"),
+    "recall": ("recall", ".2f"),
+    "bits_per_token": ("bits per token", ".3f"),
+    "bits_of_unigram": ("by frequency", ".2f"),
+    "consistency": ("class as asked for", ".3f"),
+    "copies": ("copies", ".0f"),
+    "images_per_second": ("samples/s", ".0f"),
+}
+
+
+def vqgpt(folder: Path, seed: int, *words: object) -> Any:
+    """The result of a command that is run in a folder."""
+    command = [sys.executable, "-m", "vqgpt", *map(str, words), "--json"]
+    environment = {**os.environ, "VQGPT_SEED": str(seed)}
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def recipe_of(case: Case, setting: str, data_root: Path | None) -> Record:
+    """What the run of a dataset says, with its images."""
+    content = load_recipe(recipes()[case.recipe])
+    if setting == BASELINE:
+        theirs = {**GENERATIVEZOO, "vqgan-train": {**GENERATIVEZOO["vqgan-train"], "size": case.size}}
+        content = {"dataset": content["dataset"], **theirs}
+    if case.own_images:
+        content |= {"dataset": "folder", "val_split": content.get("val_split", 0.1)}
+    return content if data_root is None else {**content, "data_root": str(data_root.resolve())}
+
+
+def measure(case: Case, setting: str, seed: int, folder: Path, data_root: Path | None, features: str) -> Record:
+    """The figures of one run, which goes on where it was interrupted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = recipe_of(case, setting, data_root)
+    (folder / "recipe.toml").write_text(recipe_toml(content))
+    dataset, budget = content["dataset"], ["--budget", f"{case.minutes}m"] if setting == BASELINE else []
+    run = vqgpt(folder, seed, "run", "--recipe", "recipe.toml", "--no-evaluate", *budget)
+    seconds = {stage: told["seconds"] or 0.0 for stage, told in run["stages"].items()}
+    where = ["--data-root", data_root.resolve()] if data_root else []
+    drawn = ("--num-samples", case.samples, "--tokens-only", "--out", "judged.zarr")
+    sampled = vqgpt(folder, 0, "sample", "--recipe", "recipe.toml", *drawn)
+    tokenizer = vqgpt(
+        folder, 0, "evaluate", "tokenizer", "--dataset", dataset, *where, *_asked(case, content, features)
+    )
+    gpt = vqgpt(folder, 0, "evaluate", "gpt", "--dataset", dataset, "--limit", 0)
+    against = f"{data_root.resolve()}:test" if case.own_images and data_root else f"{dataset}:test"
+    judge = ("evaluate", "samples", "judged.zarr", "--against", against, *where, "--features", features, "--limit", 0)
+    samples = vqgpt(folder, 0, *judge)
+    held_out = next(name for name in gpt["splits"] if name != "train")
+    reconstructed, figures = tokenizer["splits"]["test"], samples["figures"]
+    distance = next(name for name in figures if name in ("FID", "FD-lite0", "FD-classifier"))
+    classes, copies = samples.get("class_consistency") or {}, samples.get("copies_by_tokens") or {}
+    return {
+        "minutes": sum(seconds.values()) / 60,
+        "minutes_by_stage": {stage: value / 60 for stage, value in seconds.items()},
+        "psnr_db": reconstructed["psnr_db"],
+        "rfid": reconstructed["reconstructions"][distance]["value"],
+        "fid": figures[distance]["value"],
+        **{name.lower(): figures[name]["value"] for name in ("KID", "MIND", "precision", "recall")},
+        "bits_per_token": gpt["splits"][held_out]["bits_per_token"],
+        "bits_of_unigram": gpt["baselines"]["unigram_by_position"]["bits_per_token"],
+        "consistency": (classes.get("samples") or {}).get("share", float("nan")),
+        "copies": (copies.get("samples") or {}).get("copies", 0),
+        "images_per_second": sampled["images_per_second"],
+        "findings": samples["findings"],
+    }
+
+
+def _asked(case: Case, content: Record, features: str) -> list[object]:
+    """What `evaluate tokenizer` is asked for: the test split, prepared as the VQ-GAN was fed."""
+    held_out = ["--val-split", content["val_split"]] if "val_split" in content else []
+    return ["--split", "test", "--features", features, "--limit", case.samples, *held_out]
+
+
+def sheet(case: Case, folder: Path, data_root: Path | None, out: Path, columns: int = 8) -> None:
+    """Draw the first real test images of each class, and beside them the first samples of it."""
+    content = recipe_of(case, RECIPE, data_root)
+    options = resolve(SourceOptions, {"data_root": data_root, "checkpoint_vae": None})
+    os.chdir(folder)
+    samples = find_images("judged.zarr", None, None, options, silent)
+    source = f"{data_root.resolve()}:test" if case.own_images and data_root else f"{content['dataset']}:test"
+    real = find_images(source, case.size, samples, options, silent)
+    rows = []
+    for name in real.class_names or ("",):
+        rows += [*_first(real, name, columns), *_first(samples, name, columns)]
+    contact_sheet(np.stack(rows), [""] * len(rows), 2 * columns).save(out)
+
+
+def _first(images: ImageSet, name: str, count: int) -> list[Any]:
+    """The first images of a class, or of all where there are no classes; white where there are too few."""
+    labels = images.labels
+    wanted = np.flatnonzero(labels == images.class_names.index(name)) if name else np.arange(len(images))
+    found = list(images.images(wanted[:count].tolist())) if len(wanted) else []
+    return found + [np.full(images.shape, 255, dtype=np.uint8)] * (count - len(found))
+
+
+def main() -> None:
+    """Run what has not been run yet, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=CASES)
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--baseline", action="store_true", help="GenerativeZoo's settings in the same time")
+    parser.add_argument("--features", default="inception")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path, default=Path("results"))
+    arguments = parser.parse_args()
+    case, setting = CASES[arguments.name], BASELINE if arguments.baseline else RECIPE
+    work = arguments.work.resolve()
+    log = work / "results.jsonl"
+    results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    folders = {
+        seed: work / f"{arguments.name}-{'baseline' if arguments.baseline else 'recipe'}-{seed}"
+        for seed in arguments.seeds
+    }
+    for seed, folder in folders.items():
+        key = {"name": arguments.name, "variant": setting, "seed": seed, "features": arguments.features}
+        if any(key.items() <= result.items() for result in results):
+            continue
+        results.append({**key, **measure(case, setting, seed, folder, arguments.data_root, arguments.features)})
+        with open(log, "a") as file:
+            file.write(json.dumps(results[-1]) + "\n")
+    here = [result for result in results if result["name"] == arguments.name]
+    print(table(here, arguments.name, (RECIPE, BASELINE), COLUMNS))
+    if setting == RECIPE:
+        sheet(case, folders[arguments.seeds[0]], arguments.data_root, work / f"{arguments.name}.png")
+
+
+if __name__ == "__main__":
+    main()
