@@ -62,8 +62,6 @@ VARIANTS: dict[str, Record] = {
     "token noise 1": {"token_noise": 1.0},
     "token noise 0.5": {"token_noise": 0.5},
     "token noise 0.25": {"token_noise": 0.25},
-    "alignment": {"alignment": 1.0},
-    "alignment and token noise 1 (reAR)": {"alignment": 1.0, "token_noise": 1.0},
     "token dropout 0.1": {"token_dropout": 0.1},
     "dropout 0.1": {"dropout_t": 0.1},
     "labels never dropped": {"label_dropout": 0.0},
@@ -106,8 +104,7 @@ def steps_of(cache: TokenCache, options: Record, seconds: float) -> int:
         n_epochs=1000,
         max_steps=TIMED_STEPS,
     )
-    codebook = torch.from_numpy(cache.codebook())
-    training = GPTTraining(model, rows, held_out, config.training, schedule, "fp32", architecture, codebook)
+    training = GPTTraining(model, rows, held_out, config.training, schedule, "fp32", architecture)
     return steps_that_fit(seconds, training)
 
 

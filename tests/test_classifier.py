@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from vqgpt.evaluation.classifier import (
     save_classifier,
 )
 from vqgpt.evaluation.classifier_training import expected_seconds, train_classifier
+from vqgpt.evaluation.consistency import consistency
 from vqgpt.progress import silent
 from vqgpt.storage.checkpoint import save_checkpoint
 
@@ -214,3 +216,11 @@ def test_a_damaged_file_and_weights_that_are_not_finite_are_refused(classifier, 
     save_checkpoint(path, "classifier", {**content, "model": weights, "figures": {"accuracy": 1.0}, "about": {}})
     with pytest.raises(InputError, match="not all finite"):
         load_classifier(path, CPU)
+
+
+def test_consistency_is_told_of_all_images_and_of_each_class():
+    seen, asked = np.array([0, 1, 1, 0, 2]), np.array([0, 0, 1, -1, 1])
+    found = consistency(seen, asked, 0, ("zero", "one", "none"))
+    assert (found["images"], found["share"]) == (4, 0.5)
+    assert found["by_class"] == {"zero": 0.5, "one": 0.5}
+    assert consistency(seen, np.full(5, -1), 0, ("zero", "one")) is None

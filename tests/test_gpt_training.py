@@ -37,13 +37,13 @@ def new_model(condition="none", labels=0, **changes):
     return model
 
 
-def new_training(rows=40, precision="fp32", model=None, codebook=None, **options):
+def new_training(rows=40, precision="fp32", model=None, **options):
     model = model or new_model()
     codes = torch.randint(16, (rows, 2, 4, 4), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     data = TokenGrids(codes=codes, labels=torch.full((rows,), -1))
     options = GPTTrainingOptions(**{"batch_size": 40, "lr": 1e-3, "warmup": 0, "n_epochs": 4, **options})
     schedule = Schedule(seed=3, num_rows=rows, batch_size=options.batch_size, n_epochs=4, max_steps=options.max_steps)
-    return GPTTraining(model, data, data, options, schedule, precision, codebook=codebook)
+    return GPTTraining(model, data, data, options, schedule, precision)
 
 
 def trained(training):

@@ -40,7 +40,6 @@ from vqgpt.vqgan.training import VQGANTraining
 
 PIXELS = 2**15  # of the images of a timed step
 TOKENS = 2**13
-CODE_DIMENSION = 8  # of the codebook that an alignment is to; hardly any time depends on it
 MOST_STEPS = 4
 LONG_SECONDS = 2.0  # for more than two steps
 DECODING_TOO = 2.5  # times as long as encoding alone
@@ -222,8 +221,7 @@ def _gpt_step_seconds(model: GPT, config: TrainConfig) -> float:
     if shape.num_classes < 2:  # of which the training itself will complain
         options = replace(options, finetune=None, cca_scale=CCA_SCALE, cca_weight=CCA_WEIGHT)
     precision = resolve_precision(config.run.precision, device)
-    codebook = torch.randn(shape.codebook_size, CODE_DIMENSION)
-    training = GPTTraining(model.to(device), rows, rows, options, schedule, precision, codebook=codebook)
+    training = GPTTraining(model.to(device), rows, rows, options, schedule, precision)
     steps = schedule.steps(0)
     return _seconds(lambda: training.take_step(next(steps))["loss"]) / count
 

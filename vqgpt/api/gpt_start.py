@@ -20,7 +20,7 @@ from vqgpt.tokens import TokenCache
 
 LATER_OPTIONS = {
     *("random_until", "anneal_until", "token_noise", "token_noise_until"),
-    *("finetune", "cca_scale", "cca_weight", "alignment"),
+    *("finetune", "cca_scale", "cca_weight"),
 }
 
 

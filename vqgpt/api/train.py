@@ -127,11 +127,6 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     if cache.description.unverified or not cache.description.knows_its_vqgan:
         report(Notice(text=doubt))
     architecture, codebook = gpt_config(config, cache), torch.from_numpy(cache.codebook())
-    if options.alignment and not codebook.any():
-        raise UsageError(
-            f"{cache.path} has codes that were imported without their codebook, so there is nothing to align to",
-            "leave --alignment out, or import the codes with --checkpoint-vae",
-        )
     check_finetuning(config, architecture)
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
@@ -173,9 +168,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         stream=stream,
     )
     job = GPTJob(
-        training=GPTTraining(
-            model.to(device), train_rows, held_out, options, schedule, precision, architecture, codebook
-        ),
+        training=GPTTraining(model.to(device), train_rows, held_out, options, schedule, precision, architecture),
         result=result,
         pictures=[result.with_suffix(suffix) for suffix in (".samples.png", ".samples.npy")],
         identity=identity,

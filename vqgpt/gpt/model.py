@@ -9,7 +9,7 @@ Letters: B batch, S tokens of a call, T tokens per image, K codebook size, D wid
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import assert_never, cast
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqgpt.gpt.alignment import Alignment
 from vqgpt.gpt.architecture import activate, mlp_widths
 from vqgpt.gpt.attention import Attention, Cache, Norm, Rotary, Rotation, dropout
 from vqgpt.gpt.options import GPTConfig, GPTOptions
@@ -114,21 +113,6 @@ class GPT(nn.Module):
         sequence; with a cache, those from its place on. `added`, where given, is for the start token
         (`add_to_start`), and `masks` are the dropout.
         """
-        last: Tensor | None = None
-        for stream in self.streams(tokens, cells, cache, added, masks):
-            last = stream  # one by one: only training has to keep them
-        assert last is not None
-        return self.logits(last)
-
-    def streams(
-        self,
-        tokens: Tensor,
-        cells: Tensor,
-        cache: Cache | None = None,
-        added: Tensor | None = None,
-        masks: Masks | None = None,
-    ) -> Iterator[Tensor]:
-        """The residual stream (B, S, D) after each block, of what `forward` takes."""
         places = slice(0, tokens.shape[1]) if cache is None else cache.places(tokens.shape[1])
         x = self.embed(tokens, cells, places)
         if added is not None:
@@ -137,7 +121,7 @@ class GPT(nn.Module):
         x = dropout(x, self.config.options.dropout_t, masks, self.training)
         for layer, block in enumerate(cast(nn.ModuleList, self.transformer["h"])):
             x = block(x, rotation, partial(cache.attend, layer) if cache else None, masks)
-            yield x
+        return self.logits(x)
 
     def logits(self, stream: Tensor) -> Tensor:
         """The last stream (B, S, D) -> (B, S, K) float32."""
@@ -203,33 +187,20 @@ class GPT(nn.Module):
         views: Tensor | None = None,
         shown: Tensor | None = None,
         masks: Masks | None = None,
-        alignment: Alignment | None = None,
     ) -> Tensor:
         """Mean cross-entropy in nats per token of code sequences (B, T), given labels and views as `start` takes them.
 
-        `cells` are as `forward` takes them. Where `shown` (B, T) is given, it is the input in place of the codes. The
-        loss of an `alignment`, where given, is added.
+        `cells` are as `forward` takes them. Where `shown` (B, T) is given, it is the input in place of the codes.
         """
-        shown = codes if shown is None else shown
-        if alignment is None:
-            logits = self.predictions(shown, labels, cells, views, masks)
-            return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
-        inputs, added = self.inputs(shown, labels, views)
-        streams = list(self.streams(inputs, cells, None, added, masks))
-        loss = F.cross_entropy(self.logits(streams[-1]).flatten(0, 1), codes.flatten())
-        return loss + alignment(streams, codes, shown)
+        logits = self.predictions(codes if shown is None else shown, labels, cells, views, masks)
+        return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
 
     def predictions(
         self, codes: Tensor, labels: Tensor, cells: Tensor, views: Tensor | None = None, masks: Masks | None = None
     ) -> Tensor:
         """Logits (B, T, K) for each token of sequences (B, T), from those before it, in one pass."""
-        inputs, added = self.inputs(codes, labels, views)
-        return self(inputs, cells, added=added, masks=masks)
-
-    def inputs(self, codes: Tensor, labels: Tensor, views: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What predicts sequences (B, T): the start and all codes but the last, and what is added to the start."""
         start, added = self.start(labels, views)
-        return torch.cat([start, codes[:, :-1]], dim=1), added
+        return self(torch.cat([start, codes[:, :-1]], dim=1), cells, added=added, masks=masks)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqgpt.gpt.alignment import Alignment
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTTrainingOptions
 from vqgpt.training.muon import Muon
@@ -19,13 +18,10 @@ from vqgpt.training.weights import StateMisfitError, check_optimizer, is_part, l
 
 
 class Optimizer:
-    """Clips gradients and moves weights, with weight decay on matrices and embeddings, none on biases and norms.
+    """Clips gradients and moves weights, with weight decay on matrices and embeddings, none on biases and norms."""
 
-    Those of an alignment too, where there is one.
-    """
-
-    def __init__(self, model: GPT, options: GPTTrainingOptions, alignment: Alignment | None = None) -> None:
-        self.parameters = [*model.parameters(), *(alignment.parameters() if alignment else ())]
+    def __init__(self, model: GPT, options: GPTTrainingOptions) -> None:
+        self.parameters = list(model.parameters())
         self.largest_norm = options.grad_clip or math.inf
         self.stopped = torch.zeros((), device=self.parameters[0].device)  # 1 once a step was not finite
         muon = [p for p in model.transformer["h"].parameters() if p.ndim == 2] if options.optimizer == "muon" else []

@@ -186,11 +186,6 @@ class GPTTrainingOptions:
         "With --finetune cca, the weight of other classes (lambda): more is more like guidance.",
         group=TRAINING,
     )
-    alignment: float = option(
-        0.0,
-        "Weight of a loss that has the network tell the vectors of the codebook which its tokens mean (reAR).",
-        group=TRAINING,
-    )
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
@@ -225,7 +220,7 @@ class GPTTrainingOptions:
     def __post_init__(self) -> None:
         check_positive(self, "batch_size", "n_epochs", "max_steps", "lr", "grad_accum", "sample_and_save_freq")
         check_positive(self, "keep_last", "shuffle_buffer")
-        for name in ("patience", "warmup", "weight_decay", "grad_clip", "alignment"):
+        for name in ("patience", "warmup", "weight_decay", "grad_clip"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("ema", "token_dropout"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
@@ -239,7 +234,6 @@ class GPTTrainingOptions:
             for name in (
                 "patience",
                 "shard",
-                "alignment",
                 "token_noise",
                 "token_dropout",
                 "random_until",
@@ -247,7 +241,6 @@ class GPTTrainingOptions:
             ):
                 check(not getattr(self, name), name, getattr(self, name), "left out with --finetune cca")
             check(self.compile != "on", "compile", self.compile, "left out with --finetune cca")
-        check(not (self.alignment and self.shard), "alignment", self.alignment, "0 with --shard")
         check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
         until = self.token_noise_until
         check(until is None or 0 < until <= 1, "token_noise_until", until, "above 0 and at most 1")

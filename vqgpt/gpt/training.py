@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vqgpt.gpt.alignment import Alignment
 from vqgpt.gpt.contrast import Contrast
 from vqgpt.gpt.draws import draw_for_step
 from vqgpt.gpt.model import GPT, with_one_order
@@ -29,7 +28,6 @@ from vqgpt.kernels.attention import Masks
 from vqgpt.runtime.device import (
     autocast,
     cut_short_when_alone,
-    derived_seed,
     fewest_rows,
     local_rows,
     local_share,
@@ -60,8 +58,7 @@ STEPS_BETWEEN_READS = 16  # on a GPU, which works ahead
 class GPTTraining:
     """A GPT in training; the model, the batches and the held-out set are on one device.
 
-    `result_config`, where given, is that of the network for one order which a model for any order ends as. `codebook`
-    (K, E) float32 is what the codes mean; `options.alignment` needs it.
+    `result_config`, where given, is that of the network for one order which a model for any order ends as.
     """
 
     def __init__(
@@ -73,7 +70,6 @@ class GPTTraining:
         schedule: Schedule,
         precision: str,
         result_config: GPTConfig | None = None,
-        codebook: Tensor | None = None,
     ) -> None:
         self.model, self.train, self.held_out = model, train, held_out
         self.options, self.schedule, self.precision = options, schedule, precision
@@ -93,12 +89,7 @@ class GPTTraining:
                         block.compile()
                 shard(network, blocks)
         self.contrast = Contrast(model, options.cca_scale, options.cca_weight) if cca else None
-        self.alignment: Alignment | None = None
-        if options.alignment:
-            assert codebook is not None
-            torch.manual_seed(derived_seed(schedule.seed, "alignment"))
-            self.alignment = Alignment(model.config, codebook, options.alignment).to(self.device)
-        self.optimizer = Optimizer(model, options, self.alignment)
+        self.optimizer = Optimizer(model, options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.draws_masks = on_cpu and not compiled and not cca and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
@@ -170,7 +161,7 @@ class GPTTraining:
                     part_loss = self.contrast.loss(codes[part], labels[part], others[part], orders, views[part])
                 else:
                     batch = codes[part], labels[part], orders, views[part], shown[part]
-                    part_loss = self.loss(*batch, masks, self.alignment)
+                    part_loss = self.loss(*batch, masks)
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
@@ -249,9 +240,8 @@ class GPTTraining:
         return cast(dict[str, Any], whole({**self._besides_optimizer(), "optimizer": self.optimizer.state_dict()}))
 
     def _besides_optimizer(self) -> dict[str, Any]:
-        besides = {"averaged": self.averaged, "alignment": self.alignment}
-        states = {name: network.state_dict() for name, network in besides.items() if network}
-        return {"model": self.model.state_dict(), "scaler": self.scaler.state_dict(), **states}
+        averaged = {"averaged": self.averaged.state_dict()} if self.averaged else {}
+        return {"model": self.model.state_dict(), "scaler": self.scaler.state_dict(), **averaged}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, of any number of processes. Raises StateMisfitError for that of another."""
@@ -262,8 +252,6 @@ class GPTTraining:
         self.scaler.load_state_dict(state["scaler"])
         if self.averaged:
             load_whole(self.averaged, state["averaged"])
-        if self.alignment:
-            load_whole(self.alignment, state["alignment"])
 
 
 def pays_to_compile(device: torch.device) -> bool:

@@ -167,8 +167,8 @@ def calibration_map(path: Path) -> Sheet:
         raise InputError(f"{path} is no picture ({error})", "evaluate the GPT again") from None
     return Sheet(
         title="Calibration",
-        text="Where the GPT is surer than it should be (entropy below the loss), and where its loss is high: by cell of the "
-        "grid, over held-out images.",
+        text="Where the GPT is surer than it should be (entropy below the loss), and where its loss is high, by cell "
+        "of the grid, over held-out images.",
         images=pixels[None],
         captions=("",),
         columns=1,
