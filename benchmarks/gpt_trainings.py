@@ -5,7 +5,6 @@
 A GPT with classes (4 layers, width 128, raster, Muon) is trained on the cache by one thread. Every variant has the same
 `--seconds` of CPU time: what a step takes is measured first, and as many are taken as fit, in one cycle of the learning
 rate. Variants that tell views apart, or do not, need a cache of several (`--views-cache`), with the same codebook.
-Fine-tuning has a tenth of the time, after a training as the recipes' in the rest.
 
 Then `vqgpt sample` draws 2,000 images and `vqgpt evaluate samples` judges them against the held-out images of the
 cache, which are best a part of the training split (`vqgpt tokenize --val-split`): the test split is not for choosing.
@@ -66,11 +65,6 @@ VARIANTS: dict[str, Record] = {
     "dropout 0.1": {"dropout_t": 0.1},
     "labels never dropped": {"label_dropout": 0.0},
 }
-FINETUNED: dict[str, Record] = {  # after a training as the recipes'
-    "fine-tuned by CCA, weight 1000": {"finetune": "cca", "lr": 1e-3},
-    "fine-tuned by CCA, weight 1": {"finetune": "cca", "lr": 1e-3, "cca_weight": 1.0},
-}
-SHARE_OF_FINETUNING = 0.1  # of the time
 GUIDED: dict[str, float] = {  # of the training as the recipes'
     "guided samples, scale 1.5": 1.5,
     "guided samples, scale 3": 3.0,
@@ -79,7 +73,7 @@ OF_VIEWS: dict[str, Record] = {
     "views, not told": {},
     "views, told": {"condition_view": True},
 }
-ALL = (*VARIANTS, *GUIDED, *FINETUNED, *OF_VIEWS)
+ALL = (*VARIANTS, *GUIDED, *OF_VIEWS)
 COLUMNS = {
     "bits_per_token": ("bits per token", ".3f"),
     "mind": ("MIND", ".2f"),
@@ -116,7 +110,7 @@ def vqgpt(*words: object) -> Any:
     return json.loads(done.stdout)
 
 
-def train(path: Path, options: Record, seconds: float, seed: int, out: Path, *words: object) -> Record:
+def train(path: Path, options: Record, seconds: float, seed: int, out: Path) -> Record:
     """Train for so long; the result of the command, and the steps taken."""
     cache, flags = TokenCache(path), {**BASE, **options}
     steps = steps_of(cache, flags, seconds)
@@ -125,20 +119,7 @@ def train(path: Path, options: Record, seconds: float, seed: int, out: Path, *wo
     flags |= {"n_epochs": epochs, "max_steps": steps, "warmup": WARMUP * steps * batch / rows}
     flags["sample_and_save_freq"] = epochs
     all_words = [word for name, value in flags.items() for word in _flag(name, value)]
-    return {**vqgpt("train", "--cache", path, *all_words, "--seed", seed, "--out", out, *words), "steps": steps}
-
-
-def train_variant(
-    arguments: argparse.Namespace, path: Path, variant: str, seed: int, folder: Path
-) -> tuple[Path, Record]:
-    """The GPT of a variant, and the result of its training."""
-    gpt, finetuning = folder / "gpt.pt", FINETUNED.get(variant)
-    if finetuning is None:
-        options = {**VARIANTS, **OF_VIEWS}[variant]
-        return gpt, train(path, options, arguments.seconds, seed, gpt)
-    seconds, finetuned = SHARE_OF_FINETUNING * arguments.seconds, folder / "finetuned.pt"
-    train(path, {}, arguments.seconds - seconds, seed, gpt)
-    return finetuned, train(path, finetuning, seconds, seed, finetuned, "--checkpoint-gpt", gpt)
+    return {**vqgpt("train", "--cache", path, *all_words, "--seed", seed, "--out", out), "steps": steps}
 
 
 def judge(arguments: argparse.Namespace, path: Path, gpt: Path, scale: float, folder: Path) -> Record:
@@ -186,7 +167,7 @@ def main() -> None:
     lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
     results = [json.loads(line) for line in lines]
     setting = {name: str(getattr(arguments, name)) for name in ("seconds", "features", "against", "vqgan")}
-    for seed, training in itertools.product(arguments.seeds, (*VARIANTS, *FINETUNED, *OF_VIEWS)):
+    for seed, training in itertools.product(arguments.seeds, (*VARIANTS, *OF_VIEWS)):
         path = arguments.views_cache if training in OF_VIEWS else arguments.cache
         key = {**setting, "seed": seed, "cache": TokenCache(path).digest if path else ""}
         samplings = {training: 1.0, **(GUIDED if training == RECIPES else {})}
@@ -199,7 +180,8 @@ def main() -> None:
         if not missing:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            gpt, trained = train_variant(arguments, path, training, seed, Path(folder))
+            gpt, options = Path(folder) / "gpt.pt", {**VARIANTS, **OF_VIEWS}[training]
+            trained = train(path, options, arguments.seconds, seed, gpt)
             figures = {"steps": trained["steps"], "bits_per_token": trained["held_out_bits_per_token"]}
             for variant, scale in missing.items():
                 judged = judge(arguments, path, gpt, scale, Path(folder))

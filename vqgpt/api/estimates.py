@@ -24,7 +24,7 @@ from vqgpt.data.table import find_dataset, held_out_split
 from vqgpt.data.training_images import LoadedImages
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.model import GPT
-from vqgpt.gpt.options import CCA_SCALE, CCA_WEIGHT, GPTConfig, GPTTrainingOptions
+from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
@@ -218,8 +218,6 @@ def _gpt_step_seconds(model: GPT, config: TrainConfig) -> float:
     rows = TokenGrids.of(codes, labels.to(device), shape)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     options = replace(config.training, compile="off", shard=False, grad_accum=1, warmup=0, max_steps=None)
-    if shape.num_classes < 2:  # of which the training itself will complain
-        options = replace(options, finetune=None, cca_scale=CCA_SCALE, cca_weight=CCA_WEIGHT)
     precision = resolve_precision(config.run.precision, device)
     training = GPTTraining(model.to(device), rows, rows, options, schedule, precision)
     steps = schedule.steps(0)

@@ -12,7 +12,6 @@ import torch
 from vqgpt.api.options import TrainConfig
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import load_gpt
-from vqgpt.gpt.labels import check_same_tokens
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.options.codec import differences, to_json
@@ -20,7 +19,6 @@ from vqgpt.tokens import TokenCache
 
 LATER_OPTIONS = {
     *("random_until", "anneal_until", "token_noise", "token_noise_until"),
-    *("finetune", "cca_scale", "cca_weight"),
 }
 
 
@@ -66,20 +64,6 @@ def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:
     )
 
 
-def check_finetuning(config: TrainConfig, architecture: GPTConfig) -> None:
-    """Raise UsageError if there is nothing to fine-tune, or no classes to tell apart."""
-    finetune = config.training.finetune
-    if finetune and config.checkpoint_gpt is None:
-        raise UsageError(
-            f"--finetune {finetune} has no GPT to start from", "give one with --checkpoint-gpt, or leave it out"
-        )
-    if finetune and (config.model.condition != "class" or architecture.num_classes < 2):
-        raise UsageError(
-            f"--finetune {finetune} tells classes apart, and this GPT knows fewer than two",
-            "give --condition class, a GPT that was trained with it and tokens of two classes or more",
-        )
-
-
 def network_in_training(result: GPTConfig, options: GPTTrainingOptions) -> GPTConfig:
     """The architecture that is trained, for a result of this one: for any order, where random orders come first."""
     if not options.begins_in_any_order:
@@ -93,19 +77,10 @@ def empty_gpt(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
-def load_start(path: Path, architecture: GPTConfig, tokens: TokenCache | None) -> GPT:
-    """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome.
-
-    And if it was trained on other tokens or classes than these, where they are given.
-    """
-    hint, cpu = "give a GPT that was trained on these tokens", torch.device("cpu")
-    hint = hint if tokens else "leave --checkpoint-gpt out to start from scratch"
-    loaded = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint)
-    start = loaded.model
-    if tokens and loaded.description:
-        check_same_tokens(tokens, loaded.description)
-        if loaded.description.class_names != tokens.description.class_names:
-            raise InputError(f"{path} was trained with other classes than {tokens.path} has", hint)
+def load_start(path: Path, architecture: GPTConfig) -> GPT:
+    """A GPT to start from. Raises InputError if it is of another architecture; another dropout rate is welcome."""
+    hint, cpu = "leave --checkpoint-gpt out to start from scratch", torch.device("cpu")
+    start = load_gpt(path, cpu, architecture.options.n_head, architecture.grid, hint).model
     if architecture.options.any_order != start.config.options.any_order:
         orders = {True: "random orders", False: "one order"}
         raise InputError(

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqgpt.api.gpt_start import (
-    check_finetuning,
     empty_gpt,
     gpt_config,
     identity_of,
@@ -127,14 +126,10 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
     if cache.description.unverified or not cache.description.knows_its_vqgan:
         report(Notice(text=doubt))
     architecture, codebook = gpt_config(config, cache), torch.from_numpy(cache.codebook())
-    check_finetuning(config, architecture)
     result = check_result(config.out or gpt_path(cache.description.dataset), overwrite)
     torch.manual_seed(derived_seed(config.run.seed, "initialisation"))
     in_training = network_in_training(architecture, options)
-    if config.checkpoint_gpt is None:
-        model = GPT(in_training)
-    else:
-        model = load_start(config.checkpoint_gpt, in_training, cache if options.finetune else None)
+    model = GPT(in_training) if config.checkpoint_gpt is None else load_start(config.checkpoint_gpt, in_training)
     plan = {
         "parameters": num_parameters(model if in_training == architecture else empty_gpt(architecture)),
         "tokens_per_image": architecture.block_size,

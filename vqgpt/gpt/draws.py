@@ -1,6 +1,6 @@
 """What chance decides about a batch of the GPT's training, whoever computes it: a pure function of (seed, step).
 
-    step -> for all its images: views, which have no label, their orders, tokens that are shown as others, other labels
+    step -> for all its images: views, which have no label, their orders, tokens that are shown as others
 
 Letters: B images of a step, T tokens per image.
 """
@@ -21,7 +21,6 @@ from vqgpt.training.schedule import Schedule, Step
 class Draws:
     """The view of each image (B,), which images have no label (B,) bool, and what is None where nothing is drawn.
 
-    `label_shifts` (B,) is how many classes further the other label of each image is, with which CCA contrasts its own.
     `cells` (B, T) is the order in which each image is read. `shown_as` (B, T) is the token that is input in place of
     the one there, -1 where that is shown.
     """
@@ -30,7 +29,6 @@ class Draws:
     unconditional: Tensor
     cells: Tensor | None
     shown_as: Tensor | None
-    label_shifts: Tensor | None
 
     __repr__ = one_line
 
@@ -42,13 +40,11 @@ def draw_for_step(
     generator = torch.Generator().manual_seed(derived_seed(schedule.seed, "draws", step.index))
     images, progress = len(step.rows), step.index / schedule.num_steps
     shape = images, network.block_size
-    contrasted = options.finetune == "cca"
     return Draws(
         views=torch.randint(views, (images,), generator=generator),
         unconditional=torch.rand(images, generator=generator) < options.label_dropout,
         shown_as=_draw_shown(shape, progress, options, network, generator),
         cells=_draw_orders(shape, progress, options, result, generator) if network.options.any_order else None,
-        label_shifts=torch.randint(1, network.num_classes, (images,), generator=generator) if contrasted else None,
     )
 
 

@@ -24,7 +24,6 @@ MODEL = "GPT"
 SAMPLING = "Sampling"
 
 NOISE_UNTIL = 0.75  # of the training
-CCA_SCALE, CCA_WEIGHT = 0.02, 1000.0
 MOST_TOKENS = 2**16  # per image
 MOST_GUIDANCE = 1_000_000  # far from where float32 overflows
 
@@ -174,18 +173,6 @@ class GPTTrainingOptions:
     token_noise_until: float | None = option(
         None, f"Share of the training after which --token-noise is over (default: {NOISE_UNTIL}).", group=TRAINING
     )
-    finetune: Literal["cca"] | None = option(
-        None,
-        "Fine-tune the GPT of --checkpoint-gpt: 'cca' makes images likelier by their own class and unlikelier by "
-        "others, so that samples need no guidance. Wants a small --lr.",
-        group=TRAINING,
-    )
-    cca_scale: float = option(CCA_SCALE, "With --finetune cca, the scale of likelihoods (beta).", group=TRAINING)
-    cca_weight: float = option(
-        CCA_WEIGHT,
-        "With --finetune cca, the weight of other classes (lambda): more is more like guidance.",
-        group=TRAINING,
-    )
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
@@ -226,21 +213,6 @@ class GPTTrainingOptions:
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
-        for name, default in (("cca_scale", CCA_SCALE), ("cca_weight", CCA_WEIGHT)):
-            check(getattr(self, name) > 0, name, getattr(self, name), "positive")
-            needless = getattr(self, name) != default and self.finetune != "cca"
-            check(not needless, name, getattr(self, name), "given with --finetune cca only")
-        if self.finetune == "cca":
-            for name in (
-                "patience",
-                "shard",
-                "token_noise",
-                "token_dropout",
-                "random_until",
-                "anneal_until",
-            ):
-                check(not getattr(self, name), name, getattr(self, name), "left out with --finetune cca")
-            check(self.compile != "on", "compile", self.compile, "left out with --finetune cca")
         check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
         until = self.token_noise_until
         check(until is None or 0 < until <= 1, "token_noise_until", until, "above 0 and at most 1")

@@ -17,7 +17,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vqgpt.gpt.contrast import Contrast
 from vqgpt.gpt.draws import draw_for_step
 from vqgpt.gpt.model import GPT, with_one_order
 from vqgpt.gpt.optimizer import Optimizer
@@ -78,8 +77,7 @@ class GPTTraining:
         self.cells = scan_order(self.result_config.options.own_order, model.config.grid)
         self.averaged = copy.deepcopy(model) if options.ema else None
         on_cpu = self.device.type == "cpu"
-        cca = options.finetune == "cca"
-        compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device) and not cca)
+        compiled = options.compile == "on" or (options.compile == "auto" and pays_to_compile(self.device))
         self.loss = torch.compile(model.loss, mode=self.compile_mode) if compiled and not options.shard else model.loss
         if options.shard:
             for network in (model, self.averaged) if self.averaged else (model,):
@@ -88,10 +86,9 @@ class GPTTraining:
                     for block in blocks:
                         block.compile()
                 shard(network, blocks)
-        self.contrast = Contrast(model, options.cca_scale, options.cca_weight) if cca else None
         self.optimizer = Optimizer(model, options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.draws_masks = on_cpu and not compiled and not cca and model.config.options.dropout_t > 0
+        self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
         threads = torch.get_num_threads() if on_cpu and not compiled and not options.shard else 1
         self.workers = new_workers(threads) if threads > 1 else None
@@ -128,7 +125,7 @@ class GPTTraining:
         The figures may still be on the device. If one is not finite, neither this step nor a later one has moved the
         weights.
         """
-        self.model.train(not self.contrast)  # which compares likelihoods, not those of a network with holes
+        self.model.train()
         rate = learning_rate(step.index, self.schedule, self.options)
         start = time.perf_counter()
         self.started = self.started or start
@@ -138,9 +135,6 @@ class GPTTraining:
         grids, labels = self.train.batch(step.epoch, step.rows[mine], draws.views[mine])
         cells = self.model.cells if draws.cells is None else draws.cells[mine].to(self.device, non_blocking=True)
         codes, views = grid_to_sequence(grids, cells), draws.views[mine].to(self.device, non_blocking=True)
-        others = labels
-        if draws.label_shifts is not None:
-            others = (labels + draws.label_shifts[mine].to(self.device)) % self.model.config.num_classes
         unconditional = draws.unconditional[mine].to(self.device, non_blocking=True)
         labels = labels.masked_fill(unconditional.view(-1, *[1] * (labels.ndim - 1)), 0 if labels.ndim == 2 else -1)
         shown = codes
@@ -157,11 +151,7 @@ class GPTTraining:
             masks = self.masks(step.index, int(mine[0]) + part.start, int(mine[0]) + part.stop)
             with autocast(self.device, self.precision):
                 orders = cells if cells.ndim == 1 else cells[part]
-                if self.contrast:
-                    part_loss = self.contrast.loss(codes[part], labels[part], others[part], orders, views[part])
-                else:
-                    batch = codes[part], labels[part], orders, views[part], shown[part]
-                    part_loss = self.loss(*batch, masks)
+                part_loss = self.loss(codes[part], labels[part], orders, views[part], shown[part], masks)
             return part_loss * (share * (part.stop - part.start) / len(mine))
 
         self.optimizer.zero_grad()
