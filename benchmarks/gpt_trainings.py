@@ -56,11 +56,8 @@ RECIPES = "the recipes"
 VARIANTS: dict[str, Record] = {
     RECIPES: {},
     "random to raster until 0.5, 0.75": {"random_until": 0.5},
-    "random to raster until 0.25, 0.5": {"random_until": 0.25, "anneal_until": 0.5},
-    "random to raster, annealed from the start": {"anneal_until": 0.5},
     "token noise 1": {"token_noise": 1.0},
     "token noise 0.5": {"token_noise": 0.5},
-    "token noise 0.25": {"token_noise": 0.25},
     "token dropout 0.1": {"token_dropout": 0.1},
     "dropout 0.1": {"dropout_t": 0.1},
     "labels never dropped": {"label_dropout": 0.0},

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import OTHER_VQGAN, assert_refused, files_of, run_here
 from vqgpt.report.charts import MOST_POINTS, Chart, Series, svg
 from vqgpt.report.diagnosis import findings
-from vqgpt.report.facts import Codebook, RunFacts, Stage
+from vqgpt.report.facts import Codebook, RunFacts, Sheet, Stage
+from vqgpt.report.gather import curves
 from vqgpt.report.page import page
 
 LARGEST_PAGE = 5_000_000  # bytes
@@ -107,6 +108,32 @@ def test_a_curve_has_its_values_at_its_points_and_ends_where_it_ends(values, nam
     assert len(thinned.x) <= MOST_POINTS
     assert (thinned.x[-1], thinned.y[-1]) == (len(values) - 1, values[-1])
     assert len(values) > MOST_POINTS or thinned == series
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=30), st.booleans())
+def test_every_point_is_drawn(values, logarithmic):
+    values = [abs(value) + 1e-30 for value in values] if logarithmic else values
+    series = Series(name="a", x=tuple(range(len(values))), y=tuple(values))
+    drawn = svg(Chart(title="t", x_title="x", unit="u", series=(series,), logarithmic=logarithmic))
+    assert drawn.count("data-value") == len(values)
+
+
+def test_large_images_are_made_smaller(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (96, 3, 256, 256), dtype=np.uint8)
+    sheet = Sheet(title="t", text="", images=images, captions=("",) * 96, columns=8)
+    assert len(page([facts(sheets=(sheet,) * 2)])) < LARGEST_PAGE
+
+
+def test_numbers_that_are_none_are_left_out_of_curves(tmp_path):
+    lines = [
+        '{"checkpoint": "gpt.pt", "step": 1, "epoch": 1, "loss": NaN}',
+        '{"checkpoint": "gpt.pt", "step": 2, "epoch": 2, "loss": 3}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    found = facts(stages={"train": Stage(curves=tuple(curves(tmp_path / "metrics.jsonl", "gpt.pt")))})
+    assert found.curve("train", "loss") == ([2.0], [3.0])
 
 
 def test_charts_are_the_same_bytes_and_take_their_colours_from_the_page():

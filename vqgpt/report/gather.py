@@ -7,9 +7,10 @@ What is not there, or cannot be read, is said in `missing`, with the command tha
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from vqgpt.evaluation.record import command_text, read_evaluations
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.options.codec import from_json, to_json
 from vqgpt.options.paths import EVALUATION_FILE, cache_path
-from vqgpt.progress import Notice, Report
+from vqgpt.progress import Notice, Report, silent
 from vqgpt.report import sheets
 from vqgpt.report.facts import Codebook, Line, RunFacts, Sheet, Stage
 from vqgpt.runtime.process import library_versions
@@ -42,6 +43,16 @@ from vqgpt.vqgan.model import VQGAN
 
 LARGEST_METRICS = 2**26  # bytes
 CPU = torch.device("cpu")
+
+
+def trained_by(config_class: type, path: Path) -> Any:
+    """The configuration of a training, as its checkpoint holds it. Raises InputError if it has none of ours."""
+    content = read_checkpoint_file(path)
+    configuration = content.get("configuration") if is_ours(content) else None
+    if not isinstance(configuration, dict):
+        raise InputError(f"{path} does not say how it was trained", "train one with vqgpt")
+    known = {name: value for name, value in configuration.items() if name != "perceptual_loss"}
+    return from_json(config_class, known, str(path))
 
 
 @dataclass(frozen=True)
@@ -73,8 +84,21 @@ class Run:
 
     @cached_property
     def cache(self) -> TokenCache:
-        """The token cache of its dataset."""
+        """The token cache that its GPT was trained on, or that of its dataset."""
+        with suppress(VQGPTError):
+            if path := trained_by(TrainConfig, self.folder / "gpt.pt").cache:
+                return TokenCache(path)
         return TokenCache(cache_path(self.dataset))
+
+    @cached_property
+    def images(self) -> SourceOptions:
+        """Where its images and its VQ-GAN are: as asked for, else where the VQ-GAN found them."""
+        if self.sources.data_root is not None:
+            return self.sources
+        with suppress(VQGPTError):
+            trained = trained_by(VQGANTrainConfig, self.folder / "vqgan.pt")
+            return replace(self.sources, data_root=trained.images.data_root)
+        return self.sources
 
     @cached_property
     def vqgan(self) -> VQGAN:
@@ -158,10 +182,10 @@ def _reconstructions(run: Run) -> Sheet:
     description = run.cache.description
     if description.dataset not in DATASETS:
         raise MissingDataError(f"{description.dataset} is no dataset of this vqgpt", "look at the cache's own images")
-    images = tokenize_config(run.cache.path, description, run.sources).images
+    images = tokenize_config(run.cache.path, description, run.images).images
     if not images_at_hand(DATASETS[description.dataset], images):
         raise MissingDataError("the images are not here", "give --data-root, the folder of the images")
-    return sheets.worst_reconstructions(references_of(run.cache, run.sources, lambda _: None), run.vqgan)
+    return sheets.worst_reconstructions(references_of(run.cache, run.images, silent), run.vqgan)
 
 
 def _calibration(run: Run) -> Sheet:
@@ -218,23 +242,13 @@ def stages_of(run: Run) -> dict[str, Stage]:
     return {table: stage for table, stage in found.items() if stage.configuration or stage.curves}
 
 
-def _trained(config_class: type, path: Path) -> Any:
-    """The configuration of a training, as its checkpoint holds it. Raises InputError if it has none of ours."""
-    content = read_checkpoint_file(path)
-    configuration = content.get("configuration") if is_ours(content) else None
-    if not isinstance(configuration, dict):
-        raise InputError(f"{path} does not say how it was trained", "train one with vqgpt")
-    known = {name: value for name, value in configuration.items() if name != "perceptual_loss"}
-    return from_json(config_class, known, str(path))
-
-
 STAGES: dict[str, tuple[str, Callable[[Run], Any], str]] = {  # by table: the command, its options, what it trains
-    "vqgan-train": ("vqgan train", lambda run: _trained(VQGANTrainConfig, run.folder / "vqgan.pt"), "vqgan.pt"),
-    "tokenize": ("tokenize", lambda run: tokenize_config(run.cache.path, run.cache.description, run.sources), ""),
-    "train": ("train", lambda run: _trained(TrainConfig, run.folder / "gpt.pt"), "gpt.pt"),
+    "vqgan-train": ("vqgan train", lambda run: trained_by(VQGANTrainConfig, run.folder / "vqgan.pt"), "vqgan.pt"),
+    "tokenize": ("tokenize", lambda run: tokenize_config(run.cache.path, run.cache.description, run.images), ""),
+    "train": ("train", lambda run: trained_by(TrainConfig, run.folder / "gpt.pt"), "gpt.pt"),
     "sample": (
         "sample",
-        lambda run: sample_config(run.samples.path, run.samples.description, run.sources, run.folder / "gpt.pt"),
+        lambda run: sample_config(run.samples.path, run.samples.description, run.images, run.folder / "gpt.pt"),
         "",
     ),
 }
@@ -254,7 +268,7 @@ def curves(metrics: Path, checkpoint: str) -> list[Line]:
             continue
         if isinstance(line, dict) and line.get("checkpoint") == checkpoint and isinstance(line.get("step"), int):
             by_step[line["step"]] = {
-                name: value for name, value in line.items() if isinstance(value, (int, float)) or name == "stage"
+                name: value for name, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)
             }
     return [by_step[step] for step in sorted(by_step) if "epoch" in by_step[step]]
 

@@ -2,16 +2,18 @@
 
     RunFacts  ->  HTML (str)
 
-Templates are Jinja's, with everything escaped; pictures are PNG in the page. Must not import torch.
+Templates are Jinja's, with everything escaped; pictures stand in the page. Must not import torch.
 """
 
 import base64
 import importlib.resources
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vqgpt.options.codec import flat
 from vqgpt.pictures.sheet import contact_sheet, png_bytes
@@ -54,6 +56,9 @@ STAGES = {
     "sample": "Samples",
 }
 SHORT_DIGEST = 16
+LARGEST_SIDE = 64  # of images that are shown pixel by pixel
+SIDE_OF_LARGE_ONES = 160  # pixels, to which others are reduced
+WEBP_QUALITY = 90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ def page(runs: Sequence[RunFacts]) -> str:
 
     files = importlib.resources.files("vqgpt.report")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.globals |= {"png": png, "mark": MARK}
+    environment.globals |= {"address": address, "mark": MARK}
     template = environment.from_string((files / "page.html").read_text("utf-8"))
     return template.render(
         title=" and ".join(run.name for run in runs),
@@ -93,10 +98,17 @@ def page(runs: Sequence[RunFacts]) -> str:
     )
 
 
-def png(sheet: Sheet) -> str:
-    """A sheet as the address of a PNG that is in the page."""
+def address(sheet: Sheet) -> str:
+    """A sheet as the address of a picture that is in the page: as it is, or smaller and in WebP where that is large."""
+    longest = max(sheet.images.shape[2:])
     picture = contact_sheet(sheet.images, sheet.captions, sheet.columns)
-    return f"data:image/png;base64,{base64.b64encode(png_bytes(picture, {})).decode()}"
+    if len(sheet.images) == 1 or longest <= LARGEST_SIDE:
+        return f"data:image/png;base64,{base64.b64encode(png_bytes(picture, {})).decode()}"
+    scale, buffer = min(1.0, SIDE_OF_LARGE_ONES / longest), io.BytesIO()
+    picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BOX).save(
+        buffer, format="WEBP", quality=WEBP_QUALITY
+    )
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def drawings(runs: Sequence[RunFacts]) -> Iterable[Drawing]:
