@@ -13,7 +13,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import assert_refused, files_of, run_here
-from vqgpt.api.budget import SCALED, TOLERANCE, Budget, is_plan_of, limit_for, longer
+from vqgpt.api.budget import TOLERANCE, Budget, limit_for, longer
 from vqgpt.api.estimates import Costs, gpt_schedule, vqgan_schedule
 from vqgpt.api.options import RunConfig
 from vqgpt.api.run import stages_of
@@ -80,11 +80,13 @@ def test_a_plan_takes_the_time_that_there_is_or_says_how_much_it_needs(name, sec
     plans = budget(seconds, {"train": train_rows, "test": train_rows // 10 + 1}, costs)
     try:
         plan, expected = plans.plan(recipe)
-    except UsageError:
+    except UsageError as error:
         event("too short")
+        needed = resolve(RunConfig, {"budget": error.hint.split()[2]}).budget_seconds
+        if needed <= (1 + TOLERANCE) * seconds:
+            raise
         return
     assert abs(plans.total(expected) / seconds - 1) <= TOLERANCE
-    assert is_plan_of(plan, recipe)
     assert tomllib.loads(recipe_toml(plan)) == plan
     assert expected.get("tokenize", 0.0) <= 0.11 * seconds
 
@@ -103,6 +105,23 @@ def test_longer_runs_have_longer_trainings_then_wider_networks_and_the_same_shar
     assert steps[1] / steps[0] == pytest.approx(images[1] / images[0], rel=0.05)
     warmups = [each["train"].training.warmup for each in (before, after)]
     assert warmups[1] / warmups[0] == pytest.approx(steps[1] / steps[0], rel=0.05)
+
+
+def test_a_limit_of_the_recipe_is_not_raised():
+    recipe = load_recipe(recipes()["imagenet"]) | {"tokenize": {"limit": 100_000}}
+    plan, _ = budget(100, {"train": 1_281_167, "val": 50_000}).plan(recipe)
+    assert plan["tokenize"]["limit"] < 100_000
+
+
+def test_networks_are_no_narrower_than_they_can_be():
+    recipe = {
+        "dataset": "mnist",
+        "vqgan-train": {"channels": 64, "norm_groups": 32},
+        "train": {"n_head": 7, "embed_dim_t": 112},
+    }
+    plan, _ = budget(150, {"train": 60_000, "test": 10_000}).plan(recipe)
+    assert plan["train"].get("embed_dim_t", 112) % plan["train"].get("n_head", 7) == 0
+    assert plan["vqgan-train"]["channels"] >= 32
 
 
 def test_what_takes_too_long_to_tokenize_is_tokenized_in_part_and_unseen_images_are_not_read():
@@ -161,12 +180,12 @@ def test_a_run_by_a_fake_clock_saves_its_plan_and_goes_on_with_it(here, monkeypa
     assert "the plan for 40s:" in outcome.err
     assert 40 * 0.75 <= sum(stage["seconds"] for stage in outcome.json["stages"].values()) <= 40 * 1.25
 
-    outcome = run_here(*run, "--budget", "20s", "--until", "tokenize")
+    outcome = run_here(*run, "--budget", "45s", "--until", "tokenize")
     assert outcome.code == 0, outcome.err
-    saved = Path("runs/digits/budget-20s.toml")
+    saved = Path("runs/digits/budget-45s.toml")
     text = saved.read_text()
-    assert "20s" in text.splitlines()[0]
-    again = run_here(*run, "--budget", "20s", "--until", "tokenize")
+    assert "45s" in text.splitlines()[0]
+    again = run_here(*run, "--budget", "45s", "--until", "tokenize")
     assert [stage["state"] for stage in again.json["stages"].values()] == ["up to date"] * 3
     assert saved.read_text() == text
     assert again.json["recipe"] == str(saved)
@@ -174,9 +193,10 @@ def test_a_run_by_a_fake_clock_saves_its_plan_and_goes_on_with_it(here, monkeypa
     assert [stage["state"] for stage in alone.json["stages"].values()] == ["up to date"] * 3
 
     Path("tiny.toml").write_text(TINY.replace("n_embed = 16", "n_embed = 8"))
-    assert_refused(run_here(*run, "--budget", "20s"), 2, "budget-20s.toml", "another recipe", "--overwrite")
-    Path("tiny.toml").write_text(TINY.replace("n_epochs = 10", "n_epochs = 11"))
-    assert run_here(*run, "--budget", "20s", "--until", "tokenize", "--dry-run").code == 0
+    assert_refused(run_here(*run, "--budget", "45s"), 2, "budget-45s.toml", "another recipe", "--overwrite")
+    Path("tiny.toml").write_text(TINY)
+    assert_refused(run_here(*run, "--budget", "45s", "--no-evaluate"), 2, "budget-45s.toml", "other options")
+    assert run_here(*run, "--budget", "45s", "--until", "train", "--dry-run").code == 0
 
 
 @pytest.mark.parametrize("given", ["", "30", "m", "-3m", "0s", "3 parsecs", "1e3s", "nan", "1h30m"])
@@ -209,13 +229,3 @@ def test_a_limit_leaves_its_share_of_the_images(rows, share):
     limit = limit_for(share, rows)
     left = sum(min(count, limit) for count in rows.values())
     assert share * sum(rows.values()) - len(rows) <= left <= max(share * sum(rows.values()), len(rows))
-
-
-def test_what_a_plan_sets_is_what_stages_have():
-    tables = {table: commands.recipe_keys for table, commands in all_commands_by_table().items()}
-    for table, keys in SCALED.items():
-        assert keys <= set(tables[table])
-
-
-def all_commands_by_table():
-    return {command.table: command for command in all_commands().values()}

@@ -45,10 +45,9 @@ def facts(**changed) -> RunFacts:
 def evaluated(distance: float, of_reconstructions: float, **samples):
     figure = {"value": distance, "low": distance - 1, "high": distance + 1}
     features = {"weights": "abc"}
-    reconstructions = {"FID": {"value": of_reconstructions, "low": None, "high": None}}
     return {
-        "samples": {"figures": {"FID": figure}, "features": features, "findings": [], **samples},
-        "tokenizer": {"splits": {"train": {}, "test": {"reconstructions": reconstructions}}, "features": features},
+        "samples": {"figures": {"MIND": figure}, "features": features, "findings": [], **samples},
+        "tokenizer": {"splits": {}, "held_out_MIND": of_reconstructions, "features": features},
     }
 
 
@@ -58,7 +57,8 @@ def with_losses(*losses: float) -> RunFacts:
 
 
 DEAD = Codebook(counts=np.array([50] * 12 + [0] * 4), rank=3.0, perplexity=12.0, unverified=())
-BY_CLASS = {"samples": {"share": 0.8, "by_class": {"cat": 0.95, "dog": 0.2}}}
+BY_CLASS = {"samples": {"images": 50, "share": 0.8, "by_class": {"cat": 0.95, "dog": 0.2}}}
+FEW_BY_CLASS = {"samples": {"images": 5, "share": 0.8, "by_class": {"cat": 0.95, "dog": 0.2}}}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,7 @@ BY_CLASS = {"samples": {"share": 0.8, "by_class": {"cat": 0.95, "dog": 0.2}}}
         (facts(evaluations=evaluated(20, 4)), "the GPT limits the samples"),
         (facts(evaluations=evaluated(20, 11)), None),
         (facts(evaluations=evaluated(20, 11, class_consistency=BY_CLASS)), "dog (20%)"),
+        (facts(evaluations=evaluated(20, 11, class_consistency=FEW_BY_CLASS)), None),
         (facts(evaluations=evaluated(20, 11, findings=["5 samples match a training image"])), "match a training image"),
         (facts(goes_together=("vqgan.pt is not the VQ-GAN",)), "is not the VQ-GAN"),
     ],
@@ -162,6 +163,7 @@ def test_names_are_escaped():
 
 def test_the_page_of_a_run_is_one_file_with_all_that_is_there(pipeline):
     assert run_here("evaluate", "gpt", "--dataset", "digits").code == 0
+    assert run_here("evaluate", "tokenizer", "--dataset", "digits", "--features", "classifier").code == 0
     before = files_of(pipeline)
     outcome = run_here("report", "runs/digits", "--json")
     assert outcome.code == 0, outcome.err
@@ -176,7 +178,15 @@ def test_the_page_of_a_run_is_one_file_with_all_that_is_there(pipeline):
     assert len(pictures) == 6
     for picture in pictures:
         assert Image.open(io.BytesIO(base64.b64decode(picture))).width > 64
-    for said in ("vqgpt vqgan train", "vqgpt train --", "vqgpt sample", "test: bits per token", "held-out PSNR"):
+    for said in (
+        "vqgpt vqgan train",
+        "vqgpt train --",
+        "vqgpt sample",
+        "test: bits per token",
+        "held-out PSNR",
+        "test: psnr_db",
+        "of perturbed codes",
+    ):
         assert said in html.unescape(text), said
     assert run_here("report", "runs/digits").code == 0  # a page of ours is written anew
     written.write_text("<p>mine</p>")
@@ -194,6 +204,30 @@ def test_what_is_gone_is_told_and_the_rest_is_shown(pipeline):
     text = html.unescape(Path("runs/digits/report.html").read_text())
     for said in ("the codes: ", "vqgpt tokenize", "vqgpt evaluate samples", "GPT: loss"):
         assert said in text, said
+
+
+def test_samples_of_other_codes_are_not_shown(pipeline):
+    run = ("vqgan", "train", "--dataset", "digits", *OTHER_VQGAN, "--n-embed", "8", "--overwrite")
+    assert run_here(*run).code == 0
+    assert run_here("tokenize", "--dataset", "digits", "--overwrite").code == 0
+    outcome = run_here("report", "runs/digits", "--json")
+    assert outcome.code == 0, outcome.err
+    text = html.unescape(Path("runs/digits/report.html").read_text())
+    assert "samples by class: tokenizer_sha256" in text
+    assert "completions: runs/digits/gpt.pt was trained with codes 16" in text
+    assert any("the GPT was trained on tokens of another VQ-GAN" in finding for finding in outcome.json["findings"])
+
+
+def test_a_run_of_a_vqgan_alone(pipeline):
+    for name in ("gpt.pt", "gpt.best.pt"):
+        Path("runs/digits", name).unlink()
+    shutil.rmtree("runs/digits/samples.zarr")
+    Path("runs/digits").rename("runs/mine")
+    outcome = run_here("report", "runs/mine", "--json")
+    assert outcome.code == 0, outcome.err
+    text = html.unescape(Path("runs/mine/report.html").read_text())
+    assert "vqgpt evaluate tokenizer --dataset digits" in text
+    assert "Reconstructions, the worst first" in text
 
 
 def test_a_vqgan_of_another_run_is_noticed(pipeline):

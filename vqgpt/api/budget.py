@@ -9,12 +9,13 @@ times as many (Hoffmann et al. 2022: parameters and data grow alike), so they do
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vqgpt.api.estimates import Costs, gpt_schedule, known_images, measured, stage_seconds, vqgan_schedule
 from vqgpt.api.options import RunConfig, TokenizeConfig, TrainConfig, VQGANTrainConfig
-from vqgpt.api.run import EVALUATION, NETWORKS, SHARE_FOR_EVALUATION, stages_of
+from vqgpt.api.run import EVALUATION, NETWORKS, REPORT, SHARE_FOR_EVALUATION, stages_of
 from vqgpt.errors import UsageError
 from vqgpt.options.definition import Command
 from vqgpt.progress import Notice, Report
@@ -23,17 +24,6 @@ from vqgpt.training.schedule import Schedule
 Recipe = dict[str, Any]
 Tables = dict[str, dict[str, Any]]
 
-SCALED = {  # what a plan sets, by table
-    "vqgan-train": {
-        *("n_epochs", "max_steps", "limit", "sample_and_save_freq", "warmup", "disc_start"),
-        *("channels", "z_channels"),
-    },
-    "tokenize": {"limit"},
-    "train": {
-        *("n_epochs", "max_steps", "sample_and_save_freq", "warmup"),
-        *("embed_dim_t", "n_head", "lr"),
-    },
-}
 TIME_PER_DOUBLING = 16  # of the widths
 WIDTHS_OF_VQGAN = (16, 256)
 WIDTHS_OF_GPT = (32, 1024)
@@ -53,9 +43,10 @@ def planned(
     Raises UsageError if the images are not here or the time is too short, and what timing a stage raises.
     """
     assert config.budget_seconds is not None
+    whole = replace(config, until=REPORT)  # a plan is of the whole run, wherever this one ends
 
     def configs(recipe: Recipe) -> dict[str, Any]:
-        return {stage.command.table: stage.config for stage in stages_of(config, recipe, source, commands)}
+        return {stage.command.table: stage.config for stage in stages_of(whole, recipe, source, commands)}
 
     stages = configs(recipe)
     rows, num_classes = known_images(stages)
@@ -79,7 +70,7 @@ class Budget:
     """The time of a run, in seconds, and how to tell what a recipe takes of it.
 
     `configs` resolves a recipe into the configurations of its stages, `costs` measures them; `rows` are the images by
-    split, `share_for_evaluation` is what the last stage takes of the time of the others.
+    split, `share_for_evaluation` is what an evaluation takes of the time of the stages before it.
     """
 
     seconds: float
@@ -92,9 +83,8 @@ class Budget:
         """The recipe scaled, and the seconds of its stages. Raises UsageError if the time is too short for any."""
         costs = self.costs(self.configs(recipe))
         doublings = round(math.log(self.factor(recipe, costs), TIME_PER_DOUBLING))
-        if doublings:
-            recipe = merged(recipe, widened(self.configs(recipe), doublings))
-            costs = self.costs(self.configs(recipe))
+        if wider := self.of_other_widths(recipe, doublings):
+            recipe, costs = wider, self.costs(self.configs(wider))
         recipe = self.tokenized_in_time(recipe, costs)
         factor = self.factor(recipe, costs)
         recipe = self.scaled(recipe, factor)
@@ -104,9 +94,18 @@ class Budget:
             enough = f"{math.ceil(least)}s" if least < 120 else f"{math.ceil(least / 60)}m"
             raise UsageError(
                 f"--budget is too short: the run takes at least {enough} here, with trainings of {FEWEST_STEPS} steps",
-                f"give --budget {enough} or more, or stop earlier with --until",
+                f"give --budget {enough} or more",
             )
         return recipe, seconds
+
+    def of_other_widths(self, recipe: Recipe, doublings: int) -> Recipe | None:
+        """The recipe with widths doubled so often, or as often as its networks can be; None if they stay."""
+        for number in range(doublings, 0, -1 if doublings > 0 else 1):
+            wider = merged(recipe, widened(self.configs(recipe), number))
+            with suppress(UsageError):
+                self.configs(wider)
+                return wider
+        return None
 
     def total(self, seconds: Mapping[str, float]) -> float:
         """Seconds of a run whose stages take so long."""
@@ -115,7 +114,7 @@ class Budget:
     def factor(self, recipe: Recipe, costs: Costs) -> float:
         """How many times as long its trainings may be, or nearly no time if the other stages take all of it."""
         factor = 1.0
-        for _ in range(ROUNDS):  # of which one would do, were steps and validations no whole numbers
+        for _ in range(ROUNDS):  # one would do if steps and validations were not whole numbers
             seconds = stage_seconds(self.configs(self.scaled(recipe, factor)), costs, self.rows)
             trainings = sum(seconds.get(table, 0.0) for table in NETWORKS)
             left = (self.seconds - self.total(seconds)) / (1 + self.share_for_evaluation) + trainings
@@ -153,7 +152,9 @@ class Budget:
         share = SHARE_FOR_TOKENIZING * self.seconds / seconds if seconds else 1.0
         if share >= 1:
             return recipe
-        return merged(recipe, {"tokenize": {"limit": limit_for(share, self.rows)}})
+        limit = self.configs(recipe)["tokenize"].limit
+        rows = {name: min(count, limit or count) for name, count in self.rows.items()}
+        return merged(recipe, {"tokenize": {"limit": limit_for(share, rows)}})
 
 
 def longer(schedule: Schedule, every_epochs: int, factor: float) -> dict[str, Any]:
@@ -193,20 +194,6 @@ def widened(configs: Mapping[str, Any], doublings: int) -> Tables:
 def merged(recipe: Recipe, changes: Tables) -> Recipe:
     """The recipe with these keys in its tables."""
     return {**recipe, **{table: {**recipe.get(table, {}), **values} for table, values in changes.items()}}
-
-
-def is_plan_of(plan: Recipe, recipe: Recipe) -> bool:
-    """True if a plan says what the recipe does, but for what plans set."""
-    return _unscaled(plan) == _unscaled(recipe)
-
-
-def _unscaled(recipe: Recipe) -> dict[str, Any]:
-    """What a plan takes over from a recipe, without tables of nothing else."""
-    tables = {
-        table: {key: value for key, value in recipe.get(table, {}).items() if key not in keys}
-        for table, keys in SCALED.items()
-    }
-    return {key: value for key, value in {**recipe, **tables}.items() if value != {}}
 
 
 def _within(width: int, doublings: int, widths: tuple[int, int]) -> float:

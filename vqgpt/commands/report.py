@@ -1,7 +1,7 @@
 """`vqgpt report`: the page of a run, or of several side by side."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ def run(config: ReportConfig, flags: Flags, report: Report) -> Mapping[str, Any]
         return {"page": config.result, "runs": config.folders}
     check_can_be_written(config.result)
     runs = [gather(folder, config.sources, report) for folder in config.folders]
-    write_atomically(config.result, page(runs).encode())
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=str(run.folder)) for run in runs]
+    write_atomically(config.result, page(runs).encode(errors="replace"))
     return {"page": config.result, "findings": [finding for run in runs for finding in findings(run)]}
 
 

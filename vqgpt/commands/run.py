@@ -17,7 +17,7 @@ from vqgpt.options.definition import Command, Flags, resolve
 from vqgpt.options.paths import RUNS_FOLDER
 from vqgpt.options.recipe import load_recipe, recipe_path, recipe_toml, recipes
 from vqgpt.progress import Notice, Report
-from vqgpt.storage.files import write_atomically
+from vqgpt.storage.files import canonical_json, sha256, write_atomically
 
 if TYPE_CHECKING:
     from vqgpt.data.images import ImageSplit
@@ -33,6 +33,7 @@ ARCHITECTURE = {  # of the VQ-GAN: a grid of 8 x 8 or 16 x 16 codes
 }
 PASSES = {16: 300_000, 32: 150_000, 64: 1_000_000, 128: 500_000}  # of an image through a network, in a whole training
 PASSES_ON_A_GPU = 10  # times as many of small images
+WHAT_A_PLAN_IS_FOR = ("dataset", "data_root", "device", "evaluate")  # beside the recipe
 MOST_EPOCHS = 200
 MOST_IMAGES = 200_000  # that a VQ-GAN is trained on: they are held in memory
 
@@ -83,24 +84,26 @@ def plan_of(
 
     Raises UsageError if the one that was saved is of another recipe, or if the time is too short.
     """
-    from vqgpt.api.budget import is_plan_of, planned
+    from vqgpt.api.budget import planned
+    from vqgpt.api.run import stages_of
     from vqgpt.commands import all_commands
 
-    dataset = config.dataset or content.get("dataset", "")
-    path = RUNS_FOLDER / dataset / f"budget-{config.budget}.toml"
+    first = stages_of(config, content, str(recipe), all_commands())[0]
+    path = first.record.with_name(f"budget-{config.budget}.toml")
+    asked = {"recipe": content, **{name: str(getattr(config, name)) for name in WHAT_A_PLAN_IS_FOR}}
+    planned_for = f"# Planned for: {sha256(canonical_json(asked))}"
     if path.exists() and not flags.overwrite:
-        saved = load_recipe(path)
-        if not is_plan_of(saved, content):
+        if planned_for not in path.read_text(errors="replace").splitlines():
             raise UsageError(
-                f"{path} was planned for another recipe than {recipe}",
+                f"{path} was planned for another recipe than {recipe} is now, or with other options",
                 "give --overwrite to plan anew, or run it with --recipe",
             )
         report(Notice(text=f"plan: {path}, as saved"))
-        return path, saved
+        return path, load_recipe(path)
     plan, expected = planned(config, content, str(recipe), all_commands(), report)
     stages = ", ".join(f"{table} {value:.0f} s" for table, value in expected.items())
     told = f"# The recipe {recipe.stem}, scaled to {config.budget} on this machine. Expected: {stages}."
-    text = f"{told}\n{recipe_toml(plan)}"
+    text = f"{told}\n{planned_for}\n{recipe_toml(plan)}"
     where = "" if flags.dry_run else f", saved as {path}"
     for line in (f"the plan for {config.budget}{where}:", *text.splitlines()):
         report(Notice(text=line))

@@ -54,6 +54,7 @@ def svg(chart: Chart) -> str:
     from matplotlib.ticker import MaxNLocator
 
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": chart.title, "font.size": 9.0}
+    settings["text.parse_math"] = False  # names may have a $ in them
     settings |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     settings |= dict.fromkeys(("axes.edgecolor", "grid.color"), FAINT)
     with mpl.rc_context(settings):
@@ -64,7 +65,9 @@ def svg(chart: Chart) -> str:
         for number, series in enumerate(shown):
             color = SERIES[number % len(SERIES)]
             dash = ("-", "--", ":", "-.")[number % 4]  # series differ without colour too
-            (line,) = axes.plot(series.x, series.y, dash, color=color, marker="o", markersize=3.5, label=series.name)
+            (line,) = axes.plot(
+                series.x, series.y, dash, color=color, marker="o", markersize=3.5, label=f"\u200b{series.name}"
+            )
             line.set_gid(f"series-{number}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(chart.x_title)

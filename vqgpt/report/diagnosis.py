@@ -13,8 +13,10 @@ from vqgpt.report.facts import RunFacts
 FEW_CODES = 0.9  # share of the codebook in use
 LOW_RANK = 1.1  # of the codes in use: 1 is a line
 OVERFITTED = 1.01  # times the lowest held-out loss
-NEAR, FAR = 0.7, 0.4  # rFID as a share of FID: which stage limits the samples
+NEAR, FAR = 0.7, 0.4  # of the samples' distance, that of reconstructions: which stage limits the samples
 TOKENIZER_LIMITS = "the tokenizer limits the samples"  # as an evaluation of samples says it too
+FEWEST_OF_A_CLASS = 10  # samples, on average, for a share to say something
+MOST_NAMES = 5
 FAILING = 0.5  # of the share of samples that show the class asked for
 
 
@@ -41,7 +43,7 @@ def of_codebook(facts: RunFacts) -> Iterator[str]:
         yield f"the token cache was imported and nothing vouches for its {names}; `vqgpt cache preview` shows its rows"
     size = len(codebook.counts)
     if codebook.counts.sum() >= size and codebook.dead > (1 - FEW_CODES) * size:
-        yield f"{codebook.dead:,} of {size:,} codes are dead: no token of the training images has them"
+        yield f"{codebook.dead:,} of {size:,} codes are dead: no training image uses them"
     if 0 < codebook.rank < LOW_RANK and size > codebook.dead + 1:
         yield f"the codes in use lie on a line (rank {codebook.rank:.2f}): the codebook has collapsed"
 
@@ -61,13 +63,17 @@ def of_training(facts: RunFacts) -> Iterator[str]:
 
 def of_classes(facts: RunFacts) -> Iterator[str]:
     """Classes that samples do not show when they are asked for."""
-    shares = ((facts.evaluations.get("samples", {}).get("class_consistency") or {}).get("samples") or {}).get(
-        "by_class"
-    )
-    failing = [f"{name} ({share:.0%})" for name, share in (shares or {}).items() if share < FAILING]
-    if shares and failing:
+    consistency = facts.evaluations.get("samples", {}).get("class_consistency") or {}
+    samples, accuracy = consistency.get("samples") or {}, consistency.get("real_held_out_images", {}).get("share", 1.0)
+    shares = samples.get("by_class", {})
+    if not shares or samples["images"] < FEWEST_OF_A_CLASS * len(shares):
+        return
+    failing = [f"{name} ({share:.0%})" for name, share in shares.items() if share < FAILING * accuracy]
+    if failing:
         classes = "the class" if len(failing) == 1 else "the classes"
-        yield f"samples seldom show {classes} {', '.join(failing)}: the share that is classified as what was asked for"
+        more = f" and {len(failing) - MOST_NAMES} more" if len(failing) > MOST_NAMES else ""
+        named = f"{', '.join(failing[:MOST_NAMES])}{more}"
+        yield f"samples seldom show {classes} {named}: the share that is classified as what was asked for"
 
 
 def of_the_limiting_stage(facts: RunFacts) -> Iterator[str]:
@@ -76,25 +82,11 @@ def of_the_limiting_stage(facts: RunFacts) -> Iterator[str]:
     if not samples or not tokenizer or any(TOKENIZER_LIMITS in str(said) for said in samples.get("findings", [])):
         return
     same = samples.get("features", {}).get("weights") == tokenizer.get("features", {}).get("weights")
-    splits = [figures for name, figures in tokenizer.get("splits", {}).items() if name != "train"]
-    of_samples = _distance(samples.get("figures", {}))
-    of_images = _distance(splits[0].get("reconstructions", {})) if splits else None
-    if not same or of_samples is None or of_images is None or of_samples[1] <= 0:
+    distance, limit = samples["figures"].get("MIND", {}).get("value"), tokenizer.get("held_out_MIND")
+    if not same or distance is None or limit is None or distance <= 0:
         return
-    (name, distance), (_, limit) = of_samples, of_images
-    both = f"reconstructions have {name} {limit:.1f}, samples {distance:.1f}"
+    both = f"reconstructions have MIND {limit:.1f}, samples {distance:.1f}"
     if limit > NEAR * distance:
         yield f"{TOKENIZER_LIMITS}: {both}. Train the VQ-GAN for longer, or give it more codes or channels"
     elif limit < FAR * distance:
         yield f"the GPT limits the samples: {both}. Train it for longer, or a wider one"
-
-
-def _distance(figures: object) -> tuple[str, float] | None:
-    """The name and value of the Frechet distance among figures."""
-    if not isinstance(figures, dict):
-        return None
-    for name in ("FID", "FD-lite0", "FD-classifier"):
-        value = (figures.get(name) or {}).get("value")
-        if isinstance(value, (int, float)):
-            return name, float(value)
-    return None

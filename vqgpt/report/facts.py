@@ -36,7 +36,7 @@ class Sheet:
 class Codebook:
     """How the training split of a token cache uses the codes: `counts` (K,), and the rank of those in use.
 
-    `verified` is false for a cache whose codes were imported, with what nothing vouches for.
+    `unverified` is what nothing vouches for, in a cache whose codes were imported.
     """
 
     counts: NDArray[np.int64]

@@ -7,7 +7,6 @@ What is not there, or cannot be read, is said in `missing`, with the command tha
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from vqgpt.api.image_sets import references_of
 from vqgpt.api.made import read_record
 from vqgpt.api.options import SourceOptions, TrainConfig, VQGANTrainConfig
 from vqgpt.api.render import vqgan_at
-from vqgpt.api.sources import sample_config, tokenize_config
+from vqgpt.api.sources import check_goes_with, check_same_codes, sample_config, tokenize_config
 from vqgpt.data.reading import images_at_hand
 from vqgpt.data.table import DATASETS, held_out_or_none
 from vqgpt.errors import InputError, MissingDataError, VQGPTError
@@ -42,6 +41,7 @@ from vqgpt.vqgan.checkpoint import tokenizer_identities
 from vqgpt.vqgan.model import VQGAN
 
 LARGEST_METRICS = 2**26  # bytes
+LARGEST_NUMBER = 1e300
 CPU = torch.device("cpu")
 
 
@@ -80,6 +80,8 @@ class Run:
                 return self.gpt.description.dataset
         with suppress(VQGPTError):
             return self.samples.description.dataset
+        with suppress(VQGPTError):
+            return trained_by(VQGANTrainConfig, self.folder / "vqgan.pt").images.dataset
         return self.folder.name
 
     @cached_property
@@ -115,6 +117,20 @@ class Run:
     def decoder(self) -> sheets.Decoder:
         """It, with how its images are shown."""
         return sheets.Decoder(model=self.vqgan)
+
+    @property
+    def samples_of_cache(self) -> TokenCache:
+        """Its samples. Raises InputError if their codes mean other things than those of the cache."""
+        check_same_codes(self.cache, self.samples)
+        return self.samples
+
+    @property
+    def gpt_of_cache(self) -> LoadedGPT:
+        """Its GPT, on the grid of the cache. Raises InputError if it was trained on tokens of another kind."""
+        path, grid = self.folder / "gpt.pt", self.cache.description.grid
+        gpt = self.gpt if self.gpt.description else load_gpt(path, CPU, None, grid)
+        check_goes_with(gpt.model.config, gpt.description, path, self.cache, silent)
+        return gpt
 
     @cached_property
     def held_out(self) -> str:
@@ -196,10 +212,10 @@ def _calibration(run: Run) -> Sheet:
 
 
 SHEETS: dict[str, Callable[[Run], Sheet]] = {
-    "samples by class": lambda run: sheets.samples_by_class(run.samples, run.decoder),
-    "completions": lambda run: sheets.completions(run.gpt, run.cache, run.held_out, run.decoder),
+    "samples by class": lambda run: sheets.samples_by_class(run.samples_of_cache, run.decoder),
+    "completions": lambda run: sheets.completions(run.gpt_of_cache, run.cache, run.held_out, run.decoder),
     "reconstructions": _reconstructions,
-    "nearest training images": lambda run: sheets.nearest_training_rows(run.samples, run.cache, run.decoder),
+    "nearest training images": lambda run: sheets.nearest_training_rows(run.samples_of_cache, run.cache, run.decoder),
     "the codes": lambda run: sheets.code_tiles(codebook_of(run).counts, run.cache.description.grid, run.decoder),
     "the calibration map": _calibration,
 }
@@ -258,7 +274,7 @@ def curves(metrics: Path, checkpoint: str) -> list[Line]:
     """The lines of a training, the last of each step, in order; lines that are none are left out."""
     try:
         lines = read_regular(metrics, LARGEST_METRICS).decode(errors="replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, VQGPTError):
         return []
     by_step: dict[int, Line] = {}
     for text in lines:
@@ -267,10 +283,12 @@ def curves(metrics: Path, checkpoint: str) -> list[Line]:
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and line.get("checkpoint") == checkpoint and isinstance(line.get("step"), int):
-            by_step[line["step"]] = {
-                name: value for name, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)
-            }
+            by_step[line["step"]] = {name: value for name, value in line.items() if _is_number(value)}
     return [by_step[step] for step in sorted(by_step) if "epoch" in by_step[step]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER
 
 
 def _sha256(path: Path) -> str:

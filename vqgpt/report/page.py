@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vqgpt.options.codec import flat
-from vqgpt.pictures.sheet import contact_sheet, png_bytes
+from vqgpt.pictures.sheet import contact_sheet, png_bytes, to_pil
 from vqgpt.report import charts
 from vqgpt.report.charts import Chart, Series
 from vqgpt.report.diagnosis import findings
@@ -25,14 +25,14 @@ from vqgpt.report.facts import RunFacts, Sheet
 MARK = '<meta name="generator" content="vqgpt report">'
 CURVES = {  # figures of metrics.jsonl: title, unit, logarithmic
     "vqgan-train": {
-        ("loss", "pixel_loss"): ("VQ-GAN: loss", "mean of an epoch", True),
+        ("loss", "pixel_loss"): ("VQ-GAN: loss", "loss", False),
         ("psnr_db",): ("VQ-GAN: held-out PSNR", "dB", False),
         ("epoch_used_codes", "epoch_perplexity"): ("VQ-GAN: codes in use", "number", False),
         ("images_per_second",): ("VQ-GAN: speed", "images/s", False),
     },
     "train": {
         ("loss", "held_out_nats_per_token"): ("GPT: loss", "nats per token", False),
-        ("gradient_norm",): ("GPT: gradient norm", "before clipping", True),
+        ("gradient_norm",): ("GPT: gradient norm", "norm before clipping", True),
         ("learning_rate",): ("GPT: learning rate", "at the end of an epoch", False),
         ("tokens_per_second",): ("GPT: speed", "tokens/s", False),
     },
@@ -84,7 +84,7 @@ def page(runs: Sequence[RunFacts]) -> str:
 
     files = importlib.resources.files("vqgpt.report")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.globals |= {"address": address, "mark": MARK}
+    environment.globals |= {"data_uri": data_uri, "mark": MARK}
     template = environment.from_string((files / "page.html").read_text("utf-8"))
     return template.render(
         title=" and ".join(run.name for run in runs),
@@ -98,16 +98,17 @@ def page(runs: Sequence[RunFacts]) -> str:
     )
 
 
-def address(sheet: Sheet) -> str:
-    """A sheet as the address of a picture that is in the page: as it is, or smaller and in WebP where that is large."""
+def data_uri(sheet: Sheet) -> str:
+    """A sheet as a picture in the page: PNG, or WebP of smaller images where they are large."""
     longest = max(sheet.images.shape[2:])
-    picture = contact_sheet(sheet.images, sheet.captions, sheet.columns)
     if len(sheet.images) == 1 or longest <= LARGEST_SIDE:
+        picture = contact_sheet(sheet.images, sheet.captions, sheet.columns)
         return f"data:image/png;base64,{base64.b64encode(png_bytes(picture, {})).decode()}"
     scale, buffer = min(1.0, SIDE_OF_LARGE_ONES / longest), io.BytesIO()
-    picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BOX).save(
-        buffer, format="WEBP", quality=WEBP_QUALITY
-    )
+    height, width = (max(1, round(side * scale)) for side in sheet.images.shape[2:])
+    smaller = [np.asarray(to_pil(image).resize((width, height), Image.Resampling.BOX)) for image in sheet.images]
+    images = np.stack([each[None] if each.ndim == 2 else each.transpose(2, 0, 1) for each in smaller])
+    contact_sheet(images, sheet.captions, sheet.columns).save(buffer, format="WEBP", quality=WEBP_QUALITY)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
@@ -169,11 +170,9 @@ def figures_of(kind: str, entry: Mapping[str, Any]) -> dict[str, Value]:
         found |= {"copies, token for token": (float(tokens["samples"]["copies"]), None, None)} if tokens else {}
     elif kind == "tokenizer":
         for split, measured in entry.get("splits", {}).items():
-            simple = {name: measured[name] for name in ("psnr_db", "ssim", "lpips") if measured.get(name) is not None}
-            found |= {f"{split}: {name}": (float(value), None, None) for name, value in simple.items()}
-            for what in ("reconstructions", "perturbed"):
-                figures = {name: each for name, each in (measured.get(what) or {}).items() if isinstance(each, dict)}
-                found |= {f"{split}: {name} of {what}": _value(each) for name, each in figures.items()}
+            found |= {f"{split}: {name}": _value(each) for name, each in measured["metrics"].items()}
+            for what, of_what in (("reconstructions", "reconstructions"), ("perturbed_codes", "perturbed codes")):
+                found |= {f"{split}: {name} of {of_what}": _value(each) for name, each in measured[what].items()}
     else:
         for split, measured in entry.get("splits", {}).items():
             low, high = measured["interval"]

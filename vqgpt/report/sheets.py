@@ -114,7 +114,7 @@ def worst_reconstructions(references: References, model: VQGAN) -> Sheet:
     said = [word for value in decibels[worst].tolist() for word in ("image", f"{value:.1f} dB")]
     return Sheet(
         title="Reconstructions, the worst first",
-        text=f"Of {len(images)} held-out images those that the tokenizer loses most of, each beside its "
+        text=f"Of {len(images)} held-out images those with the lowest PSNR, each beside its "
         f"reconstruction. The median of all is {decibels.median():.1f} dB, the worst {decibels.min():.1f} dB.",
         images=to_displayable(pairs, SEED),
         captions=tuple(said),
