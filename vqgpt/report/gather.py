@@ -7,138 +7,35 @@ What is not there, or cannot be read, is said in `missing`, with the command tha
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vqgpt.api.image_sets import references_of
 from vqgpt.api.made import read_record
 from vqgpt.api.options import SourceOptions, TrainConfig, VQGANTrainConfig
-from vqgpt.api.render import vqgan_at
-from vqgpt.api.sources import check_goes_with, check_same_codes, sample_config, tokenize_config
+from vqgpt.api.sources import sample_config, tokenize_config
 from vqgpt.data.reading import images_at_hand
-from vqgpt.data.table import DATASETS, held_out_or_none
+from vqgpt.data.table import DATASETS
 from vqgpt.errors import InputError, MissingDataError, VQGPTError
-from vqgpt.evaluation.record import command_text, read_evaluations
-from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
-from vqgpt.options.codec import from_json, to_json
-from vqgpt.options.paths import EVALUATION_FILE, cache_path
+from vqgpt.evaluation.record import Kind, command_text, read_evaluations
+from vqgpt.options.codec import to_json
+from vqgpt.options.paths import EVALUATION_FILE
 from vqgpt.progress import Notice, Report, silent
 from vqgpt.report import sheets
 from vqgpt.report.facts import Codebook, Line, RunFacts, Sheet, Stage
+from vqgpt.report.run_files import Run, trained_by
 from vqgpt.runtime.process import library_versions
-from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file
 from vqgpt.storage.files import read_regular
-from vqgpt.tokens import TokenCache
 from vqgpt.tokens.arrays import codebook_rank
 from vqgpt.vqgan.checkpoint import tokenizer_identities
-from vqgpt.vqgan.model import VQGAN
 
 LARGEST_METRICS = 2**26  # bytes
 LARGEST_NUMBER = 1e300
-CPU = torch.device("cpu")
-
-
-def trained_by(config_class: type, path: Path) -> Any:
-    """The configuration of a training, as its checkpoint holds it. Raises InputError if it has none of ours."""
-    content = read_checkpoint_file(path)
-    configuration = content.get("configuration") if is_ours(content) else None
-    if not isinstance(configuration, dict):
-        raise InputError(f"{path} does not say how it was trained", "train one with vqgpt")
-    known = {name: value for name, value in configuration.items() if name != "perceptual_loss"}
-    return from_json(config_class, known, str(path))
-
-
-@dataclass(frozen=True)
-class Run:
-    """The files of a run, each opened when it is first asked for."""
-
-    folder: Path
-    sources: SourceOptions
-
-    @cached_property
-    def gpt(self) -> LoadedGPT:
-        """Its GPT."""
-        return load_gpt(self.folder / "gpt.pt", CPU)
-
-    @cached_property
-    def samples(self) -> TokenCache:
-        """Its samples."""
-        return TokenCache(self.folder / "samples.zarr")
-
-    @cached_property
-    def dataset(self) -> str:
-        """What it was trained on, by its GPT or its samples, or the name of the folder."""
-        with suppress(VQGPTError):
-            if self.gpt.description:
-                return self.gpt.description.dataset
-        with suppress(VQGPTError):
-            return self.samples.description.dataset
-        with suppress(VQGPTError):
-            return trained_by(VQGANTrainConfig, self.folder / "vqgan.pt").images.dataset
-        return self.folder.name
-
-    @cached_property
-    def cache(self) -> TokenCache:
-        """The token cache that its GPT was trained on, or that of its dataset."""
-        with suppress(VQGPTError):
-            if path := trained_by(TrainConfig, self.folder / "gpt.pt").cache:
-                return TokenCache(path)
-        return TokenCache(cache_path(self.dataset))
-
-    @cached_property
-    def images(self) -> SourceOptions:
-        """Where its images and its VQ-GAN are: as asked for, else where the VQ-GAN found them."""
-        if self.sources.data_root is not None:
-            return self.sources
-        with suppress(VQGPTError):
-            trained = trained_by(VQGANTrainConfig, self.folder / "vqgan.pt")
-            return replace(self.sources, data_root=trained.images.data_root)
-        return self.sources
-
-    @cached_property
-    def vqgan(self) -> VQGAN:
-        """The VQ-GAN that made the tokens. Raises MissingDataError if that of the run is another."""
-        path = self.sources.checkpoint_vae or self.folder / "vqgan.pt"
-        found = vqgan_at(path, self.cache.description)
-        if found is None:
-            raise MissingDataError(
-                f"{path} is not the VQ-GAN of {self.cache.path}", "give the one that made it, with --checkpoint-vae"
-            )
-        return found.eval()
-
-    @cached_property
-    def decoder(self) -> sheets.Decoder:
-        """It, with how its images are shown."""
-        return sheets.Decoder(model=self.vqgan)
-
-    @property
-    def samples_of_cache(self) -> TokenCache:
-        """Its samples. Raises InputError if their codes mean other things than those of the cache."""
-        check_same_codes(self.cache, self.samples)
-        return self.samples
-
-    @property
-    def gpt_of_cache(self) -> LoadedGPT:
-        """Its GPT, on the grid of the cache. Raises InputError if it was trained on tokens of another kind."""
-        path, grid = self.folder / "gpt.pt", self.cache.description.grid
-        gpt = self.gpt if self.gpt.description else load_gpt(path, CPU, None, grid)
-        check_goes_with(gpt.model.config, gpt.description, path, self.cache, silent)
-        return gpt
-
-    @cached_property
-    def held_out(self) -> str:
-        """The held-out split. Raises MissingDataError if there is none."""
-        split = held_out_or_none(self.cache.split_names)
-        if split is None:
-            raise MissingDataError(f"{self.cache.path} has no held-out split", "tokenize with --val-split 0.1")
-        return split
 
 
 def gather(folder: Path, sources: SourceOptions, report: Report) -> RunFacts:
@@ -160,25 +57,35 @@ def gather(folder: Path, sources: SourceOptions, report: Report) -> RunFacts:
 
     codebook = attempt("how the codes are used", partial(codebook_of, run))
     drawn = [attempt(what, partial(make, run)) for what, make in SHEETS.items()]
-    evaluations = attempt("evaluations", partial(read_evaluations, folder / EVALUATION_FILE)) or {}
-    missing += [
-        f"{what}: not measured; vqgpt evaluate {kind} --dataset {run.dataset}"
-        for kind, what in (("tokenizer", "what the tokenizer loses"), ("gpt", "how well the GPT predicts"))
-        if kind not in evaluations
-    ]
-    if "samples" not in evaluations:
-        missing.append(f"how good the samples are: not measured; vqgpt evaluate samples {folder / 'samples.zarr'}")
+    evaluations = {what: attempt(what, partial(latest, run, *kind)) for what, kind in EVALUATIONS.items()}
     return RunFacts(
         name=folder.name or str(folder),
         folder=folder,
         stages=stages_of(run),
-        evaluations={kind: entries[-1] for kind, entries in evaluations.items() if entries},
+        evaluations={EVALUATIONS[what][0]: entry for what, entry in evaluations.items() if entry},
         codebook=codebook,
         goes_together=tuple(what_does_not_go_together(run)),
         environment={name: str(version) for name, version in library_versions().items()},
         sheets=tuple(sheet for sheet in drawn if sheet is not None),
         missing=tuple(missing),
     )
+
+
+def latest(run: Run, kind: Kind, remedy: str) -> Mapping[str, Any]:
+    """The last evaluation of a kind that measured what is there now. Raises MissingDataError if none did."""
+    entries = read_evaluations(run.folder / EVALUATION_FILE).get(kind, [])
+    found = [entry for entry in entries if run.is_measured_by(kind, entry)]
+    if not found:
+        why = "what was measured was another one" if entries else "not measured"
+        raise MissingDataError(why, f"{remedy.format(dataset=run.dataset, folder=run.folder)} does")
+    return found[-1]
+
+
+EVALUATIONS: dict[str, tuple[Kind, str]] = {
+    "how good the samples are": ("samples", "vqgpt evaluate samples {folder}/samples.zarr"),
+    "what the tokenizer loses": ("tokenizer", "vqgpt evaluate tokenizer --dataset {dataset}"),
+    "how well the GPT predicts": ("gpt", "vqgpt evaluate gpt --dataset {dataset}"),
+}
 
 
 def codebook_of(run: Run) -> Codebook:
@@ -201,7 +108,7 @@ def _reconstructions(run: Run) -> Sheet:
     images = tokenize_config(run.cache.path, description, run.images).images
     if not images_at_hand(DATASETS[description.dataset], images):
         raise MissingDataError("the images are not here", "give --data-root, the folder of the images")
-    return sheets.worst_reconstructions(references_of(run.cache, run.images, silent), run.vqgan)
+    return sheets.worst_reconstructions(references_of(run.cache, run.images, silent), run.vqgan, run.device)
 
 
 def _calibration(run: Run) -> Sheet:
@@ -224,19 +131,21 @@ SHEETS: dict[str, Callable[[Run], Sheet]] = {
 def what_does_not_go_together(run: Run) -> Iterator[str]:
     """Sentences on a GPT, samples and a tokenizer that are not of one run."""
     try:
-        cache, gpt = run.cache, run.gpt
-        vqgan = vqgan_at(run.folder / "vqgan.pt", cache.description)
+        cache = run.cache
     except VQGPTError:
         return
-    if (run.folder / "vqgan.pt").exists() and vqgan is None and cache.description.knows_its_vqgan:
-        yield (
-            f"{run.folder / 'vqgan.pt'} is not the VQ-GAN that made {cache.path}: what it decodes shows nothing; "
-            "tokenize and train again"
-        )
-    theirs = gpt.description.tokenizer_sha256 if gpt.description else None
-    known = (cache.description.tokenizer_sha256, *(tokenizer_identities(vqgan) if vqgan else ()))
-    if theirs and theirs not in known:
-        yield f"the GPT was trained on tokens of another VQ-GAN than {cache.path}: train again"
+    try:
+        known = {cache.description.tokenizer_sha256, *tokenizer_identities(run.vqgan)}
+    except InputError as error:
+        known = {cache.description.tokenizer_sha256}
+        if cache.description.knows_its_vqgan:
+            yield f"{error.message}: what it decodes shows nothing. {error.hint[0].upper()}{error.hint[1:]}"
+    except VQGPTError:
+        known = {cache.description.tokenizer_sha256}
+    with suppress(VQGPTError):
+        theirs = run.gpt.description.tokenizer_sha256 if run.gpt.description else None
+        if theirs not in (None, *known):
+            yield f"the GPT was trained on tokens of another VQ-GAN than {cache.path}: train again"
 
 
 def stages_of(run: Run) -> dict[str, Stage]:

@@ -130,7 +130,8 @@ def drawings(runs: Sequence[RunFacts]) -> Iterable[Drawing]:
 
 def numbers_of(chart: Chart) -> Table:
     """The values of a chart, by x."""
-    values = [dict(zip(series.x, series.y, strict=True)) for series in chart.series]
+    thinned = [series.thinned(charts.MOST_POINTS) for series in chart.series]
+    values = [dict(zip(series.x, series.y, strict=True)) for series in thinned]
     rows = (
         (f"{x:g}", *(f"{each[x]:.4g}" if x in each else "" for each in values)) for x in sorted(set().union(*values))
     )

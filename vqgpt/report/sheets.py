@@ -52,23 +52,28 @@ class Decoder:
 
 
 def samples_by_class(samples: TokenCache, decoder: Decoder) -> Sheet:
-    """The first samples of each class, a row each; the first samples where there are no classes."""
-    split = samples.split_names[0]
-    tokens, description = samples.read_split(split), samples.description
+    """The first samples of each class that occurs, a class in a row; the first samples where there are no classes."""
+    tokens, description = samples.read_split(samples.split_names[0]), samples.description
     classed = description.label_kind == "class"
-    classes = range(len(description.class_names))[:MOST_CLASSES] if classed else []
-    of_classes = [np.flatnonzero(tokens.labels == number)[:COLUMNS] for number in classes]
+    classes = np.unique(tokens.labels[tokens.labels >= 0]).tolist() if classed else list[int]()
+    of_classes = [np.flatnonzero(tokens.labels == number)[:COLUMNS] for number in classes[:MOST_CLASSES]]
+    columns = max(map(len, of_classes)) if of_classes else COLUMNS
     rows = np.concatenate(of_classes) if of_classes else np.arange(len(tokens.codes))[: 6 * COLUMNS]
-    if not len(rows):
-        rows = np.arange(len(tokens.codes))[: 6 * COLUMNS]
-    left_out = len(description.class_names) - MOST_CLASSES
-    more = f" {left_out} more classes are not shown." if classed and left_out > 0 else ""
+    places = np.arange(len(rows)).reshape(1, -1)
+    if of_classes:
+        places = np.full((len(of_classes), columns), len(rows))  # of the white image at the end
+        places[np.arange(columns) < np.array([[len(each)] for each in of_classes])] = np.arange(len(rows))
+    images = decoder.images(tokens.codes[rows, 0])
+    images = np.concatenate([images, np.full_like(images[:1], 255)])[places.ravel()]
+    names = [*captions(tokens.labels[rows], description), ""]
+    left_out = len(classes) - MOST_CLASSES
+    more = f" {left_out} more classes are not shown." if left_out > 0 else ""
     return Sheet(
         title="Samples",
         text=f"The first samples{' of each class' if of_classes else ''}, in the order they were drawn.{more}",
-        images=decoder.images(tokens.codes[rows, 0]),
-        captions=tuple(captions(tokens.labels[rows], description)),
-        columns=COLUMNS,
+        images=images,
+        captions=tuple(names[place] for place in places.ravel()),
+        columns=columns,
     )
 
 
@@ -102,12 +107,12 @@ def completions(gpt: LoadedGPT, cache: TokenCache, split: str, decoder: Decoder)
     )
 
 
-def worst_reconstructions(references: References, model: VQGAN) -> Sheet:
+def worst_reconstructions(references: References, model: VQGAN, device: torch.device) -> Sheet:
     """Held-out images beside what the VQ-GAN makes of them, the worst first."""
     images = references.held_out.drawn(MOST_RECONSTRUCTED)
     originals = torch.from_numpy(images.images(range(len(images))))
     with torch.inference_mode():
-        decoded, _ = reconstruct(model, originals)
+        decoded = reconstruct(model, originals.to(device))[0].cpu()
     decibels = psnr(originals, decoded)
     worst = decibels.argsort()[:RECONSTRUCTIONS]
     pairs = torch.stack([originals[worst], decoded[worst]], dim=1).flatten(0, 1).numpy()

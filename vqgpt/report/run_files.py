@@ -1,0 +1,141 @@
+"""The files of a run, each opened when it is first asked for, and whether they go together. Nothing is written."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+
+from vqgpt.api.image_sets import cache_images
+from vqgpt.api.options import EncoderOptions, SourceOptions, TrainConfig, VQGANTrainConfig
+from vqgpt.api.render import load_its_vqgan
+from vqgpt.api.sources import check_goes_with, check_same_codes
+from vqgpt.data.table import held_out_or_none
+from vqgpt.errors import InputError, MissingDataError, VQGPTError
+from vqgpt.evaluation.record import Kind
+from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
+from vqgpt.options.codec import from_json
+from vqgpt.options.paths import cache_path
+from vqgpt.progress import silent
+from vqgpt.report.sheets import Decoder
+from vqgpt.runtime.device import select_device
+from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file, weights_sha256
+from vqgpt.tokens import TokenCache
+from vqgpt.vqgan.checkpoint import vqgan_sha256
+from vqgpt.vqgan.model import VQGAN
+
+
+def trained_by(config_class: type, path: Path) -> Any:
+    """The configuration of a training, as its checkpoint holds it. Raises InputError if it has none of ours."""
+    content = read_checkpoint_file(path)
+    configuration = content.get("configuration") if is_ours(content) else None
+    if not isinstance(configuration, dict):
+        raise InputError(f"{path} does not say how it was trained", "train one with vqgpt")
+    known = {name: value for name, value in configuration.items() if name != "perceptual_loss"}
+    return from_json(config_class, known, str(path))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run, each opened when it is first asked for."""
+
+    folder: Path
+    sources: SourceOptions
+
+    @cached_property
+    def device(self) -> torch.device:
+        """What its networks run on."""
+        return select_device(self.sources.device)
+
+    @cached_property
+    def gpt(self) -> LoadedGPT:
+        """Its GPT."""
+        return load_gpt(self.folder / "gpt.pt", self.device)
+
+    @cached_property
+    def samples(self) -> TokenCache:
+        """Its samples."""
+        return TokenCache(self.folder / "samples.zarr")
+
+    @cached_property
+    def dataset(self) -> str:
+        """What it was trained on, by its GPT or its samples, or the name of the folder."""
+        with suppress(VQGPTError):
+            if self.gpt.description:
+                return self.gpt.description.dataset
+        with suppress(VQGPTError):
+            return self.samples.description.dataset
+        with suppress(VQGPTError):
+            return trained_by(VQGANTrainConfig, self.folder / "vqgan.pt").images.dataset
+        return self.folder.name
+
+    @cached_property
+    def cache(self) -> TokenCache:
+        """The token cache that its GPT was trained on, or that of its dataset."""
+        with suppress(VQGPTError):
+            if path := trained_by(TrainConfig, self.folder / "gpt.pt").cache:
+                return TokenCache(path)
+        return TokenCache(cache_path(self.dataset))
+
+    @cached_property
+    def images(self) -> SourceOptions:
+        """Where its images and its VQ-GAN are: as asked for, else where the VQ-GAN found them."""
+        if self.sources.data_root is not None:
+            return self.sources
+        with suppress(VQGPTError):
+            trained = trained_by(VQGANTrainConfig, self.folder / "vqgan.pt")
+            return replace(self.sources, data_root=trained.images.data_root)
+        return self.sources
+
+    @cached_property
+    def vqgan(self) -> VQGAN:
+        """The VQ-GAN that made the tokens. Raises InputError if that of the run is another."""
+        path = self.sources.checkpoint_vae or self.folder / "vqgan.pt"
+        options = EncoderOptions(checkpoint_vae=path, remap=self.sources.remap, device=self.sources.device)
+        return load_its_vqgan(self.cache.description, options).eval()
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """It, with how its images are shown."""
+        return Decoder(model=self.vqgan)
+
+    @property
+    def samples_of_cache(self) -> TokenCache:
+        """Its samples. Raises InputError if their codes mean other things than those of the cache."""
+        check_same_codes(self.cache, self.samples)
+        return self.samples
+
+    @property
+    def gpt_of_cache(self) -> LoadedGPT:
+        """Its GPT, on the grid of the cache. Raises InputError if it was trained on tokens of another kind."""
+        path, grid = self.folder / "gpt.pt", self.cache.description.grid
+        gpt = self.gpt if self.gpt.description else load_gpt(path, self.device, None, grid)
+        check_goes_with(gpt.model.config, gpt.description, path, self.cache, silent)
+        return gpt
+
+    def is_measured_by(self, kind: Kind, entry: Mapping[str, Any]) -> bool:
+        """Whether an entry of an evaluation measured the samples, the VQ-GAN or the GPT that is there now."""
+        match kind:
+            case "gpt":
+                now = {weights_sha256(self.gpt.model, self.gpt.model.config.identity)}
+            case "tokenizer":
+                now = {vqgan_sha256(self.vqgan)}
+            case "samples":
+                path = self.sources.checkpoint_vae or self.folder / "vqgan.pt"
+                images = cache_images(self.samples, None, replace(self.sources, checkpoint_vae=path))
+                number = str(entry.get("samples", "")).partition(" ")[0].replace(",", "")  # "2,000 images of ..."
+                now = {images.sha256, images.drawn(int(number) if number.isdecimal() else 0).sha256}
+            case _:
+                assert_never(kind)
+        return entry["of"].get({"tokenizer": "vqgan"}.get(kind, kind)) in now
+
+    @cached_property
+    def held_out(self) -> str:
+        """The held-out split. Raises MissingDataError if there is none."""
+        split = held_out_or_none(self.cache.split_names)
+        if split is None:
+            raise MissingDataError(f"{self.cache.path} has no held-out split", "tokenize with --val-split 0.1")
+        return split
