@@ -59,12 +59,14 @@ VARIANTS: dict[str, Record] = {
     "token noise 1": {"token_noise": 1.0},
     "token noise 0.5": {"token_noise": 0.5},
     "token dropout 0.1": {"token_dropout": 0.1},
+    "token noise 1 and token dropout 0.1": {"token_noise": 1.0, "token_dropout": 0.1},
     "dropout 0.1": {"dropout_t": 0.1},
     "labels never dropped": {"label_dropout": 0.0},
 }
-GUIDED: dict[str, float] = {  # of the training as the recipes'
-    "guided samples, scale 1.5": 1.5,
-    "guided samples, scale 3": 3.0,
+GUIDED: dict[str, tuple[str, float]] = {  # samples of a training, with guidance of a scale
+    "guided samples, scale 1.5": (RECIPES, 1.5),
+    "guided samples, scale 3": (RECIPES, 3.0),
+    "token noise 1, guided samples, scale 1.5": ("token noise 1", 1.5),
 }
 OF_VIEWS: dict[str, Record] = {
     "views, not told": {},
@@ -167,7 +169,7 @@ def main() -> None:
     for seed, training in itertools.product(arguments.seeds, (*VARIANTS, *OF_VIEWS)):
         path = arguments.views_cache if training in OF_VIEWS else arguments.cache
         key = {**setting, "seed": seed, "cache": TokenCache(path).digest if path else ""}
-        samplings = {training: 1.0, **(GUIDED if training == RECIPES else {})}
+        samplings = {training: 1.0, **{name: scale for name, (of, scale) in GUIDED.items() if of == training}}
         missing = {
             variant: scale
             for variant, scale in samplings.items()

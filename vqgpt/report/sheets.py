@@ -22,6 +22,7 @@ from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import sample_codes
 from vqgpt.gpt.labels import no_label
 from vqgpt.gpt.options import SamplingOptions
+from vqgpt.options.codec import one_line
 from vqgpt.pictures.sheet import to_displayable
 from vqgpt.progress import silent
 from vqgpt.report.facts import Sheet
@@ -45,6 +46,8 @@ class Decoder:
     """A VQ-GAN with how its images are shown."""
 
     model: VQGAN
+
+    __repr__ = one_line
 
     def images(self, codes: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Codes (n, h, w) -> images (n, C, H, W) to be shown."""
