@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,10 @@ COLUMNS = {
 }
 
 
-def vqgpt(folder: Path, seed: int, *words: object) -> Any:
+def vqgpt(folder: Path, *words: object) -> Any:
     """The result of a command that is run in a folder."""
     command = [sys.executable, "-m", "vqgpt", *map(str, words), "--json"]
-    environment = {**os.environ, "VQGPT_SEED": str(seed)}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -106,21 +106,21 @@ def recipe_of(case: Case, setting: str, data_root: Path | None) -> Record:
 def measure(case: Case, setting: str, seed: int, folder: Path, data_root: Path | None, features: str) -> Record:
     """The figures of one run, which goes on where it was interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = recipe_of(case, setting, data_root)
+    content = recipe_of(case, setting, data_root) | {"seed": seed}
     (folder / "recipe.toml").write_text(recipe_toml(content))
     dataset, budget = content["dataset"], ["--budget", f"{case.minutes}m"] if setting == BASELINE else []
-    run = vqgpt(folder, seed, "run", "--recipe", "recipe.toml", "--no-evaluate", *budget)
+    run = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate", *budget)
     seconds = {stage: told["seconds"] or 0.0 for stage, told in run["stages"].items()}
     where = ["--data-root", data_root.resolve()] if data_root else []
-    drawn = ("--num-samples", case.samples, "--tokens-only", "--out", "judged.zarr")
-    sampled = vqgpt(folder, 0, "sample", "--recipe", "recipe.toml", *drawn)
-    tokenizer = vqgpt(
-        folder, 0, "evaluate", "tokenizer", "--dataset", dataset, *where, *_asked(case, content, features)
-    )
-    gpt = vqgpt(folder, 0, "evaluate", "gpt", "--dataset", dataset, "--limit", 0)
+    drawn = ("--num-samples", case.samples, "--seed", 0, "--tokens-only", "--out", "judged.zarr")
+    start = time.monotonic()
+    vqgpt(folder, "sample", "--recipe", "recipe.toml", *drawn)
+    sampling_seconds = time.monotonic() - start  # with the start of a process
+    tokenizer = vqgpt(folder, "evaluate", "tokenizer", "--dataset", dataset, *where, *_asked(case, content, features))
+    gpt = vqgpt(folder, "evaluate", "gpt", "--dataset", dataset, "--limit", 0)
     against = f"{data_root.resolve()}:test" if case.own_images and data_root else f"{dataset}:test"
     judge = ("evaluate", "samples", "judged.zarr", "--against", against, *where, "--features", features, "--limit", 0)
-    samples = vqgpt(folder, 0, *judge)
+    samples = vqgpt(folder, *judge)
     held_out = next(name for name in gpt["splits"] if name != "train")
     reconstructed, figures = tokenizer["splits"]["test"], samples["figures"]
     distance = next(name for name in figures if name in ("FID", "FD-lite0", "FD-classifier"))
@@ -136,7 +136,7 @@ def measure(case: Case, setting: str, seed: int, folder: Path, data_root: Path |
         "bits_of_unigram": gpt["baselines"]["unigram_by_position"]["bits_per_token"],
         "consistency": (classes.get("samples") or {}).get("share", float("nan")),
         "copies": (copies.get("samples") or {}).get("copies", 0),
-        "images_per_second": sampled["images_per_second"],
+        "images_per_second": case.samples / sampling_seconds,
         "findings": samples["findings"],
     }
 

@@ -37,7 +37,7 @@ def facts(**changed) -> RunFacts:
         folder=Path("runs/digits"),
         stages={"train": Stage(configuration={"lr": 0.1}, curves=losses)},
         evaluations={},
-        codebook=Codebook(counts=np.full(16, 50), rank=3.0, perplexity=16.0, unverified=()),
+        codebook=Codebook(counts=np.full(16, 50), rank=3.0, unverified=()),
         goes_together=(),
         environment={"torch": "2"},
         sheets=(),
@@ -60,7 +60,7 @@ def with_losses(*losses: float) -> RunFacts:
     return facts(stages={"train": Stage(curves=lines)})
 
 
-DEAD = Codebook(counts=np.array([50] * 12 + [0] * 4), rank=3.0, perplexity=12.0, unverified=())
+DEAD = Codebook(counts=np.array([50] * 12 + [0] * 4), rank=3.0, unverified=())
 BY_CLASS = {"samples": {"images": 50, "share": 0.8, "by_class": {"cat": 0.95, "dog": 0.2}}}
 FEW_BY_CLASS = {"samples": {"images": 5, "share": 0.8, "by_class": {"cat": 0.95, "dog": 0.2}}}
 

@@ -101,7 +101,7 @@ class Budget:
     def of_other_widths(self, recipe: Recipe, doublings: int) -> Recipe | None:
         """The recipe with widths doubled so often, or as often as its networks can be; None if they stay."""
         for number in range(doublings, 0, -1 if doublings > 0 else 1):
-            wider = merged(recipe, widened(self.configs(recipe), number))
+            wider = merged(recipe, scaled_widths(self.configs(recipe), number))
             with suppress(UsageError):
                 self.configs(wider)
                 return wider
@@ -130,7 +130,7 @@ class Budget:
         changes: Tables = {}
         if vqgan:
             schedule = vqgan_schedule(vqgan, self.rows)
-            changes["vqgan-train"] = longer(schedule, vqgan.training.sample_and_save_freq, factor)
+            changes["vqgan-train"] = scaled_length(schedule, vqgan.training.sample_and_save_freq, factor)
             if vqgan.training.disc_weight:
                 changes["vqgan-train"] |= {
                     "warmup": round(vqgan.training.warmup * factor),
@@ -141,7 +141,7 @@ class Budget:
                 changes["vqgan-train"]["limit"] = min(schedule.num_rows, steps * batch)
         if train:
             schedule = gpt_schedule(train, self.rows, tokenize)
-            changes["train"] = longer(schedule, train.training.sample_and_save_freq, factor)
+            changes["train"] = scaled_length(schedule, train.training.sample_and_save_freq, factor)
             share = changes["train"]["max_steps"] / schedule.num_steps
             changes["train"]["warmup"] = round(train.training.warmup * share, 3)
         return merged(recipe, changes)
@@ -157,7 +157,7 @@ class Budget:
         return merged(recipe, {"tokenize": {"limit": limit_for(share, rows)}})
 
 
-def longer(schedule: Schedule, every_epochs: int, factor: float) -> dict[str, Any]:
+def scaled_length(schedule: Schedule, every_epochs: int, factor: float) -> dict[str, Any]:
     """The options of a training `factor` times as long, with as many validations."""
     steps = max(min(FEWEST_STEPS, schedule.num_steps), round(schedule.num_steps * factor))
     epochs = math.ceil(steps / schedule.steps_per_epoch)
@@ -174,7 +174,7 @@ def limit_for(share: float, rows: Mapping[str, int]) -> int:
     return max(1, int(left / len(counts)))
 
 
-def widened(configs: Mapping[str, Any], doublings: int) -> Tables:
+def scaled_widths(configs: Mapping[str, Any], doublings: int) -> Tables:
     """Networks whose widths are doubled so many times, or halved where that is below 0; rates of the GPT go against."""
     vqgan: VQGANTrainConfig | None = configs.get("vqgan-train")
     train: TrainConfig | None = configs.get("train")

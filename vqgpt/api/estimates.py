@@ -79,7 +79,7 @@ def known_images(configs: Mapping[str, Any]) -> tuple[dict[str, int], int]:
 
 
 def measured(configs: Mapping[str, Any], rows: Mapping[str, int], num_classes: int) -> Costs:
-    """What an image costs here, with the networks of these configurations by stage, which `known_images` go through.
+    """What an image costs here, in the networks that these configurations describe; the other two by `known_images`.
 
     Without a training of a VQ-GAN, the one that `tokenize` takes is loaded. Raises what that raises.
     """

@@ -12,11 +12,10 @@ from vqgpt.progress import Notice, Progress, Report
 from vqgpt.runtime.device import gather_to_main, main_first, name_of_run, rank, world_size
 from vqgpt.runtime.process import StopRequest, library_versions, stop_on_signals
 from vqgpt.tokens import CacheWriter, Description, Manifest, ShardRows, lock_of
-from vqgpt.tokens.arrays import codebook_rank
+from vqgpt.tokens.arrays import LOW_RANK, codebook_rank
 
 SECONDS_TO_LEAVE = 4.0  # after a signal
 FEW_CODES = 0.1  # share of the codebook below which a tokenizer gets a warning
-LOW_RANK = 1.1  # of the codes in use, below which it gets one too: 1 is a line
 
 Made = tuple[NDArray[Any], ...]  # codes (n, V, h, w), and log_prob (n,) of those that were sampled
 Labels = tuple[NDArray[Any], NDArray[np.int64]]

@@ -17,9 +17,7 @@ from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.options.codec import differences, to_json
 from vqgpt.tokens import TokenCache
 
-LATER_OPTIONS = {
-    *("random_until", "anneal_until", "token_noise", "token_noise_until"),
-}
+LATER_OPTIONS = {"random_until", "anneal_until", "token_noise", "token_noise_until"}
 
 
 def gpt_config(config: TrainConfig, cache: TokenCache) -> GPTConfig:

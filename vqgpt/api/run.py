@@ -123,8 +123,8 @@ def run(
             state, before = "done", make(stage, now, flags, report)[0]
         seconds = before.seconds if before else None
         if seconds is None and state == "would run":
-            is_last = stage.command.table == EVALUATION
-            seconds = seconds_for_evaluation(outcomes) if is_last else expected().get(stage.command.table)
+            evaluates = stage.command.table == EVALUATION
+            seconds = seconds_for_evaluation(outcomes) if evaluates else expected().get(stage.command.table)
         outcomes[words] = {"state": state, "why": why, "seconds": seconds}
         if flags.dry_run and stops:
             break

@@ -10,7 +10,7 @@ from vqgpt.errors import UsageError
 from vqgpt.options.definition import DATA, Command, Flags, argument, check, option, out_option
 from vqgpt.options.paths import RUNS_FOLDER, expand_home
 from vqgpt.progress import Report
-from vqgpt.storage.files import check_can_be_written, write_atomically
+from vqgpt.storage.files import check_can_be_written, open_regular, write_atomically
 
 PAGE = "report.html"
 
@@ -68,7 +68,7 @@ def check_replaceable(page: Path, overwrite: bool) -> None:
 
     if not page.exists() or overwrite:
         return
-    with open(page, "rb") as file:
+    with open_regular(page) as file:
         ours = MARK.encode() in file.read(2000)
     if not ours:
         raise UsageError(f"{page} exists, and is no page of a run", "give --overwrite to replace it, or another --out")

@@ -15,9 +15,9 @@ from vqgpt.data.table import find_dataset
 from vqgpt.errors import UsageError
 from vqgpt.options.definition import Command, Flags, resolve
 from vqgpt.options.paths import RUNS_FOLDER
-from vqgpt.options.recipe import load_recipe, recipe_path, recipe_toml, recipes
+from vqgpt.options.recipe import LARGEST_RECIPE, load_recipe, recipe_path, recipe_toml, recipes
 from vqgpt.progress import Notice, Report
-from vqgpt.storage.files import canonical_json, sha256, write_atomically
+from vqgpt.storage.files import canonical_json, read_regular, sha256, write_atomically
 
 if TYPE_CHECKING:
     from vqgpt.data.images import ImageSplit
@@ -93,7 +93,7 @@ def plan_of(
     asked = {"recipe": content, **{name: str(getattr(config, name)) for name in WHAT_A_PLAN_IS_FOR}}
     planned_for = f"# Planned for: {sha256(canonical_json(asked))}"
     if path.exists() and not flags.overwrite:
-        if planned_for not in path.read_text(errors="replace").splitlines():
+        if planned_for not in read_regular(path, LARGEST_RECIPE).decode(errors="replace").splitlines():
             raise UsageError(
                 f"{path} was planned for another recipe than {recipe} is now, or with other options",
                 "give --overwrite to plan anew, or run it with --recipe",

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from itertools import chain
 
 from vqgpt.report.facts import RunFacts
+from vqgpt.tokens.arrays import LOW_RANK
 
 FEW_CODES = 0.9  # share of the codebook in use
-LOW_RANK = 1.1  # of the codes in use: 1 is a line
 OVERFITTED = 1.01  # times the lowest held-out loss
 NEAR, FAR = 0.7, 0.4  # of the samples' distance, that of reconstructions: which stage limits the samples
 TOKENIZER_LIMITS = "the tokenizer limits the samples"  # as an evaluation of samples says it too

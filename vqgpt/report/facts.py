@@ -34,14 +34,13 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """How the training split of a token cache uses the codes: `counts` (K,), and the rank of those in use.
+    """How the training split of a token cache uses the codes: `counts` (K,), and the rank of those in use, 0 for none.
 
     `unverified` is what nothing vouches for, in a cache whose codes were imported.
     """
 
     counts: NDArray[np.int64]
     rank: float
-    perplexity: float
     unverified: tuple[str, ...]
 
     __repr__ = one_line
@@ -70,7 +69,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """All of a run. `stages` by table of the recipe; `evaluations` by kind, the latest of each."""
+    """All of a run. `stages` by table of the recipe; `evaluations` by kind, the latest that measured what is there."""
 
     name: str
     folder: Path

@@ -5,7 +5,7 @@
 What is not there, or cannot be read, is said in `missing`, with the command that makes it. Nothing is written.
 """
 
-import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vqgpt.api.image_sets import references_of
-from vqgpt.api.made import read_record
+from vqgpt.api.made import content_digest, read_record
 from vqgpt.api.options import SourceOptions, TrainConfig, VQGANTrainConfig
 from vqgpt.api.sources import sample_config, tokenize_config
 from vqgpt.data.reading import images_at_hand
@@ -25,7 +25,7 @@ from vqgpt.errors import InputError, MissingDataError, VQGPTError
 from vqgpt.evaluation.record import Kind, command_text, read_evaluations
 from vqgpt.options.codec import to_json
 from vqgpt.options.paths import EVALUATION_FILE
-from vqgpt.progress import Notice, Report, silent
+from vqgpt.progress import Progress, Report, silent
 from vqgpt.report import sheets
 from vqgpt.report.facts import Codebook, Line, RunFacts, Sheet, Stage
 from vqgpt.report.run_files import Run, trained_by
@@ -40,7 +40,8 @@ LARGEST_NUMBER = 1e300
 
 def gather(folder: Path, sources: SourceOptions, report: Report) -> RunFacts:
     """All there is to say of the run in `folder`. Raises MissingDataError if there is no run in it."""
-    run, missing = Run(folder, sources), []
+    run, missing, done = Run(folder=folder, sources=sources), list[str](), itertools.count(1)
+    parts = 1 + len(SHEETS) + len(EVALUATIONS)
     if not any((folder / name).exists() for name in ("gpt.pt", "vqgan.pt", "metrics.jsonl", "samples.zarr")):
         raise MissingDataError(
             f"there is no run in {folder}", f"make one with: vqgpt run --recipe {folder.name or 'digits'}"
@@ -48,12 +49,13 @@ def gather(folder: Path, sources: SourceOptions, report: Report) -> RunFacts:
 
     def attempt(what: str, make: Callable[[], Any]) -> Any:
         """What `make` returns; None, and a sentence among those of what is missing, if it cannot."""
-        report(Notice(text=f"report: {what}"))
         try:
             return make()
         except VQGPTError as error:
             missing.append(f"{what}: {error.message}; {error.hint}")
             return None
+        finally:
+            report(Progress(task=f"report {folder}", done=next(done), total=parts, unit="parts"))
 
     codebook = attempt("how the codes are used", partial(codebook_of, run))
     drawn = [attempt(what, partial(make, run)) for what, make in SHEETS.items()]
@@ -95,8 +97,7 @@ def codebook_of(run: Run) -> Codebook:
     counts = np.array(manifest.statistics[split].histogram, dtype=np.int64)
     return Codebook(
         counts=counts,
-        rank=codebook_rank(run.cache.codebook(), counts),
-        perplexity=manifest.statistics[split].perplexity,
+        rank=codebook_rank(run.cache.codebook(), counts) if manifest.description.code_dimension > 1 else 0.0,
         unverified=manifest.description.unverified,
     )
 
@@ -112,10 +113,8 @@ def _reconstructions(run: Run) -> Sheet:
 
 
 def _calibration(run: Run) -> Sheet:
-    path = run.folder / "calibration.png"
-    if not path.exists():
-        raise MissingDataError("it was not measured", f"vqgpt evaluate gpt --dataset {run.dataset} does")
-    return sheets.calibration_map(path)
+    latest(run, *EVALUATIONS["how well the GPT predicts"])  # which raises if it is not of this GPT
+    return sheets.calibration_map(run.folder / "calibration.png")
 
 
 SHEETS: dict[str, Callable[[Run], Sheet]] = {
@@ -134,14 +133,13 @@ def what_does_not_go_together(run: Run) -> Iterator[str]:
         cache = run.cache
     except VQGPTError:
         return
+    known = {cache.description.tokenizer_sha256}
     try:
-        known = {cache.description.tokenizer_sha256, *tokenizer_identities(run.vqgan)}
+        with suppress(MissingDataError):
+            known |= set(tokenizer_identities(run.vqgan))
     except InputError as error:
-        known = {cache.description.tokenizer_sha256}
         if cache.description.knows_its_vqgan:
             yield f"{error.message}: what it decodes shows nothing. {error.hint[0].upper()}{error.hint[1:]}"
-    except VQGPTError:
-        known = {cache.description.tokenizer_sha256}
     with suppress(VQGPTError):
         theirs = run.gpt.description.tokenizer_sha256 if run.gpt.description else None
         if theirs not in (None, *known):
@@ -159,7 +157,7 @@ def stages_of(run: Run) -> dict[str, Stage]:
         record, path = read_record(run.folder / f"{table}.made.json"), run.folder / checkpoint
         found[table] = Stage(
             configuration=to_json(config) if config else {},
-            digest=_sha256(path) if checkpoint and path.exists() else "",
+            digest=(content_digest(path) or "") if checkpoint else "",
             seconds=record.seconds if record else None,
             command=command_text(words, config) if config else "",
             curves=tuple(curves(run.folder / "metrics.jsonl", checkpoint)) if checkpoint else (),
@@ -198,8 +196,3 @@ def curves(metrics: Path, checkpoint: str) -> list[Line]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

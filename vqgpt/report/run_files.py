@@ -38,7 +38,7 @@ def trained_by(config_class: type, path: Path) -> Any:
     return from_json(config_class, known, str(path))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """The files of a run, each opened when it is first asked for."""
 

@@ -20,7 +20,7 @@ from vqgpt.errors import InputError
 from vqgpt.evaluation.memorisation import first_views, nearest_rows
 from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import sample_codes
-from vqgpt.gpt.labels import no_label
+from vqgpt.gpt.labels import labels_of_rows, no_label
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.options.codec import one_line
 from vqgpt.pictures.sheet import to_displayable
@@ -88,11 +88,9 @@ def completions(gpt: LoadedGPT, cache: TokenCache, split: str, decoder: Decoder)
     known = codes.copy()
     known[:, codes.shape[1] // 2 :] = -1
     config = gpt.model.config
-    labels = torch.from_numpy(tokens.labels[:count].astype(np.int64))
+    labels = torch.from_numpy(labels_of_rows(tokens, cache.description)[:count])
     if not config.num_classes:
         labels = torch.tensor([no_label(config)] * count)
-    elif config.options.condition == "bits":
-        labels = labels * 2 - 1
     drawn = []
     for seed in range(3):
         passes = sample_codes(gpt.model, labels, seed, SamplingOptions(), "fp32", torch.from_numpy(known))

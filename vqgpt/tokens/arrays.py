@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
+LOW_RANK = 1.1  # of the codes in use (`codebook_rank`), below which they lie on a line: 1 is one
 CHUNK_BYTES = 256 * 1024
 SHARD_BYTES = 32 * 1024 * 1024
 MAX_SHARD_ROWS = 16384
