@@ -41,7 +41,7 @@ from vqgpt.data.training_images import LoadedImages
 from vqgpt.evaluation.distances import Moments, frechet_distance
 from vqgpt.evaluation.extractors import Extractor, load_lite0
 from vqgpt.evaluation.tokenizer import nearest_codes_of, perturbed_codes
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.token_grids import TokenGrids
@@ -272,7 +272,9 @@ def learn_codes(
         training.take_step(step)
     bits = held_out_figures(training.model, unseen, "fp32")["held_out_bits_per_token"] * math.prod(grid)
     labels, sampling = torch.full((SAMPLES,), -1), SamplingOptions(num_samples=SAMPLES)
-    codes = torch.cat([codes for codes, _ in sample_codes(training.model.eval(), labels, seed, sampling, "fp32")])
+    codes = torch.cat(
+        [codes for codes, _ in sample_codes(training.model.eval(), Asked.of_one_seed(labels, seed, sampling), "fp32")]
+    )
     return bits, decode(model, codes.view(-1, *grid))
 
 

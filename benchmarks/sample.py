@@ -20,7 +20,7 @@ import torch
 from peers import peers
 from torch import nn
 
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import Condition, GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.runtime.device import autocast, select_device
@@ -63,7 +63,7 @@ def ours(model: GPT, images: int, guidance: float, precision: str) -> None:
     """As `vqgpt sample` does it, but for the files."""
     labels = torch.full((images,), -1 if guidance == 1 else 0)
     options = SamplingOptions(num_samples=images, cfg_scale=guidance)
-    drawn = sum(len(codes) for codes, _ in sample_codes(model, labels, 0, options, precision))
+    drawn = sum(len(codes) for codes, _ in sample_codes(model, Asked.of_one_seed(labels, 0, options), precision))
     assert drawn == images
 
 

@@ -36,6 +36,9 @@ def test_any_block_of_known_parts_is_decoded_as_the_network_computes_it(
     decoder = NetworkDecoder(model, 8)
     logits = torch.stack([decoder.step(tokens[:, place], model.cells, place) for place in range(12)], dim=1)
     torch.testing.assert_close(logits, model(tokens, model.cells), atol=1e-5, rtol=1e-5)
-    uniforms, codes = uniform_numbers(0, 0, 4, 12), sampled(model, torch.full((4,), -1))  # in C, where that serves it
+    uniforms, codes = (
+        uniform_numbers([0] * 4, range(4), 12),
+        sampled(model, torch.full((4,), -1)),
+    )  # in C, where that serves it
     expected = [by_full_passes(model, torch.tensor(-1), row, SamplingOptions()) for row in uniforms]
     assert grid_to_sequence(codes, scan_order("s-pattern", (3, 4))).tolist() == expected

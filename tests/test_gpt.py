@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.optimizer import Optimizer
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
@@ -29,7 +29,7 @@ def tiny_gpt(grid=(3, 4), num_classes=3, codebook_size=16, seed=0, **changes) ->
 
 
 def sampled(model, classes, seed=0, **options) -> torch.Tensor:
-    images = sample_codes(model, torch.as_tensor(classes), seed, SamplingOptions(**options), "fp32")
+    images = sample_codes(model, Asked.of_one_seed(torch.as_tensor(classes), seed, SamplingOptions(**options)), "fp32")
     return torch.cat([codes for codes, _ in images])
 
 

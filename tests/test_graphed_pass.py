@@ -8,9 +8,10 @@ import torch
 from tests.test_gpt import tiny_gpt
 from tests.test_sampling import NETWORKS, cells_of_images
 from vqgpt.gpt.decoding import NetworkDecoder, for_decoding
-from vqgpt.gpt.generate import Sampler, SamplingPass, uniform_numbers
+from vqgpt.gpt.generate import Asked, Sampler, SamplingPass, orders, uniform_numbers
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence
+from vqgpt.gpt.sampling import Settings
 
 ALL_FILTERS = {"cfg_scale": 3.0, "cfg_schedule": "linear", "top_p": 0.8, "top_k": 5, "min_p": 0.01}
 
@@ -57,18 +58,20 @@ def test_a_pass_in_steps_for_graphs_draws_the_same(arch, options, order):
     """All that a GPU does but for the graphs themselves, several passes one after the other, with tokens given."""
     model = tiny_gpt(arch=arch, order=order, condition="class")
     options = {**options, "draw_order": "random"} if order == "random" else options
-    settings, labels = SamplingOptions(**options), torch.tensor([0, 1, -1, 2])
+    options, labels = SamplingOptions(**options), torch.tensor([0, 1, -1, 2])
     kept = torch.full((4, 3, 4), -1)
     kept[:, 1] = 7
-    rows = 8 if "cfg_scale" in options else 4
-    steps = SamplingPass(model, NetworkDecoder(model, rows), 4, settings, completes=True)
+    guided = options.cfg_scale != 1
+    settings = Settings.of([options] * 4, 16, 12)
+    steps = SamplingPass(model, NetworkDecoder(model, 8 if guided else 4), 4, settings, completes=True)
     steps.graphs = StepsByPython(steps.step_in_graph, stride=5)
-    sampler = Sampler(model, settings, "fp32", completes=True)
+    sampler = Sampler(model, "fp32", guided, completes=True)
     for seed in (0, 1):
-        ((codes, log_prob),) = sampler.codes(labels, 0, seed, kept)
-        cells = sampler.orders(4, 0, seed, kept)
+        asked = Asked.of_one_seed(labels, seed, options, kept)
+        ((codes, log_prob),) = sampler.codes(asked)
+        cells, uniforms = orders(asked, model), uniform_numbers(asked.seeds, asked.numbers, 12)
         given = grid_to_sequence(kept, cells)
-        tokens, log_prob_of_steps = steps.run(labels, uniform_numbers(seed, 0, 4, 12), cells, given, threading.Event())
+        tokens, log_prob_of_steps = steps.run(labels, uniforms, settings, cells, given, threading.Event())
         assert torch.equal(tokens, grid_to_sequence(codes, cells))
         torch.testing.assert_close(log_prob_of_steps, log_prob, atol=1e-4, rtol=1e-5)
 
@@ -82,7 +85,7 @@ def test_no_step_waits_for_the_device_or_reads_what_lies_elsewhere(options, arch
     model = tiny_gpt(arch=arch, condition="class", order="random").to("meta")
     rows = 8 if "cfg_scale" in options else 4
     decoder = NetworkDecoder(for_decoding(model, precision), rows)
-    one_pass = SamplingPass(model, decoder, 4, SamplingOptions(**options), completes=True)
+    one_pass = SamplingPass(model, decoder, 4, Settings.of([SamplingOptions(**options)], 16, 12), completes=True)
     one_pass.step_in_graph(torch.zeros(1, dtype=torch.int64, device="meta"), seen=10)
 
 
@@ -91,13 +94,13 @@ def test_no_step_waits_for_the_device_or_reads_what_lies_elsewhere(options, arch
 def test_graphs_draw_what_python_draws(options):
     device = torch.device("cuda")
     model = tiny_gpt(condition="class", grid=(9, 9)).to(device)  # of two graphs
-    settings, labels = SamplingOptions(**options), torch.arange(16) % 3
-    sampler = Sampler(model, settings, "fp32")
-    (by_graphs,) = sampler.passes_of(1, sampler.at_once)
-    uniforms, cells = [uniform_numbers(seed, 0, sampler.at_once, 81) for seed in (0, 1)], model.cells.cpu()
-    drawn = [by_graphs.run(labels, numbers, cells, None, threading.Event()) for numbers in uniforms]
+    settings, labels = Settings.of([SamplingOptions(**options)] * 16, 16, 81), torch.arange(16) % 3
+    sampler = Sampler(model, "fp32", guided="cfg_scale" in options)
+    (by_graphs,) = sampler.passes_of(1, sampler.at_once, settings)
+    uniforms, cells = [uniform_numbers([seed] * 16, range(16), 81) for seed in (0, 1)], model.cells.cpu()
+    drawn = [by_graphs.run(labels, numbers, settings, cells, None, threading.Event()) for numbers in uniforms]
     by_graphs.graphs = None
     for numbers, (tokens, log_prob) in zip(uniforms, drawn, strict=True):
-        by_python, log_prob_by_python = by_graphs.run(labels, numbers, cells, None, threading.Event())
+        by_python, log_prob_by_python = by_graphs.run(labels, numbers, settings, cells, None, threading.Event())
         assert torch.equal(tokens, by_python)
         torch.testing.assert_close(log_prob, log_prob_by_python, atol=1e-3, rtol=1e-4)

@@ -112,7 +112,7 @@ build.OPTIONS = ["-g", "-O1", "-march=native", "-shared", "-fPIC", "-fsanitize=a
                  "-fno-sanitize-recover=all", "-fno-sanitize=alignment"]
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.kernels import attention, normalisation, winograd
 from vqgpt.kernels.attention import Masks
 from vqgpt.gpt.options import SamplingOptions
@@ -138,7 +138,7 @@ with winograd.fast_convolutions(torch.device("cpu"), "fp32"):
 for arch in ("gpt2", "llama"):
     options = GPTOptions(arch=arch, n_layer=1, n_head=2, embed_dim_t=16, condition="class")
     model = GPT(GPTConfig(options=options, codebook_size=13, grid=(3, 3), num_classes=2)).eval()
-    passes = sample_codes(model, torch.tensor([0, 1, 1]), 0, SamplingOptions(num_samples=3), "fp32")
+    passes = sample_codes(model, Asked.of_one_seed(torch.tensor([0, 1, 1]), 0, SamplingOptions(num_samples=3)), "fp32")
     assert all(codes.max() < 13 for codes, _ in passes)
 print("ended")
 """

@@ -19,7 +19,7 @@ from tests.test_score import save_gpt
 from vqgpt.errors import UsageError
 from vqgpt.gpt.architecture import Arch
 from vqgpt.gpt.checkpoint import load_gpt
-from vqgpt.gpt.generate import Sampler, sample_codes
+from vqgpt.gpt.generate import Asked, Sampler, orders, sample_codes
 from vqgpt.gpt.model import GPT, with_one_order
 from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions, SamplingOptions
 from vqgpt.gpt.order import FixedOrder, grid_to_sequence, known_first, scan_order, sequence_to_grid
@@ -93,13 +93,14 @@ def test_completions_follow_the_models_own_conditional_given_all_known_cells(arc
     for mask in all_masks(4):
         known = torch.where(mask, truth, -1).view(1, 2, 2).expand(600, 2, 2)
         options = SamplingOptions(draw_order=draw_order)
-        sampler = Sampler(model, options, "fp32", completes=True)
-        drawn = torch.cat([codes for codes, _ in sampler.codes(torch.full((600,), -1), 0, 7, known)]).flatten(1)
+        sampler = Sampler(model, "fp32", completes=True)
+        asked = Asked.of_one_seed(torch.full((600,), -1), 7, options, known)
+        drawn = torch.cat([codes for codes, _ in sampler.codes(asked)]).flatten(1)
         assert (drawn[:, mask] == truth[mask]).all()
         possible = images[(images[:, mask] == truth[mask]).all(dim=1)]
-        orders = sampler.orders(600, 0, 7, known).unique(dim=0, return_counts=True)
+        orders_drawn = orders(asked, model).unique(dim=0, return_counts=True)
         expected = torch.zeros(len(possible), dtype=torch.float64)
-        for cells, count in zip(*orders, strict=True):
+        for cells, count in zip(*orders_drawn, strict=True):
             of_order = probabilities(model, possible, cells)
             expected += count / 600 * of_order / of_order.sum()
         counts = (drawn[:, None] == possible).all(dim=2).sum(dim=0).numpy()
@@ -132,7 +133,12 @@ def test_a_trained_model_knows_the_conditionals_of_a_toy_distribution(arch):
         assert (found / found.sum() - expected).abs().sum() / 2 < 0.06, mask  # total variation
     known = torch.tensor([[[-1, 1], [-1, -1]]]).expand(2000, 2, 2)  # the cell above is drawn after one that it decides
     codes = torch.cat(
-        [codes for codes, _ in sample_codes(model, torch.full((2000,), -1), 0, SamplingOptions(), "fp32", known)]
+        [
+            codes
+            for codes, _ in sample_codes(
+                model, Asked.of_one_seed(torch.full((2000,), -1), 0, SamplingOptions(), known), "fp32"
+            )
+        ]
     )
     assert (codes[:, 0, 0] == 1).float().mean() > 0.97
     assert (codes[:, 1, 0] == 0).float().mean().item() == pytest.approx(0.75, abs=0.06)
@@ -151,12 +157,12 @@ def test_the_probability_under_several_orders_is_their_mean():
 def test_images_depend_on_the_seed_and_their_number_alone_in_random_orders():
     for arch in get_args(Arch):
         model = tiny_gpt(arch=arch, order="random", embed_dim_t=32)
-        sampler = Sampler(model, SamplingOptions(draw_order="random"), "fp32")
-        (many,) = zip(*((codes,) for codes, _ in sampler.codes(torch.full((70,), -1), 0, 0)), strict=True)
-        many = torch.cat(many)
-        few = torch.cat([codes for codes, _ in sampler.codes(torch.full((3,), -1), 0, 0)])
+        sampler, options = Sampler(model, "fp32"), SamplingOptions(draw_order="random")
+        asked = [
+            Asked.of_one_seed(torch.full((n,), -1), 0, options, first=first) for n, first in ((70, 0), (3, 0), (6, 64))
+        ]
+        many, few, later = (torch.cat([codes for codes, _ in sampler.codes(each)]) for each in asked)
         assert torch.equal(many[:3], few)
-        later = torch.cat([codes for codes, _ in sampler.codes(torch.full((6,), -1), 64, 0)])
         assert torch.equal(many[64:], later)
 
 

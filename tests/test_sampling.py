@@ -16,11 +16,11 @@ from vqgpt.errors import UsageError
 from vqgpt.gpt.architecture import Arch
 from vqgpt.gpt.attention import Cache
 from vqgpt.gpt.decoding import CompiledDecoder, NetworkDecoder, compiled_decoding, compiled_weights, for_decoding
-from vqgpt.gpt.generate import Sampler, images_at_once, sample_codes, uniform_numbers
+from vqgpt.gpt.generate import Asked, Sampler, images_at_once, sample_codes, uniform_numbers
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTOptions, SamplingOptions
 from vqgpt.gpt.order import Order, grid_to_sequence, scan_order
-from vqgpt.gpt.sampling import draw, filtered, guidance_scale
+from vqgpt.gpt.sampling import Settings, draw, filtered, guidance_scales
 from vqgpt.gpt.scoring import nats_of_images
 
 CPU = torch.device("cpu")
@@ -34,6 +34,11 @@ FILTERS = [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 4, "top_p
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 both_decoders = pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 CHI_SQUARE_BOUND = {5: 25, 8: 32}  # by degrees of freedom: p < 0.0002
+
+
+def settings_of(options, codes=16):
+    """Those of one image."""
+    return Settings.of([options], codes, 12)
 
 
 def new_decoder(model, rows, compiled):
@@ -96,8 +101,8 @@ def by_full_passes(model, label, uniforms, options):
         logits = model.predictions(codes, label[None], model.cells)[:, position]
         if options.cfg_scale != 1:
             without = model.predictions(codes, torch.full_like(label, -1)[None], model.cells)[:, position]
-            logits = without + guidance_scale(position, len(uniforms), options) * (logits - without)
-        tokens.append(int(draw(logits, uniform[None], options)))
+            logits = without + guidance_scales(options, len(uniforms))[position] * (logits - without)
+        tokens.append(int(draw(logits, uniform[None], settings_of(options))))
     return tokens
 
 
@@ -117,7 +122,7 @@ def test_sampled_tokens_are_those_of_full_passes(arch, options):
     model = tiny_gpt(arch=arch, condition="class")
     labels = torch.tensor([0, 2, -1, 1])
     codes = grid_to_sequence(sampled(model, labels, **options), scan_order("s-pattern", (3, 4)))
-    uniforms = uniform_numbers(0, 0, 4, 12)
+    uniforms = uniform_numbers([0] * 4, range(4), 12)
     expected = [by_full_passes(model, *row, SamplingOptions(**options)) for row in zip(labels, uniforms, strict=True)]
     assert codes.tolist() == expected
 
@@ -131,9 +136,9 @@ def test_image_i_depends_on_the_seed_and_i_alone(width):
     assert torch.equal(many[:5], sampled(model, classes[:5]))
     assert torch.equal(many[:at_once], sampled(model, classes[:at_once]))
     assert not torch.equal(many, sampled(model, classes, seed=1))
-    sampler = Sampler(model, SamplingOptions(), "fp32")
+    sampler = Sampler(model, "fp32")
     for first in (2 * at_once, at_once):
-        later = sampler.codes(torch.as_tensor(classes[first:]), first, seed=0)
+        later = sampler.codes(Asked.of_one_seed(torch.as_tensor(classes[first:]), 0, SamplingOptions(), first=first))
         assert torch.equal(many[first:], torch.cat([codes for codes, _ in later]))
     threads = torch.get_num_threads()
     try:
@@ -141,6 +146,47 @@ def test_image_i_depends_on_the_seed_and_i_alone(width):
         assert torch.equal(many, sampled(model, classes))
     finally:
         torch.set_num_threads(threads)
+
+
+def any_settings():
+    numbers = {
+        "temperature": st.just(1.0) | st.just(0.0) | st.floats(0.1, 3),
+        "top_k": st.none() | st.integers(1, 20),
+        "top_p": st.none() | st.floats(0.05, 1),
+        "min_p": st.none() | st.floats(0, 1),
+        "cfg_scale": st.just(1.0) | st.floats(0, 5),
+        "cfg_schedule": st.sampled_from(["constant", "linear"]),
+        "draw_order": st.sampled_from([None, "random", "spiral"]),
+    }
+    return st.fixed_dictionaries(numbers)
+
+
+@pytest.mark.parametrize("changes", [{"embed_dim_t": 16}, {"embed_dim_t": 24}, {"order": "random"}])
+@settings(max_examples=15, deadline=None)
+@given(images=st.lists(st.tuples(any_settings(), st.integers(0, 3), st.integers(0, 99)), min_size=2, max_size=6))
+def test_an_image_is_the_same_beside_any_others_with_other_settings(images, changes):
+    """In C, by the network (whose width does not suit C), and in any order."""
+    model = tiny_gpt(condition="class", **changes)
+    options = [
+        SamplingOptions(**({**chosen, "draw_order": None} if "order" not in changes else chosen))
+        for chosen, *_ in images
+    ]
+    seeds, numbers = [seed for _, seed, _ in images], [number for *_, number in images]
+    labels = torch.arange(len(images)) % 4 - 1
+    together = Asked(labels=labels, seeds=seeds, numbers=numbers, settings=options)
+    codes = torch.cat([codes for codes, _ in sample_codes(model, together, "fp32")])
+    for row, expected in enumerate(codes):
+        alone = Asked.of_one_seed(labels[row : row + 1], seeds[row], options[row], first=numbers[row])
+        ((found, _),) = sample_codes(model, alone, "fp32")
+        assert torch.equal(found[0], expected)
+
+
+def test_a_canvas_shows_codes_as_they_are_drawn():
+    model = tiny_gpt(order="random")
+    canvas = torch.full((3, 12), -1)
+    asked = Asked.of_one_seed(torch.full((3,), -1), 0, SamplingOptions())
+    ((codes, _),) = Sampler(model, "fp32").codes(asked, canvas)
+    assert torch.equal(canvas, codes.flatten(1))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +237,7 @@ def test_log_probabilities_are_the_models_own_whatever_the_filters(condition):
     model = tiny_gpt(condition=condition)
     labels = torch.tensor([[1, -1, 0], [0, 0, 0]]) if condition == "bits" else torch.tensor([1, -1])
     options = SamplingOptions(temperature=0.7, top_k=5, cfg_scale=1.5)
-    ((codes, log_prob),) = sample_codes(model, labels, 0, options, "fp32")
+    ((codes, log_prob),) = sample_codes(model, Asked.of_one_seed(labels, 0, options), "fp32")
     (nats,) = nats_of_images(model, codes, labels, "fp32")
     torch.testing.assert_close(-log_prob.double(), nats, atol=1e-4, rtol=1e-5)
 
@@ -200,8 +246,8 @@ def test_log_probabilities_are_the_models_own_whatever_the_filters(condition):
 def test_a_model_in_training_is_sampled_from_without_dropout(changes):
     model = tiny_gpt(**changes).train()
     for precision in ("fp32", "bf16"):
-        arguments = torch.full((3,), -1), 0, SamplingOptions(), precision
-        first, again = (next(sample_codes(model.train(), *arguments))[0] for _ in range(2))
+        asked = Asked.of_one_seed(torch.full((3,), -1), 0, SamplingOptions())
+        first, again = (next(sample_codes(model.train(), asked, precision))[0] for _ in range(2))
         assert torch.equal(first, again)
 
 
@@ -218,7 +264,9 @@ def test_kept_codes_stay_and_those_before_them_are_as_without():
     free = sampled(model, [0, 1])
     kept = torch.full((2, 3, 4), -1)
     kept[:, 1, 1:3] = 7
-    ((codes, log_prob),) = sample_codes(model, torch.tensor([0, 1]), 0, SamplingOptions(), "fp32", kept)
+    ((codes, log_prob),) = sample_codes(
+        model, Asked.of_one_seed(torch.tensor([0, 1]), 0, SamplingOptions(), kept), "fp32"
+    )
     assert torch.equal(codes[:, 1, 1:3], kept[:, 1, 1:3])
     assert torch.equal(codes[:, 0], free[:, 0])
     assert torch.equal(codes[:, 1, 3], free[:, 1, 3])  # the s-pattern comes to it first
@@ -267,7 +315,11 @@ def plain_filter(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
 def test_filters_do_what_a_plain_reference_does(seed, codes, temperature, top_k, top_p, min_p):
     logits = np.random.default_rng(seed).normal(0, 2, codes).astype(np.float32)
     chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    found = filtered(torch.from_numpy(logits)[None], SamplingOptions(**chosen)).softmax(dim=-1)[0].numpy()
+    found = (
+        filtered(torch.from_numpy(logits)[None], settings_of(SamplingOptions(**chosen), codes))
+        .softmax(dim=-1)[0]
+        .numpy()
+    )
     expected = plain_filter(logits.astype(np.float64), **chosen)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -275,7 +327,7 @@ def test_filters_do_what_a_plain_reference_does(seed, codes, temperature, top_k,
 def test_equally_likely_codes_stay_together():
     logits = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
     for options in ({"top_k": 1}, {"top_p": 0.01}, {"min_p": 1.0}):
-        kept = filtered(logits, SamplingOptions(**options)) > -torch.inf
+        kept = filtered(logits, settings_of(SamplingOptions(**options), codes=4)) > -torch.inf
         assert kept.tolist() == [[True, True, True, False]]
 
 
@@ -291,7 +343,7 @@ def chi_square(counts, probabilities):
 def test_draws_follow_the_filtered_distribution(options):
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
     uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    codes = draw(logits.repeat(20_000, 1), uniforms, SamplingOptions(**options))
+    codes = draw(logits.repeat(20_000, 1), uniforms, Settings.of([SamplingOptions(**options)] * 20_000, 6, 1))
     expected = plain_filter(logits.numpy().astype(np.float64), **options)
     assert chi_square(np.bincount(codes.numpy(), minlength=6), expected) < CHI_SQUARE_BOUND[5]
 
@@ -328,21 +380,24 @@ def test_guidance_of_0_is_without_the_label_and_of_1_with_it():
 def test_schedules_of_guidance():
     constant, linear = SamplingOptions(cfg_scale=3.0), SamplingOptions(cfg_scale=3.0, cfg_schedule="linear")
     cosine = SamplingOptions(cfg_scale=3.0, cfg_schedule="power-cosine", cfg_power=2.0)
-    assert [guidance_scale(t, 4, constant) for t in range(4)] == [3, 3, 3, 3]
-    assert [guidance_scale(t, 4, linear) for t in range(4)] == [1, 1.5, 2, 2.5]
+    assert guidance_scales(constant, 4).tolist() == [3, 3, 3, 3]
+    assert guidance_scales(linear, 4).tolist() == [1, 1.5, 2, 2.5]
     expected = [1 + 2 * (1 - math.cos(math.pi * (t / 4) ** 2)) / 2 for t in range(4)]
-    assert [guidance_scale(t, 4, cosine) for t in range(4)] == pytest.approx(expected)
+    assert guidance_scales(cosine, 4).tolist() == pytest.approx(expected)
 
 
 def test_a_tiny_temperature_is_nearly_greedy_and_does_not_overflow():
     logits = torch.tensor([[3.0, 80.0, 79.0]])
     for temperature in (1e-30, 1e-50, 5e-324):
-        assert draw(logits, torch.tensor([0.999]), SamplingOptions(temperature=temperature)).item() == 1
+        assert (
+            draw(logits, torch.tensor([0.999]), settings_of(SamplingOptions(temperature=temperature), codes=3)).item()
+            == 1
+        )
 
 
 def test_the_largest_uniform_number_draws_a_possible_code():
     logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
-    assert draw(logits, torch.tensor([1 - 2**-24]), SamplingOptions()).item() == 1
+    assert draw(logits, torch.tensor([1 - 2**-24]), settings_of(SamplingOptions(), codes=4)).item() == 1
 
 
 @pytest.mark.parametrize(
@@ -369,8 +424,8 @@ def test_impossible_values_are_refused(name, value):
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**63 - 1), first=st.integers(0, 2**40))
 def test_uniform_numbers_belong_to_their_image(seed, first):
-    numbers = uniform_numbers(seed, first, 4, 8)
-    assert not torch.equal(numbers, uniform_numbers(seed ^ 1, first, 4, 8))
-    assert torch.equal(numbers[2:], uniform_numbers(seed, first + 2, 2, 8))
+    numbers = uniform_numbers([seed] * 4, range(first, first + 4), 8)
+    assert not torch.equal(numbers, uniform_numbers([seed ^ 1] * 4, range(first, first + 4), 8))
+    assert torch.equal(numbers[2:], uniform_numbers([seed] * 2, range(first + 2, first + 4), 8))
     assert numbers.min() >= 0
     assert numbers.max() < 1

@@ -14,7 +14,7 @@ from tests.test_sampling import both_decoders, new_decoder
 from vqgpt.data.images import prepare
 from vqgpt.data.options import Preprocessing, PreprocessingOptions
 from vqgpt.gpt.checkpoint import load_gpt
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.model import GPT, with_one_view
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.storage.checkpoint import weights_sha256
@@ -80,8 +80,8 @@ def test_samples_are_drawn_in_the_plain_view():
     folded.load_state_dict(weights)
     labels = torch.tensor([0, 1, 2, -1])
     for options in (SamplingOptions(), SamplingOptions(cfg_scale=2.0)):
-        ((codes, _),) = sample_codes(model, labels, 0, options, "fp32")
-        ((expected, _),) = sample_codes(folded.eval(), labels, 0, options, "fp32")
+        ((codes, _),) = sample_codes(model, Asked.of_one_seed(labels, 0, options), "fp32")
+        ((expected, _),) = sample_codes(folded.eval(), Asked.of_one_seed(labels, 0, options), "fp32")
         assert torch.equal(codes, expected)
 
 

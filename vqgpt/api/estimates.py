@@ -22,7 +22,7 @@ from vqgpt.data.options import ImageOptions
 from vqgpt.data.reading import SHARE_HELD_OUT
 from vqgpt.data.table import find_dataset, held_out_split
 from vqgpt.data.training_images import LoadedImages
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.token_grids import TokenGrids
@@ -233,7 +233,9 @@ def _sampling_seconds(model: GPT, config: SampleConfig) -> float:
         labels = torch.zeros(count, shape.num_classes, dtype=torch.int64)
     precision = resolve_precision(config.run.precision, device)
     network = model.to(device).eval()
-    return _seconds(lambda: list(sample_codes(network, labels, 0, config.sampling, precision))) / count
+    return (
+        _seconds(lambda: list(sample_codes(network, Asked.of_one_seed(labels, 0, config.sampling), precision))) / count
+    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -25,7 +25,7 @@ from vqgpt.api.sources import check_order
 from vqgpt.errors import InputError, UsageError, nearest_hint
 from vqgpt.gpt import checkpoint
 from vqgpt.gpt.checkpoint import LoadedGPT
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.labels import KnownLabels, no_label, number_word
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.gpt.order import Order
@@ -97,7 +97,8 @@ class Generator:
         if no_label(architecture) in cycle:
             check_knows_unlabelled(self.gpt, self.path, "tell the labels with `classes`")
         labels = torch.from_numpy(np.array(cycle)[np.arange(num_samples) % len(cycle)])
-        passes = sample_codes(self.gpt.model, labels, seed, sampling, resolve_precision(precision, self.device))
+        asked = Asked.of_one_seed(labels, seed, sampling)
+        passes = sample_codes(self.gpt.model, asked, resolve_precision(precision, self.device))
         return torch.cat([codes for codes, _ in passes]).numpy()
 
     def score(

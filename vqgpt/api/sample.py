@@ -19,7 +19,7 @@ from vqgpt.api.options import EncoderOptions, RenderConfig, SampleConfig
 from vqgpt.api.sources import check_dataset, check_heads, check_order, find_cache, find_gpt, warn_if_unknown
 from vqgpt.errors import InputError, UsageError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
-from vqgpt.gpt.generate import Sampler
+from vqgpt.gpt.generate import Asked, Sampler
 from vqgpt.gpt.labels import KnownLabels, Prompts, check_same_tokens, is_prefix, no_label, read_prompts
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.options.codec import one_line, to_json
@@ -218,12 +218,14 @@ def recorded_options(sampling: SamplingOptions, gpt: GPTConfig) -> dict[str, Any
 
 def draw(plan: SamplePlan, config: SampleConfig, overwrite: bool, report: Report) -> dict[str, Any]:
     """Sample as planned; the result names the cache."""
-    sampler = Sampler(plan.gpt.model, config.sampling, plan.description.precision, plan.known is not None)
+    guided = config.sampling.cfg_scale != 1
+    sampler = Sampler(plan.gpt.model, plan.description.precision, guided, plan.known is not None)
 
     def rows_of(shard: ShardRows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         labels = torch.from_numpy(cycled(plan.labels, shard))
         known = None if plan.known is None else torch.from_numpy(cycled(plan.known, shard))
-        for codes, log_prob in sampler.codes(labels, shard.start, config.run.seed, known):
+        asked = Asked.of_one_seed(labels, config.run.seed, config.sampling, known, shard.start)
+        for codes, log_prob in sampler.codes(asked):
             yield codes.numpy()[:, None], log_prob.numpy()
 
     def labels_of(shard: ShardRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -26,7 +26,7 @@ from vqgpt.api.sources import check_dataset, find_cache
 from vqgpt.data.table import held_out_split
 from vqgpt.errors import InputError, ResourceError, UsageError
 from vqgpt.gpt.checkpoint import KIND, gpt_content
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.gpt.token_grids import StreamedGrids, TokenGrids, TrainingRows
@@ -85,7 +85,9 @@ class GPTJob(Job):
         labels = training.held_out.labels[:SHOWN_SAMPLES].cpu()
         precision = "fp32" if training.precision == "fp16" else training.precision  # fp16 needs its scaler
         with deterministic(False):  # on CUDA torch refuses a cumulative sum, and no weight depends on these codes
-            sampled = sample_codes(shown, labels, training.schedule.seed, SamplingOptions(), precision)
+            sampled = sample_codes(
+                shown, Asked.of_one_seed(labels, training.schedule.seed, SamplingOptions()), precision
+            )
             codes = torch.cat([codes for codes, _ in sampled]).numpy()
         picture = self.sheet_of(codes)
         if picture is None:

@@ -1,11 +1,11 @@
 """Generating images token by token: the loop over positions, for as many images as are asked for.
 
-    labels (N,) or (N, L), seed -> codes (N, h, w) int64, log_prob (N,) float32 in nats
+    images to draw: labels (N,) or (N, L), seeds, numbers, settings -> codes (N, h, w) int64, log_prob (N,) in nats
 
-Image i is a function of (seed, i) and of the settings: each token is drawn by inverse-CDF sampling from a uniform
-number derived only from (seed, i, place), and passes of the network always have the same number of rows and run in one
-thread: not even rounding depends on how many images were asked for, or on the cores. `decoding.c`, where it can be
-used, computes each row on its own.
+Image i of a seed is a function of (seed, i) and of its settings: each token is drawn by inverse-CDF sampling from a
+uniform number derived only from (seed, i, place), and passes of the network always have the same number of rows and run
+in one thread: not even rounding depends on what other images were asked for, or on the cores. `decoding.c`, where it
+can be used, computes each row on its own.
 A `SamplingPass` draws the images of a batch at once. What a token needs lies in buffers on the device, and nothing
 waits for it: on a CUDA device all steps but the first, draws included, are replays of CUDA graphs. With guidance, the
 decoder has a second row for each image, without its label.
@@ -13,7 +13,8 @@ Letters: N images, B images of a pass, R rows of the decoder, T positions, L bit
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import numpy as np
@@ -24,7 +25,8 @@ from vqgpt.gpt.decoding import Decoder, NetworkDecoder, decoders
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
 from vqgpt.gpt.order import grid_to_sequence, known_first, scan_order, sequence_to_grid
-from vqgpt.gpt.sampling import draw, guidance_scale, guide
+from vqgpt.gpt.sampling import Settings, draw, guide, is_guided
+from vqgpt.options.codec import one_line
 from vqgpt.runtime.device import derived_seed, new_workers
 
 MOST_GROUPS_PER_PASS = 4  # on a CPU
@@ -36,6 +38,31 @@ GPU_CACHE_BYTES = 8 * 2**30  # of keys and values in a pass, at most
 GPU_CACHE_SHARE = 1 / 4  # of the device's memory
 STRIDE = 64  # positions per CUDA graph: a smaller one reads less that is masked, and captures more graphs
 WARM_UPS = 3  # so that libraries are loaded, and have chosen and allocated what they need, before a capture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Images to draw: each with a label as `GPT.start` takes it, a seed and its number of that seed, and settings.
+
+    `known` (N, h, w) are codes that are not drawn, -1 where they are; None where all are drawn.
+    """
+
+    labels: Tensor
+    seeds: Sequence[int]
+    numbers: Sequence[int]
+    settings: Sequence[SamplingOptions]
+    known: Tensor | None = None
+
+    __repr__ = one_line
+
+    @classmethod
+    def of_one_seed(
+        cls, labels: Tensor, seed: int, settings: SamplingOptions, known: Tensor | None = None, first: int = 0
+    ) -> "Asked":
+        """Image `first + i` of a seed for `labels[i]`."""
+        count = len(labels)
+        numbers = range(first, first + count)
+        return cls(labels=labels, seeds=[seed] * count, numbers=numbers, settings=[settings] * count, known=known)
 
 
 class GraphedSteps:
@@ -78,26 +105,24 @@ class GraphedSteps:
 
 
 class SamplingPass:
-    """Draws up to B images at a time, as often as asked. Used from one thread at a time.
+    """Draws up to B images at a time, as often as asked, with settings of a kind. Used from one thread at a time.
 
     With `completes`, some tokens are given and not drawn.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: GPT, decoder: Decoder, images: int, options: SamplingOptions, completes: bool) -> None:
-        self.model, self.decoder, self.images, self.options = model, decoder, images, options
+    def __init__(self, model: GPT, decoder: Decoder, images: int, settings: Settings, completes: bool) -> None:
+        self.model, self.decoder, self.images = model, decoder, images
         self.device, self.positions = next(model.parameters()).device, model.config.block_size
+        self.settings = settings.on(self.device, images)
         shape = (self.positions, images)
-        self.guided = options.cfg_scale != 1
-        rows = 2 * images if self.guided else images
+        rows = images if settings.scales is None else 2 * images
         self.token = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.cells = model.cells.repeat(rows, 1) if model.config.options.any_order else model.cells
         self.uniforms = torch.zeros(shape, device=self.device)
         self.given = torch.zeros(shape, dtype=torch.int64, device=self.device) if completes else None
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.log_prob = torch.zeros(images, 1, device=self.device)
-        scales = [guidance_scale(position, self.positions, options) for position in range(self.positions)]
-        self.scales = torch.tensor(scales, device=self.device)
         self.graphs: GraphedSteps | None = None
         if self.device.type == "cuda":
             self.graphs = GraphedSteps(self.step_in_graph, self.positions, self.device)
@@ -107,21 +132,26 @@ class SamplingPass:
         self,
         labels: Tensor,
         uniforms: Tensor,
+        settings: Settings,
         cells: Tensor,
         given: Tensor | None,
         ended: threading.Event,
+        canvas: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Labels (n, ...) as `GPT.start` takes them, uniforms (B, T) -> tokens (n, T), log_prob (n,), on the CPU.
+        """Labels (n, ...) as `GPT.start` takes them, uniforms (n, T) -> tokens (n, T), log_prob (n,), on the CPU.
 
-        `cells` are the order of the images: (T,), the network's own, or (n, T) for one for any order. `given` (n, T)
-        are tokens that are not drawn, -1 where they are. Once it has `ended`, nobody waits for a result.
+        `settings` are of the kind of this pass. `cells` are the order of the images: (T,), the network's own, or (n, T)
+        for one for any order. `given` (n, T) are tokens that are not drawn, -1 where they are. Once it has `ended`,
+        nobody waits for a result. `canvas` (n, T), in raster order, gets the codes: on a CPU each once it is drawn,
+        elsewhere all in the end.
         """
+        self.settings.copy_(settings.on(self.device, self.images))
         no_label = 0 if labels.ndim == 2 else -1
         start, added = self.model.start(_padded(labels, len(self.token), no_label).to(self.device))
         self.token.copy_(start[:, 0])
         if self.model.config.options.any_order:
             self.cells.view(-1, self.images, self.positions)[:, : len(labels)] = cells.to(self.device)
-        self.uniforms.copy_(uniforms.t())
+        self.uniforms.copy_(_padded(uniforms, self.images, 0).t())
         if self.given is not None and given is not None:
             self.given.copy_(_padded(given, self.images, -1).t())
         self.log_prob.zero_()
@@ -131,12 +161,17 @@ class SamplingPass:
         for position in range(1, self.positions):
             if ended.is_set():
                 break
+            if canvas is not None and self.device.type == "cpu":
+                where = cells.expand(len(canvas), -1)[:, position - 1 : position]
+                canvas.scatter_(1, where, self.tokens[position - 1, : len(canvas), None])
             if self.graphs:
                 self.graphs.replay(position)
             else:
                 self.draw(self.decoder.step(self.token, self.cells, position), position)
-        tokens, log_prob = self.tokens.t()[: len(labels)], self.log_prob[: len(labels), 0].clamp(max=0)
-        return tokens.to("cpu", copy=True), log_prob.cpu()
+        tokens = self.tokens.t()[: len(labels)].to("cpu", copy=True)
+        if canvas is not None and not ended.is_set():
+            canvas.copy_(sequence_to_grid(tokens, cells, self.model.config.grid).flatten(1))
+        return tokens, self.log_prob[: len(labels), 0].clamp(max=0).cpu()
 
     def step_in_graph(self, position: Tensor, seen: int) -> None:
         """The step of a position (1,) on the device, below `seen`, from buffers to buffers."""
@@ -146,9 +181,9 @@ class SamplingPass:
     def draw(self, logits: Tensor, position: int | Tensor) -> None:
         """Logits (R, K) -> the images' tokens at a position, a number or (1,); the next step reads them."""
         own = logits[: self.images]
-        if self.guided:
-            logits = guide(own, logits[self.images :], self.scales[position])
-        token = draw(logits, self.uniforms[position].flatten(), self.options)
+        if self.settings.scales is not None:
+            logits = guide(own, logits[self.images :], self.settings.scales[:, position].view(-1, 1))
+        token = draw(logits, self.uniforms[position].flatten(), self.settings)
         if self.given is not None:
             given = self.given[position].flatten()
             token = torch.where(given < 0, token, given)
@@ -163,72 +198,55 @@ def _padded(values: Tensor, rows: int, filler: int) -> Tensor:
 
 
 class Sampler:
-    """A GPT ready to be sampled from with the same options, request after request; used from one thread at a time.
+    """A GPT ready to be sampled from, request after request; used from one thread at a time.
 
-    Sets eval mode. With `completes`, images have codes that are given and not drawn. By C code a pass is several groups
-    of `images_at_once` where many images are asked for, as long operations wait less for Python's lock.
+    Sets eval mode. Where it is `guided`, each image has two rows. With `completes`, images have codes that are given
+    and not drawn. By C code a pass is several groups of `images_at_once` where many images are asked for, as long
+    operations wait less for Python's lock.
     """
 
-    def __init__(self, model: GPT, options: SamplingOptions, precision: str, completes: bool = False) -> None:
-        self.model, self.options, self.completes = model.eval(), options, completes
-        self.device, self.guided = next(model.parameters()).device, options.cfg_scale != 1
+    def __init__(self, model: GPT, precision: str, guided: bool = False, completes: bool = False) -> None:
+        self.model, self.guided, self.completes = model.eval(), guided, completes
+        self.device = next(model.parameters()).device
         self.at_once = images_at_once(model.config, self.device, precision, self.guided)
         self.new_decoder, self.takes_any_number = decoders(model, precision)
         self.passes: list[SamplingPass] = []
 
-    def codes(
-        self,
-        labels: Tensor,
-        first_image: int,
-        seed: int,
-        known: Tensor | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw image `first_image + i` for `labels[i]`, as `GPT.start` takes them; `known` (N, h, w) are not drawn.
+    def codes(self, asked: Asked, canvas: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw images; yields codes (n, h, w) int64 and log-probabilities (n,) on the CPU, pass by pass, in order.
 
-        -1 in `known` is a code to draw. Yields codes (n, h, w) int64 and their log-probabilities (n,) on the CPU, pass
-        by pass, in order; `first_image` is a multiple of `images_at_once`.
+        Codes are put into `canvas` (N, T), in raster order, for another thread to see, on a CPU as they are drawn.
         """
-        config = self.model.config
-        assert first_image % self.at_once == 0
-        assert (known is not None) == self.completes
-        cells = self.orders(len(labels), first_image, seed, known)
-        given = None if known is None else grid_to_sequence(known, cells)
-        threads, images = self.division(len(labels))
+        config, count = self.model.config, len(asked.labels)
+        assert self.guided == is_guided(asked.settings)
+        assert (asked.known is not None) == self.completes
+        cells = orders(asked, self.model)
+        given = None if asked.known is None else grid_to_sequence(asked.known, cells)
+        settings = Settings.of(asked.settings, config.codebook_size, config.block_size)
+        threads, images = self.division(count)
         free: SimpleQueue[SamplingPass] = SimpleQueue()
-        for of_thread in self.passes_of(threads, images):
+        for of_thread in self.passes_of(threads, images, settings):
             free.put(of_thread)
         ended = threading.Event()
 
         def run(start: int) -> tuple[Tensor, Tensor]:
-            mine = free.get()
+            mine, here = free.get(), slice(start, start + images)
             try:
-                uniforms = uniform_numbers(seed, first_image + start, images, config.block_size)
-                here = slice(start, start + images)
+                uniforms = uniform_numbers(asked.seeds[here], asked.numbers[here], config.block_size)
                 order = cells if cells.ndim == 1 else cells[here]
-                of_them = None if given is None else given[here]
-                tokens, log_prob = mine.run(labels[here], uniforms, order, of_them, ended)
+                of_them, shown = (None if values is None else values[here] for values in (given, canvas))
+                tokens, log_prob = mine.run(
+                    asked.labels[here], uniforms, settings.rows(here), order, of_them, ended, shown
+                )
                 return sequence_to_grid(tokens, order, config.grid), log_prob
             finally:
                 free.put(mine)
 
         with new_workers(threads) as workers:
             try:
-                yield from workers.map(run, range(0, len(labels), images))
+                yield from workers.map(run, range(0, count, images))
             finally:
                 ended.set()
-
-    def orders(self, images: int, first_image: int, seed: int, known: Tensor | None) -> Tensor:
-        """The cells in the order in which they are drawn: (T,), or (N, T) of a network for any order."""
-        config, own = self.model.config, self.model.cells.cpu()
-        if not config.options.any_order:
-            return own
-        order = self.options.draw_order or config.options.own_order
-        if order == "random":
-            seed_of_orders = derived_seed(seed, "orders")
-            cells = uniform_numbers(seed_of_orders, first_image, images, config.block_size).argsort(dim=1)
-        else:
-            cells = scan_order(order, config.grid).expand(images, -1)
-        return cells if known is None else known_first(known >= 0, cells)
 
     def division(self, wanted: int) -> tuple[int, int]:
         """How many threads draw so many images, and how many of them in a pass."""
@@ -239,27 +257,33 @@ class Sampler:
         threads = min(torch.get_num_threads(), wanted)
         return threads, min(self.at_once * MOST_GROUPS_PER_PASS, -(-wanted // threads))
 
-    def passes_of(self, threads: int, images: int) -> list[SamplingPass]:
+    def passes_of(self, threads: int, images: int, settings: Settings) -> list[SamplingPass]:
         """One per thread: those of the request before, if they suit."""
-        if len(self.passes) != threads or self.passes[0].images != images:
-            rows = 2 * images if self.guided else images
-            self.passes = [
-                SamplingPass(self.model, self.new_decoder(rows), images, self.options, self.completes)
-                for _ in range(threads)
-            ]
+        kept = [each for each in self.passes if each.images == images and each.settings.kind == settings.kind]
+        rows = 2 * images if self.guided else images
+        self.passes = kept[:threads] + [
+            SamplingPass(self.model, self.new_decoder(rows), images, settings.rows(slice(1)), self.completes)
+            for _ in range(threads - len(kept))
+        ]
         return self.passes
 
 
-def sample_codes(
-    model: GPT,
-    labels: Tensor,
-    seed: int,
-    options: SamplingOptions,
-    precision: str,
-    known: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first images of a seed, in one request: see `Sampler.codes`."""
-    return Sampler(model, options, precision, known is not None).codes(labels, 0, seed, known)
+def sample_codes(model: GPT, asked: Asked, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images in one request: see `Sampler.codes`."""
+    return Sampler(model, precision, is_guided(asked.settings), asked.known is not None).codes(asked)
+
+
+def orders(asked: Asked, model: GPT) -> Tensor:
+    """The cells in the order in which images are drawn: (T,), or (N, T) of a network for any order."""
+    config = model.config
+    if not config.options.any_order:
+        return model.cells.cpu()
+    names = [settings.draw_order or config.options.own_order for settings in asked.settings]
+    seeds = {seed: derived_seed(seed, "orders") for seed in asked.seeds}
+    random = uniform_numbers([seeds[seed] for seed in asked.seeds], asked.numbers, config.block_size).argsort(dim=1)
+    fixed = {name: scan_order(name, config.grid) for name in names if name != "random"}
+    cells = torch.stack([random[row] if name == "random" else fixed[name] for row, name in enumerate(names)])
+    return cells if asked.known is None else known_first(asked.known >= 0, cells)
 
 
 def images_at_once(config: GPTConfig, device: torch.device, precision: str, guided: bool) -> int:
@@ -284,12 +308,12 @@ def memory_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
-def uniform_numbers(seed: int, first: int, images: int, positions: int) -> Tensor:
-    """(images, positions) float32 in [0, 1): row r is a function of (seed, first + r), by the counter-based Philox."""
+def uniform_numbers(seeds: Sequence[int], images: Sequence[int], positions: int) -> Tensor:
+    """(n, positions) float32 in [0, 1): row r is a function of (seeds[r], images[r]), by the counter-based Philox."""
     rows = [
-        np.random.Generator(np.random.Philox(key=np.array([seed, first + row], dtype=np.uint64))).random(
+        np.random.Generator(np.random.Philox(key=np.array([seed, image], dtype=np.uint64))).random(
             positions, dtype=np.float32
         )
-        for row in range(images)
+        for seed, image in zip(seeds, images, strict=True)
     ]
     return torch.from_numpy(np.stack(rows))

@@ -19,7 +19,7 @@ from vqgpt.api.render import captions
 from vqgpt.errors import InputError
 from vqgpt.evaluation.memorisation import first_views, nearest_rows
 from vqgpt.gpt.checkpoint import LoadedGPT
-from vqgpt.gpt.generate import sample_codes
+from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.labels import labels_of_rows, no_label
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.options.codec import one_line
@@ -93,7 +93,9 @@ def completions(gpt: LoadedGPT, cache: TokenCache, split: str, decoder: Decoder)
         labels = torch.tensor([no_label(config)] * count)
     drawn = []
     for seed in range(3):
-        passes = sample_codes(gpt.model, labels, seed, SamplingOptions(), "fp32", torch.from_numpy(known))
+        passes = sample_codes(
+            gpt.model, Asked.of_one_seed(labels, seed, SamplingOptions(), torch.from_numpy(known)), "fp32"
+        )
         drawn.append(np.concatenate([part.numpy() for part, _ in passes]))
     images = [decoder.images(each) for each in (codes, *drawn)]
     shown = images[0].copy()
