@@ -28,8 +28,8 @@ from vqgpt.gpt.checkpoint import LoadedGPT
 from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.labels import KnownLabels, no_label, number_word
 from vqgpt.gpt.options import SamplingOptions
-from vqgpt.gpt.order import Order
-from vqgpt.gpt.scoring import nats_of_images, orders_to_score
+from vqgpt.gpt.order import FixedOrder, Order, sequence_to_grid
+from vqgpt.gpt.scoring import nats_of_images, nats_of_tokens, orders_to_score
 from vqgpt.options.codec import num_parameters
 from vqgpt.options.definition import RunOptions, options_of, resolve
 from vqgpt.progress import PlainBar, Report, silent
@@ -85,21 +85,51 @@ class Generator:
         Images cycle through `classes`, as of --class; a number is one, whatever classes are called. Raises UsageError
         for an unknown class or an impossible value.
         """
-        words = _words(classes)
         sampling = SamplingOptions(num_samples=num_samples, **options)
-        config = SampleConfig(classes=words, sampling=sampling, run=RunOptions(seed=seed, precision=precision))
-        check_order(sampling.draw_order, self.gpt.model.config.options, self.path, "draw_order")
-        if sampling.cfg_scale != 1:
-            check_can_guide(self.gpt, self.path)
-        architecture = self.gpt.model.config
-        known_labels = KnownLabels.of(architecture, self.class_names, self.gpt.labels_seen)
-        cycle = known_labels.cycle(config.classes, silent)
-        if no_label(architecture) in cycle:
-            check_knows_unlabelled(self.gpt, self.path, "tell the labels with `classes`")
-        labels = torch.from_numpy(np.array(cycle)[np.arange(num_samples) % len(cycle)])
-        asked = Asked.of_one_seed(labels, seed, sampling)
+        SampleConfig(sampling=sampling, run=RunOptions(seed=seed, precision=precision))  # which checks them
+        asked = self.asked(range(num_samples), classes, seed, sampling)
         passes = sample_codes(self.gpt.model, asked, resolve_precision(precision, self.device))
         return torch.cat([codes for codes, _ in passes]).numpy()
+
+    def asked(
+        self,
+        numbers: range,
+        classes: Sequence[str | int],
+        seed: int,
+        sampling: SamplingOptions,
+        known: NDArray[np.integer[Any]] | None = None,
+    ) -> Asked:
+        """Images of a seed by their numbers, for `Sampler.codes`; image i is of `classes[i % len(classes)]`.
+
+        `known` (N, h, w) are codes that are not drawn, -1 where they are. Raises UsageError as `sample` does, but takes
+        any seed.
+        """
+        architecture = self.gpt.model.config
+        check_order(sampling.draw_order, architecture.options, self.path, "draw_order")
+        if sampling.cfg_scale != 1:
+            check_can_guide(self.gpt, self.path)
+        labels = self.labels(numbers, classes)
+        if known is not None:
+            self._check_codes(known, -1, labels)
+        return Asked(
+            labels=labels,
+            seeds=[seed] * len(numbers),
+            numbers=numbers,
+            settings=[sampling] * len(numbers),
+            known=None if known is None else torch.from_numpy(known.astype(np.int64)),
+        )
+
+    def labels(self, numbers: range, classes: Sequence[str | int]) -> torch.Tensor:
+        """The labels, as `GPT.start` takes them, of images that cycle through `classes`; of all where there are none.
+
+        Raises UsageError for an unknown class, or no class where every training image had one.
+        """
+        architecture = self.gpt.model.config
+        known_labels = KnownLabels.of(architecture, self.class_names, self.gpt.labels_seen)
+        cycle = known_labels.cycle(_words(classes), silent)
+        if no_label(architecture) in cycle:
+            check_knows_unlabelled(self.gpt, self.path, "tell the labels with `classes`")
+        return torch.from_numpy(np.array(cycle)[np.array(numbers, dtype=np.int64) % len(cycle)])
 
     def score(
         self,
@@ -115,22 +145,43 @@ class Generator:
         UsageError for other arrays.
         """
         config = self.gpt.model.config
-        shape = (len(codes), *np.shape(no_label(config)))
         if labels is None:
-            labels = np.broadcast_to(no_label(config), shape)
-        if labels.shape != shape or codes.shape[1:] != config.grid:
-            raise UsageError(
-                f"codes of shape {codes.shape} with labels of shape {labels.shape} cannot be scored",
-                f"give codes (N, {config.grid[0]}, {config.grid[1]}), and labels of shape {shape}",
-            )
-        _check_range("codes", codes, 0, config.codebook_size - 1)
-        _check_range("labels", labels, -1, 1 if len(shape) == 2 else config.num_classes - 1)
-        grids, given = torch.from_numpy(codes.astype(np.int64)), torch.from_numpy(labels.astype(np.int64))
+            labels = np.broadcast_to(no_label(config), (len(codes), *np.shape(no_label(config))))
+        given = torch.from_numpy(labels.astype(np.int64))
+        grids = self._check_codes(codes, 0, given)
         exactly = resolve_precision(precision, self.device)
         check_order(order, config.options, self.path, "order")
         orders = orders_to_score(order or config.options.own_order, num_orders, config)
         nats = torch.cat(list(nats_of_images(self.gpt.model, grids, given, exactly, orders))).numpy()
         return nats / (np.log(2) * config.block_size)
+
+    def score_tokens(
+        self,
+        codes: NDArray[np.integer[Any]],
+        labels: torch.Tensor,
+        precision: str = "auto",
+        order: FixedOrder | None = None,
+    ) -> NDArray[np.float64]:
+        """Bits of each token (N, h, w) of codes (N, h, w), given those before it. Raises UsageError as `score` does."""
+        config = self.gpt.model.config
+        grids, exactly = self._check_codes(codes, 0, labels), resolve_precision(precision, self.device)
+        check_order(order, config.options, self.path, "order")
+        cells = orders_to_score(order or config.options.own_order, 1, config)[0]
+        nats = torch.cat(list(nats_of_tokens(self.gpt.model, grids, labels, exactly, cells)))
+        return sequence_to_grid(nats, cells, config.grid).numpy() / np.log(2)
+
+    def _check_codes(self, codes: NDArray[np.integer[Any]], least: int, labels: torch.Tensor) -> torch.Tensor:
+        """Codes (N, h, w) of `least` or more, and labels that go with them -> the codes. Raises UsageError."""
+        config = self.gpt.model.config
+        shape = (len(codes), *np.shape(no_label(config)))
+        if labels.shape != shape or codes.shape[1:] != config.grid:
+            raise UsageError(
+                f"codes of shape {codes.shape} with labels of shape {tuple(labels.shape)} cannot be used",
+                f"give codes (N, {config.grid[0]}, {config.grid[1]}), and labels of shape {shape}",
+            )
+        _check_range("codes", codes, least, config.codebook_size - 1)
+        _check_range("labels", labels.numpy(), -1, 1 if len(shape) == 2 else config.num_classes - 1)
+        return torch.from_numpy(codes.astype(np.int64))
 
 
 def load_gpt(path: str | Path, device: str = "auto", n_head: int | None = None) -> Generator:
@@ -178,7 +229,7 @@ def _check_range(what: str, numbers: NDArray[np.integer[Any]], least: int, most:
     """Raise UsageError for codes or labels that the GPT does not have."""
     if numbers.size and not least <= numbers.min() <= numbers.max() <= most:
         raise UsageError(
-            f"{what} of {numbers.min()} to {numbers.max()} cannot be scored", f"give {what} of {least} to {most}"
+            f"{what} of {numbers.min()} to {numbers.max()} cannot be used", f"give {what} of {least} to {most}"
         )
 
 

@@ -1,6 +1,6 @@
 """Scoring: what a GPT predicts of images that exist, and how likely it finds them.
 
-grids (N, h, w), labels -> logits (N, T, K) float32, or nats (N,) float64
+grids (N, h, w), labels -> logits (N, T, K) float32, nats (N, T) of tokens, or (N,) of images, float64
 """
 
 import math
@@ -49,16 +49,19 @@ def nats_of_images(
     several `orders` (M, T), of a model for any order, it is that of the mixture: one of them is drawn, then the image.
     """
     orders = model.cells[None] if orders is None else orders
-    passes = (_nats_of_passes(model, codes, labels, precision, cells) for cells in orders)
+    passes = (nats_of_tokens(model, codes, labels, precision, cells) for cells in orders)
     for nats in zip(*passes, strict=True):
-        yield math.log(len(orders)) - (-torch.stack(nats)).logsumexp(dim=0)
+        yield math.log(len(orders)) - (-torch.stack(nats).sum(dim=2)).logsumexp(dim=0)
 
 
-def _nats_of_passes(model: GPT, codes: Tensor, labels: Tensor, precision: str, cells: Tensor) -> Iterator[Tensor]:
-    """In one order, (n,) float64 on the CPU: MPS has no float64."""
+def nats_of_tokens(model: GPT, codes: Tensor, labels: Tensor, precision: str, cells: Tensor) -> Iterator[Tensor]:
+    """Minus the log-probability of each token given those before it, in the order `cells` (T,), pass by pass, (n, T).
+
+    Float64 and on the CPU: MPS has none.
+    """
     for logits, sequences in logits_of_images(model, codes, labels, precision, cells):
         nats = F.cross_entropy(logits.flatten(0, 1), sequences.flatten(), reduction="none")
-        yield nats.view(sequences.shape).cpu().double().sum(dim=1)
+        yield nats.view(sequences.shape).cpu().double()
 
 
 def orders_to_score(order: Order, count: int, config: GPTConfig) -> Tensor:

@@ -9,15 +9,17 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
-from vqgpt.api.image_sets import references_of
+from vqgpt.api.image_sets import cache_images, references_of
 from vqgpt.api.made import content_digest, read_record
 from vqgpt.api.options import SourceOptions, TrainConfig, VQGANTrainConfig
+from vqgpt.api.run_files import Run, trained_by
 from vqgpt.api.sources import sample_config, tokenize_config
 from vqgpt.data.reading import images_at_hand
 from vqgpt.data.table import DATASETS
@@ -28,11 +30,12 @@ from vqgpt.options.paths import EVALUATION_FILE
 from vqgpt.progress import Progress, Report, silent
 from vqgpt.report import sheets
 from vqgpt.report.facts import Codebook, Line, RunFacts, Sheet, Stage
-from vqgpt.report.run_files import Run, trained_by
+from vqgpt.report.sheets import Decoder
 from vqgpt.runtime.process import library_versions
+from vqgpt.storage.checkpoint import weights_sha256
 from vqgpt.storage.files import read_regular
 from vqgpt.tokens.arrays import codebook_rank
-from vqgpt.vqgan.checkpoint import tokenizer_identities
+from vqgpt.vqgan.checkpoint import tokenizer_identities, vqgan_sha256
 
 LARGEST_METRICS = 2**26  # bytes
 LARGEST_NUMBER = 1e300
@@ -76,11 +79,28 @@ def gather(folder: Path, sources: SourceOptions, report: Report) -> RunFacts:
 def latest(run: Run, kind: Kind, remedy: str) -> Mapping[str, Any]:
     """The last evaluation of a kind that measured what is there now. Raises MissingDataError if none did."""
     entries = read_evaluations(run.folder / EVALUATION_FILE).get(kind, [])
-    found = [entry for entry in entries if run.is_measured_by(kind, entry)]
+    found = [entry for entry in entries if is_measured_by(run, kind, entry)]
     if not found:
         why = "what was measured was another one" if entries else "not measured"
         raise MissingDataError(why, f"{remedy.format(dataset=run.dataset, folder=run.folder)} does")
     return found[-1]
+
+
+def is_measured_by(run: Run, kind: Kind, entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of an evaluation measured the samples, the VQ-GAN or the GPT that is there now."""
+    match kind:
+        case "gpt":
+            now = {weights_sha256(run.gpt.model, run.gpt.model.config.identity)}
+        case "tokenizer":
+            now = {vqgan_sha256(run.vqgan)}
+        case "samples":
+            path = run.sources.checkpoint_vae or run.folder / "vqgan.pt"
+            images = cache_images(run.samples, None, replace(run.sources, checkpoint_vae=path))
+            number = str(entry.get("samples", "")).partition(" ")[0].replace(",", "")  # "2,000 images of ..."
+            now = {images.sha256, images.drawn(int(number) if number.isdecimal() else 0).sha256}
+        case _:
+            assert_never(kind)
+    return entry["of"].get({"tokenizer": "vqgan"}.get(kind, kind)) in now
 
 
 EVALUATIONS: dict[str, tuple[Kind, str]] = {
@@ -102,6 +122,11 @@ def codebook_of(run: Run) -> Codebook:
     )
 
 
+def decoder_of(run: Run) -> Decoder:
+    """The VQ-GAN of a run, with how its images are shown."""
+    return Decoder(model=run.vqgan)
+
+
 def _reconstructions(run: Run) -> Sheet:
     description = run.cache.description
     if description.dataset not in DATASETS:
@@ -118,11 +143,13 @@ def _calibration(run: Run) -> Sheet:
 
 
 SHEETS: dict[str, Callable[[Run], Sheet]] = {
-    "samples by class": lambda run: sheets.samples_by_class(run.samples_of_cache, run.decoder),
-    "completions": lambda run: sheets.completions(run.gpt_of_cache, run.cache, run.held_out, run.decoder),
+    "samples by class": lambda run: sheets.samples_by_class(run.samples_of_cache, decoder_of(run)),
+    "completions": lambda run: sheets.completions(run.gpt_of_cache, run.cache, run.held_out, decoder_of(run)),
     "reconstructions": _reconstructions,
-    "nearest training images": lambda run: sheets.nearest_training_rows(run.samples_of_cache, run.cache, run.decoder),
-    "the codes": lambda run: sheets.code_tiles(codebook_of(run).counts, run.cache.description.grid, run.decoder),
+    "nearest training images": lambda run: sheets.nearest_training_rows(
+        run.samples_of_cache, run.cache, decoder_of(run)
+    ),
+    "the codes": lambda run: sheets.code_tiles(codebook_of(run).counts, run.cache.description.grid, decoder_of(run)),
     "the calibration map": _calibration,
 }
 

@@ -1,30 +1,25 @@
 """The files of a run, each opened when it is first asked for, and whether they go together. Nothing is written."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 
-from vqgpt.api.image_sets import cache_images
 from vqgpt.api.options import EncoderOptions, SourceOptions, TrainConfig, VQGANTrainConfig
 from vqgpt.api.render import load_its_vqgan
 from vqgpt.api.sources import check_goes_with, check_same_codes
 from vqgpt.data.table import held_out_or_none
 from vqgpt.errors import InputError, MissingDataError, VQGPTError
-from vqgpt.evaluation.record import Kind
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.options.codec import from_json
 from vqgpt.options.paths import cache_path
 from vqgpt.progress import silent
-from vqgpt.report.sheets import Decoder
 from vqgpt.runtime.device import select_device
-from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file, weights_sha256
+from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file
 from vqgpt.tokens import TokenCache
-from vqgpt.vqgan.checkpoint import vqgan_sha256
 from vqgpt.vqgan.model import VQGAN
 
 
@@ -97,11 +92,6 @@ class Run:
         options = EncoderOptions(checkpoint_vae=path, remap=self.sources.remap, device=self.sources.device)
         return load_its_vqgan(self.cache.description, options).eval()
 
-    @cached_property
-    def decoder(self) -> Decoder:
-        """It, with how its images are shown."""
-        return Decoder(model=self.vqgan)
-
     @property
     def samples_of_cache(self) -> TokenCache:
         """Its samples. Raises InputError if their codes mean other things than those of the cache."""
@@ -115,22 +105,6 @@ class Run:
         gpt = self.gpt if self.gpt.description else load_gpt(path, self.device, None, grid)
         check_goes_with(gpt.model.config, gpt.description, path, self.cache, silent)
         return gpt
-
-    def is_measured_by(self, kind: Kind, entry: Mapping[str, Any]) -> bool:
-        """Whether an entry of an evaluation measured the samples, the VQ-GAN or the GPT that is there now."""
-        match kind:
-            case "gpt":
-                now = {weights_sha256(self.gpt.model, self.gpt.model.config.identity)}
-            case "tokenizer":
-                now = {vqgan_sha256(self.vqgan)}
-            case "samples":
-                path = self.sources.checkpoint_vae or self.folder / "vqgan.pt"
-                images = cache_images(self.samples, None, replace(self.sources, checkpoint_vae=path))
-                number = str(entry.get("samples", "")).partition(" ")[0].replace(",", "")  # "2,000 images of ..."
-                now = {images.sha256, images.drawn(int(number) if number.isdecimal() else 0).sha256}
-            case _:
-                assert_never(kind)
-        return entry["of"].get({"tokenizer": "vqgan"}.get(kind, kind)) in now
 
     @cached_property
     def held_out(self) -> str:
