@@ -102,7 +102,7 @@ def test_mistakes_raise_our_errors(pipeline):
         (grids, np.array([0, 10])),
         (grids, np.array([-2, 0])),
     ):
-        with pytest.raises(UsageError, match="scored"):
+        with pytest.raises(UsageError, match="used"):
             gpt.score(codes, labels)
     with pytest.raises(TypeError, match="temprature"):
         gpt.sample(temprature=1)
