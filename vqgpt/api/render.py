@@ -260,17 +260,21 @@ def encode_image(path: Path, description: Description, load: Callable[[], VQGAN]
 
     `load` gives the VQ-GAN of the tokens. Raises InputError if the image has another size, and what `load` raises.
     """
-    recorded, size = description.preprocessing, description.image_size
-    chosen = {name: recorded[name] for name in ("fit", "background") if name in recorded}
-    options = PreprocessingOptions(**chosen)
-    image = read_image(path, options.background_rgb)
+    preprocessing, size = preprocessing_of(description), description.image_size
+    image = read_image(path, preprocessing.options.background_rgb)
     if (image.height, image.width) != size:
         raise InputError(
             f"the prompt {path} has {image.width} x {image.height} pixels, the GPT's images {size[1]} x {size[0]}",
             "resize or crop it to that size",
         )
-    preprocessing = Preprocessing(size=size[0], channels=description.image_channels, options=options)
     return encode_images(load(), prepare(image, preprocessing)[None], "fp32")[0, 0]
+
+
+def preprocessing_of(description: Description) -> Preprocessing:
+    """How images become those of a token cache of this description, in their plain view."""
+    recorded = description.preprocessing
+    options = PreprocessingOptions(**{name: recorded[name] for name in ("fit", "background") if name in recorded})
+    return Preprocessing(size=description.image_size[0], channels=description.image_channels, options=options)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import struct
 import threading
 import warnings
@@ -37,13 +38,15 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def decode(data: bytes, background: tuple[int, int, int]) -> Image.Image:
+def decode(data: bytes, background: tuple[int, int, int], most_pixels: float = math.inf) -> Image.Image:
     """Rotated as its EXIF says, put onto `background` where it is transparent, 16 bits scaled to 8.
 
-    Of several frames or pages, the first. Raises BrokenImageError.
+    Of several frames or pages, the first. Raises BrokenImageError, also if there are more than `most_pixels`.
     """
     try:
         image = Image.open(io.BytesIO(without_metadata(data)), formats=FORMATS)
+        if image.width * image.height > most_pixels:
+            raise BrokenImageError(f"{image.width} x {image.height} pixels are more than {most_pixels:,}")
         with LARGE_IMAGES if image.width * image.height > LARGE else contextlib.nullcontext():
             return _to_grey_or_rgb(_to_eight_bits(image), background)
     except BrokenImageError:

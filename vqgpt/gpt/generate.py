@@ -212,10 +212,13 @@ class Sampler:
         self.new_decoder, self.takes_any_number = decoders(model, precision)
         self.passes: list[SamplingPass] = []
 
-    def codes(self, asked: Asked, canvas: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def codes(
+        self, asked: Asked, canvas: Tensor | None = None, ended: threading.Event | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw images; yields codes (n, h, w) int64 and log-probabilities (n,) on the CPU, pass by pass, in order.
 
-        Codes are put into `canvas` (N, T), in raster order, for another thread to see, on a CPU as they are drawn.
+        Codes are put into `canvas` (N, T), in raster order, for another thread to see, on a CPU as they are drawn. Once
+        another thread sets `ended`, nobody waits for codes, and what comes is none.
         """
         config, count = self.model.config, len(asked.labels)
         assert self.guided == is_guided(asked.settings)
@@ -227,7 +230,7 @@ class Sampler:
         free: SimpleQueue[SamplingPass] = SimpleQueue()
         for of_thread in self.passes_of(threads, images, settings):
             free.put(of_thread)
-        ended = threading.Event()
+        ended = ended or threading.Event()
 
         def run(start: int) -> tuple[Tensor, Tensor]:
             mine, here = free.get(), slice(start, start + images)
@@ -245,8 +248,9 @@ class Sampler:
         with new_workers(threads) as workers:
             try:
                 yield from workers.map(run, range(0, count, images))
-            finally:
+            except BaseException:  # GeneratorExit too: whoever asked has left
                 ended.set()
+                raise
 
     def division(self, wanted: int) -> tuple[int, int]:
         """How many threads draw so many images, and how many of them in a pass."""

@@ -18,6 +18,7 @@ from vqgpt.gpt.options import SamplingOptions
 from vqgpt.options.codec import one_line
 
 BELOW_ONE = 1 - 2**-22  # keeps rounding from reaching the end of the CDF, beyond the last code that may be drawn
+SMALLEST = 1e-30  # a positive number that float32 has
 COLDEST = 1e-30  # below it float32 cannot divide; of different logits it leaves but the largest
 LIKELIEST = 64  # codes among which the end of top-p is looked for first, on a CPU
 
@@ -46,7 +47,7 @@ class Settings:
     def of(cls, images: Sequence[SamplingOptions], codes: int, positions: int) -> "Settings":
         """Those of images that ask for these options, of a GPT with so many codes and positions."""
         k = [0 if each.top_k is None or each.top_k >= codes else each.top_k for each in images]
-        p = [each.top_p if each.top_p is not None and each.top_p < 1 else math.inf for each in images]
+        p = [max(each.top_p, SMALLEST) if each.top_p is not None and each.top_p < 1 else math.inf for each in images]
         schedules = {each: guidance_scales(each, positions) for each in set(images)}
         temperatures = [max(each.temperature, COLDEST) if each.temperature else 1.0 for each in images]
         return cls(

@@ -83,12 +83,13 @@ def page(runs: Sequence[RunFacts]) -> str:
     import jinja2
 
     files = importlib.resources.files("vqgpt.report")
+    theme = (importlib.resources.files("vqgpt.pictures") / "theme.css").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.globals |= {"data_uri": data_uri, "mark": MARK}
     template = environment.from_string((files / "page.html").read_text("utf-8"))
     return template.render(
         title=" and ".join(run.name for run in runs),
-        style=(files / "page.css").read_text("utf-8"),
+        style=theme + (files / "page.css").read_text("utf-8"),
         script=(files / "page.js").read_text("utf-8"),
         runs=[(run, findings(run)) for run in runs],
         drawings=list(drawings(runs)),

@@ -1,0 +1,159 @@
+"""What a request must pass before it is read: where it comes from, who sends it, how large it is.
+
+    ASGI application  ->  the same behind the guards
+
+A page of another site must not reach a server on loopback: `Host` must name this machine (DNS rebinding), and `Origin`
+must be this server's; FastAPI takes no body but JSON, which no form can send. Off loopback a token is needed, in the
+header `Authorization: Bearer TOKEN` or in the cookie that `/?token=TOKEN` sets. Knows no network.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+MOST_BODY_BYTES = 4 * 2**20
+COOKIE = "vqgpt"
+OWN_FILES = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": OWN_FILES,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+class BodyTooLargeError(Exception):
+    """More bytes came than a body may have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guards:
+    """An application behind its guards; `token` is None where none is needed."""
+
+    app: App
+    token: str | None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what is refused, and hand on the rest."""
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        send = with_headers(send)
+        answer = self.refusal(scope, headers)
+        if answer is not None:
+            await answer(scope, receive, send)
+            return
+        read = 0
+        begun = False
+
+        async def receive_some() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > MOST_BODY_BYTES:
+                raise BodyTooLargeError
+            return message
+
+        async def send_some(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive_some, send_some)
+        except BodyTooLargeError:
+            if not begun:
+                await too_large()(scope, receive, send)
+
+    def refusal(self, scope: Scope, headers: dict[str, str]) -> Response | None:
+        """The answer to a request that is not let in, None for one that is."""
+        host = headers.get("host", "")
+        if self.token is None and host_name(host) not in LOOPBACK:
+            return problem(
+                403, f"the address says {host or 'no host'}, and this server is on loopback", "open http://127.0.0.1"
+            )
+        origin = headers.get("origin")
+        if origin is not None and urlsplit_or_none(origin) != host:
+            return problem(403, f"a page of {origin} must not use this server", "open the page of the server itself")
+        if self.token is not None and (answer := self._without_token(scope, headers, self.token)):
+            return answer
+        length = headers.get("content-length", "0")
+        if length.isascii() and length.isdigit() and int(length) > MOST_BODY_BYTES:
+            return too_large()
+        return None
+
+    def _without_token(self, scope: Scope, headers: dict[str, str], token: str) -> Response | None:
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if given and scope["path"] == "/" and equal(given, token):
+            page = RedirectResponse("/", status_code=303)
+            page.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            return page
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        cookies = [bearer] if kind.lower() == "bearer" else []
+        try:
+            found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            found = None
+        if any(equal(each, token) for each in (*cookies, *([found.value] if found else []))):
+            return None
+        return problem(401, "this server needs its token", "send Authorization: Bearer TOKEN, or open /?token=TOKEN")
+
+
+def equal(given: str, token: str) -> bool:
+    """Whether it is the token, in a time that tells nothing."""
+    return secrets.compare_digest(given.encode("utf-8", "replace"), token.encode())
+
+
+def host_name(host: str) -> str:
+    """The name in a `Host` header, without its port: `[::1]:8000` is ::1."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def urlsplit_or_none(origin: str) -> str | None:
+    """The host and port of an origin; None of one that has none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
+
+
+def with_headers(send: Send) -> Send:
+    """A `send` that adds `HEADERS`, but for those that an answer has of its own."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            own = {name.lower() for name, _ in message["headers"]}
+            more = ((name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in own)
+            message = {**message, "headers": [*message["headers"], *more]}
+        await send(message)
+
+    return send_with_headers
+
+
+def problem(status: int, error: str, hint: str, headers: Iterable[tuple[str, str]] = ()) -> JSONResponse:
+    """An error as all errors are sent."""
+    return JSONResponse({"error": error, "hint": hint}, status_code=status, headers=dict(headers))
+
+
+def too_large() -> JSONResponse:
+    """The answer to a body of too many bytes."""
+    return problem(413, "the body is too large", f"send at most {MOST_BODY_BYTES:,} bytes")

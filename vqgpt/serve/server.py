@@ -1,0 +1,78 @@
+"""The server: binds its place, answers until a signal comes, finishes what has begun, and leaves."""
+
+import socket
+import threading
+
+import uvicorn
+
+from vqgpt.data.decoding import no_decoder_warnings
+from vqgpt.errors import UsageError
+from vqgpt.progress import Notice, Report
+from vqgpt.runtime.process import stop_on_signals
+from vqgpt.serve.app import application
+from vqgpt.serve.guards import LOOPBACK
+from vqgpt.serve.pair import Pair
+
+SECONDS_TO_DRAIN = 60
+SECONDS_BETWEEN_LOOKS = 0.2
+MOST_CONNECTIONS = 512
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 is any free one. Raises UsageError if it cannot."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"the server cannot listen at {host}:{port} ({reason})", "give another --port or --host"
+        ) from None
+
+
+def address_of(listener: socket.socket, token: str | None) -> str:
+    """What to open in a browser."""
+    host, port = listener.getsockname()[:2]
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+
+
+def serve(
+    pair: Pair, listener: socket.socket, most_images: int, most_waiting: int, token: str | None, report: Report
+) -> None:
+    """Answer requests until SIGINT, SIGTERM or SIGHUP, then what has begun; a second signal does not wait for it."""
+    app, studio = application(pair, most_images, most_waiting, token)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        http="h11",
+        ws="none",
+        timeout_graceful_shutdown=SECONDS_TO_DRAIN,
+        limit_concurrency=MOST_CONNECTIONS,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server")
+    with no_decoder_warnings(), stop_on_signals() as request:
+        thread.start()
+        report(Notice(text=f"open {address_of(listener, token)} in a browser; Ctrl-C ends it"))
+        while thread.is_alive() and not request:
+            thread.join(SECONDS_BETWEEN_LOOKS)
+        server.should_exit = True
+        if request:
+            report(Notice(text="finishing what has begun"))
+        try:
+            while thread.is_alive():
+                thread.join(SECONDS_BETWEEN_LOOKS)
+        except KeyboardInterrupt:
+            server.force_exit = True
+            raise
+    studio.batcher.close()
+
+
+def needs_token(host: str) -> bool:
+    """Whether others than this machine can reach a server there."""
+    return host not in LOOPBACK
