@@ -116,6 +116,28 @@ def finished_pipeline(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, without a network."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    words = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=words)
+        yield chromium
+        chromium.close()
+
+
+def violations(page):
+    """What axe-core finds on a page: its rules, and an element each."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
+
+
 @pytest.fixture
 def pipeline(finished_pipeline, tmp_path, monkeypatch):
     """A copy of the tiny pipeline, as the current folder: break it as you like."""

@@ -5,21 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_here
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-WITHOUT_NETWORK = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=WITHOUT_NETWORK)
-        yield chromium
-        chromium.close()
+from tests.conftest import run_here, violations
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +76,8 @@ def test_values_can_be_reached_by_keyboard_alone(browser, written):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("which", [0, 1])
 def test_axe_finds_nothing(browser, written, which, scheme):
-    from axe_playwright_python.sync_playwright import Axe
-
     page, _ = open_page(browser, written[which], 360, color_scheme=scheme, bypass_csp=True)
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 26)"
     assert dark == (scheme == "dark")
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
-    violations = Axe().run(page).response["violations"]
-    assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == []
+    assert violations(page) == []

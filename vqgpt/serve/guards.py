@@ -38,10 +38,6 @@ HEADERS = {
 }
 
 
-class BodyTooLargeError(Exception):
-    """More bytes came than a body may have."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Guards:
     """An application behind its guards; `token` is None where none is needed."""
@@ -60,26 +56,20 @@ class Guards:
             await answer(scope, receive, send)
             return
         read = 0
-        begun = False
 
         async def receive_some() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > MOST_BODY_BYTES:
-                raise BodyTooLargeError
-            return message
+            return message if read <= MOST_BODY_BYTES else {"type": "http.disconnect"}
 
         async def send_some(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
+            if read <= MOST_BODY_BYTES:
+                await send(message)
 
-        try:
-            await self.app(scope, receive_some, send_some)
-        except BodyTooLargeError:
-            if not begun:
-                await too_large()(scope, receive, send)
+        await self.app(scope, receive_some, send_some)
+        if read > MOST_BODY_BYTES:  # of which the application knows as little as of one that was not sent to its end
+            await too_large()(scope, receive, send)
 
     def refusal(self, scope: Scope, headers: dict[str, str]) -> Response | None:
         """The answer to a request that is not let in, None for one that is."""

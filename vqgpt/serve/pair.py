@@ -111,6 +111,9 @@ class Pair:
     def open(cls, folder: Path, sources: SourceOptions, precision: str) -> "Pair":
         """The pair of a run. Raises MissingDataError if something lacks, InputError if they do not go together."""
         run = Run(folder=folder, sources=sources)
+        if not (folder / "gpt.pt").exists():
+            hint = f"make one with: vqgpt run --recipe {folder.name or 'digits'}"
+            raise MissingDataError(f"there is no GPT in {folder}: {folder / 'gpt.pt'} does not exist", hint)
         gpt = run.gpt_of_cache
         description = gpt.description or run.cache.description
         return cls(
