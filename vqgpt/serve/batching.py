@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 TaskT = TypeVar("TaskT")
 
-GATHER_SECONDS = 0.004  # that a batch waits for those who got an answer a moment ago, and ask again
+LONGEST_GATHERING = 0.1  # seconds that a batch waits for those who got an answer a moment ago, and may ask again
 
 
 class QueueFullError(Exception):
@@ -87,16 +87,16 @@ class Batcher(Generic[TaskT]):
         self.thread.join()
 
     def _run(self) -> None:
-        asked_together = 0  # jobs of the batch before
+        in_flight, took = 0, 0.0  # jobs when the batch before was done, its own included, and its seconds
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.closed)
                 if not self.waiting:
                     return
-                self._gather(asked_together)
+                self._gather(in_flight, min(took, LONGEST_GATHERING))
                 self.running = self._next_batch()
                 self.ended.clear()
-            batch, asked_together = self.running, len(self.running)
+            batch, begun = self.running, time.monotonic()
             try:
                 results = self.work([job.task for job in batch], self.ended)
             except BaseException as error:
@@ -106,11 +106,12 @@ class Batcher(Generic[TaskT]):
                 for job, result in zip(batch, results, strict=True):
                     job.result.set_result(result)
             with self.changed:
+                in_flight, took = len(batch) + len(self.waiting), time.monotonic() - begun
                 self.running = []
 
-    def _gather(self, jobs: int) -> None:
-        """Wait a moment for as many jobs as came together before, with the lock."""
-        end = time.monotonic() + GATHER_SECONDS
+    def _gather(self, jobs: int, seconds: float) -> None:
+        """Wait for as many jobs as there were before, with the lock; no longer than so many seconds."""
+        end = time.monotonic() + seconds
         while len(self.waiting) < jobs and not self.closed and (left := end - time.monotonic()) > 0:
             self.changed.wait(left)
 

@@ -43,6 +43,12 @@ class Draw:
     asked: Asked
     canvas: Codes
 
+    @classmethod
+    def of(cls, asked: Asked, grid: tuple[int, int]) -> "Draw":
+        """These images, with what is known of them on the canvas."""
+        empty = np.full((len(asked.labels), *grid), -1)
+        return cls(asked=asked, canvas=empty if asked.known is None else asked.known.numpy().copy())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:

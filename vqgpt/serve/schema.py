@@ -101,7 +101,7 @@ class Image(BaseModel):
     """An image, its codes, and what is known of it."""
 
     png: str
-    codes: Grid
+    codes: list[list[int]]
     classes: list[str] = []
 
 

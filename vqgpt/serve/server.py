@@ -64,7 +64,6 @@ def serve(
         access_log=False,
         server_header=False,
         lifespan="off",
-        http="h11",
         ws="none",
         timeout_graceful_shutdown=SECONDS_TO_DRAIN,
         limit_concurrency=MOST_CONNECTIONS,

@@ -61,8 +61,7 @@ class Studio:
         options = asked.model_dump(exclude={"classes", "first", "seed", "known", "num_samples"})
         grids = None if known is None else np.broadcast_to(known, (len(numbers), *known.shape))
         images = self.pair.generator.asked(numbers, asked.classes, asked.seed, SamplingOptions(**options), grids)
-        canvas = np.full((len(numbers), *self.pair.grid), -1) if grids is None else np.array(grids)
-        return Draw(asked=images, canvas=canvas)
+        return Draw.of(images, self.pair.grid)
 
 
 def streamed(studio: Studio, task: Draw, notices: Sequence[str]) -> StreamingResponse:
