@@ -50,7 +50,7 @@ class Case:
 
 CASES = {
     "digits": Case(recipe="digits", size=16, minutes=2, samples=2_000),
-    "mnist": Case(recipe="mnist", size=32, minutes=30),
+    "mnist": Case(recipe="mnist", size=28, minutes=30),
     "cifar10": Case(recipe="cifar10", size=32, minutes=60, own_images=True),
     "pneumoniamnist": Case(recipe="pneumoniamnist", size=32, minutes=60, samples=2_000),
 }

@@ -37,6 +37,7 @@ from vqgpt.progress import Notice, Report
 from vqgpt.runtime.process import (
     Terminated,
     keep_memory_pages,
+    let_waiting_threads_sleep,
     low_limit,
     process_rank,
     processes,
@@ -211,6 +212,7 @@ def run_command(command: Command, values: Mapping[str, Any], commands: Mapping[s
             if scarce := low_limit():
                 screen.report(Notice(text=scarce))
             keep_memory_pages()
+            let_waiting_threads_sleep()
             with terminated_as_interrupted() if alone else nullcontext(), _warnings_reported(screen.report):
                 result = command.run(config, flags, screen.report)
                 screen.show_result(result if output.json else command.shown(result))

@@ -1,6 +1,5 @@
 """`vqgpt serve`: a page to play with a trained pair, and the same as JSON over HTTP."""
 
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -60,7 +59,6 @@ class ServeConfig:
 
 def run(config: ServeConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Open a page on this machine on which one plays with a trained pair; the same as JSON over HTTP."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait for work by spinning slow down all others
     try:
         from vqgpt.serve import server
     except ImportError as error:
