@@ -4,9 +4,10 @@
     python benchmarks/results.py cifar10 --data-root FOLDER
 
 The FOLDER of one's own images has train/CLASS/*.png and test/CLASS/*.png. Each run has a folder of its own below
---work: `vqgpt run` takes it from images to pictures; the baseline has `--budget`, the time that the recipe is meant
-for. Then `vqgpt sample` draws as many images as there are to be judged, the first ones of seed 0, and the three `vqgpt
-evaluate` say how good they are. The test split judges; what was chosen, was chosen on parts of the training split.
+--work: `vqgpt run` takes it from images to pictures. The baseline has the time that the recipe took, or is meant for
+where it has not run; what its other stages leave of it is shared equally by its two trainings. Then `vqgpt sample`
+draws as many images as there are to be judged, the first ones of seed 0, and the three `vqgpt evaluate` say how good
+they are. The test split judges; what was chosen, was chosen on parts of the training split.
 
 Figures of a run are appended to results.jsonl as they come, and what is there is not run again. Prints a table in
 Markdown and draws NAME.png: real test images beside samples of the same classes. For a machine that does nothing else.
@@ -15,6 +16,7 @@ Markdown and draws NAME.png: real test images beside samples of the same classes
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -25,8 +27,11 @@ from typing import Any
 import numpy as np
 from comparison import table
 
+from vqgpt.api.estimates import gpt_schedule, known_images, measured, stage_seconds, vqgan_schedule
 from vqgpt.api.image_sets import find_images
-from vqgpt.api.options import SourceOptions
+from vqgpt.api.options import RunConfig, SourceOptions
+from vqgpt.api.run import NETWORKS, stages_of
+from vqgpt.commands import all_commands
 from vqgpt.data.image_sets import ImageSet
 from vqgpt.options.definition import resolve
 from vqgpt.options.recipe import load_recipe, recipe_toml, recipes
@@ -103,13 +108,35 @@ def recipe_of(case: Case, setting: str, data_root: Path | None) -> Record:
     return content if data_root is None else {**content, "data_root": str(data_root.resolve())}
 
 
-def measure(case: Case, setting: str, seed: int, folder: Path, data_root: Path | None, features: str) -> Record:
+def in_time(content: Record, minutes: float) -> Record:
+    """A recipe with trainings that each take half of what the other stages leave of the time, by a few timed steps."""
+    stages = stages_of(RunConfig(evaluate=False), content, "the baseline", all_commands())
+    configs = {stage.command.table: stage.config for stage in stages}
+    rows, num_classes = known_images(configs)
+    costs = measured(configs, rows, num_classes)
+    others = sum(seconds for table, seconds in stage_seconds(configs, costs, rows).items() if table not in NETWORKS)
+    each = (60 * minutes - others) / 2
+    schedules = {
+        "vqgan-train": (vqgan_schedule(configs["vqgan-train"], rows), costs.vqgan_step),
+        "train": (gpt_schedule(configs["train"], rows, configs["tokenize"]), costs.gpt_step),
+    }
+    lengths = {}
+    for stage, (schedule, seconds) in schedules.items():
+        steps = max(1, int(each / (seconds * schedule.batch_size)))
+        lengths[stage] = {"max_steps": steps, "n_epochs": -(-steps // schedule.steps_per_epoch)}
+    return {**content, **{table: {**content[table], **length} for table, length in lengths.items()}}
+
+
+def measure(
+    case: Case, setting: str, seed: int, folder: Path, data_root: Path | None, features: str, minutes: float
+) -> Record:
     """The figures of one run, which goes on where it was interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = recipe_of(case, setting, data_root) | {"seed": seed}
-    (folder / "recipe.toml").write_text(recipe_toml(content))
-    dataset, budget = content["dataset"], ["--budget", f"{case.minutes}m"] if setting == BASELINE else []
-    run = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate", *budget)
+    content, recipe = recipe_of(case, setting, data_root) | {"seed": seed}, folder / "recipe.toml"
+    dataset = content["dataset"]
+    if not recipe.exists():
+        recipe.write_text(recipe_toml(in_time(content, minutes) if setting == BASELINE else content))
+    run = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate")
     seconds = {stage: told["seconds"] or 0.0 for stage, told in run["stages"].items()}
     where = ["--data-root", data_root.resolve()] if data_root else []
     drawn = ("--num-samples", case.samples, "--seed", 0, "--tokens-only", "--out", "judged.zarr")
@@ -191,7 +218,10 @@ def main() -> None:
         key = {"name": arguments.name, "variant": setting, "seed": seed, "features": arguments.features}
         if any(key.items() <= result.items() for result in results):
             continue
-        results.append({**key, **measure(case, setting, seed, folder, arguments.data_root, arguments.features)})
+        took = [each["minutes"] for each in results if (each["name"], each["variant"]) == (arguments.name, RECIPE)]
+        minutes = statistics.mean(took) if took else case.minutes
+        figures = measure(case, setting, seed, folder, arguments.data_root, arguments.features, minutes)
+        results.append({**key, **figures})
         with open(log, "a") as file:
             file.write(json.dumps(results[-1]) + "\n")
     here = [result for result in results if result["name"] == arguments.name]

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vqgpt.api.options import SourceOptions
+from vqgpt.api.run_files import Run
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.serve.answers import drawn_images
 from vqgpt.serve.pair import Draw, Pair
@@ -69,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     clients, seconds = arguments.clients, arguments.seconds
     server, place = started(arguments.run)
-    pair = Pair.open(arguments.run, SourceOptions(), "auto")
+    pair = Pair.open(Run(folder=arguments.run, sources=SourceOptions()), "auto")
     many = f"{clients} clients, an image each"
     with ThreadPoolExecutor(clients) as threads:
         ways: dict[str, Callable[[float], int]] = {

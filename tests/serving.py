@@ -15,7 +15,7 @@ class Server:
 
     def __init__(self, folder, *words):
         command = [sys.executable, "-m", "vqgpt", "serve", "runs/digits", "--port", "0", *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
         self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
         self.said = []
         self.ready = threading.Event()

@@ -1,6 +1,7 @@
 """The commands as users meet them: flags in both spellings, precedence, files, errors and exit codes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -221,3 +222,14 @@ def test_work_that_is_over_at_once_has_no_rate(capsys):
     for done in (1, 3):
         screen.report(Progress(task="sample", done=done, total=3, unit="images", values={"shard": 1, "of": 1}))
     assert capsys.readouterr().err.split() == ["sample:", "3/3", "images", "shard", "1", "of", "1"]
+
+
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert run_here("datasets").code == 0
+    assert os.environ.pop("GOMP_SPINCOUNT") == "3000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert run_here("datasets").code == 0
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ def server(folder):
     server = Server(folder, "--max-images", "32", "--max-waiting", "200")
     yield server
     assert server.stop() == 0, server.said
-    assert not any("Traceback" in line for line in server.said), server.said
+    assert not any("Traceback" in line or "never retrieved" in line for line in server.said), server.said
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +231,12 @@ BAD = [
     ("/api/score", {"codes": [GRID], "classes": ["all of them"]}, 409),
     ("/api/nearest", {"codes": [[None] * 8] * 8}, 422),
     ("/api/encode", {"images": []}, 422),
+    ("/api/decode", {"codes": [GRID] * 33}, 422),
+    ("/api/decode", {"codes": [[[""] * 300_000]]}, 422),
     ("/api/encode", {"images": ["no base64!"]}, 422),
     ("/api/encode", {"images": [base64.b64encode(b"no image").decode()]}, 422),
     ("/api/encode", {"images": [png(Image.new("1", (5000, 5000)))]}, 422),
+    ("/api/encode", {"images": [png(Image.new("1", (3000, 3000)))] * 2}, 422),
     ("/api/encode", {"images": [png(Image.new("L", (9, 9)))[:60]]}, 422),
 ]
 
@@ -269,6 +273,7 @@ def test_bad_requests_are_refused_with_words(client, path, body, status):
         ("POST", "/api/sample", {"json": {}, "headers": {"origin": "http://evil.example"}}, 403),
         ("POST", "/api/sample", {"json": {}, "headers": {"origin": "null"}}, 403),
         ("POST", "/api/sample", {"json": {}, "headers": {"origin": "http://127.0.0.1:1"}}, 403),
+        ("GET", "/api/palette", {"headers": {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}}, 403),
     ],
 )
 def test_what_is_not_there_or_comes_from_elsewhere_is_refused(client, method, path, options, status):
@@ -358,16 +363,33 @@ def test_answers_are_as_described(server, tmp_path, chosen):
     assert done.returncode == 0, done.stdout
 
 
+def test_clients_that_leave_are_not_waited_for(server, client):
+    """Some leave before their images are begun, some while they are drawn, some in the middle of a stream."""
+    address = client.base_url.host, client.base_url.port
+    body = json.dumps({"num_samples": 32, "temperature": 0.9}).encode()
+    sockets = []
+    for number in range(12):
+        path = "/api/sample/stream" if number % 2 else "/api/sample"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        sockets.append(socket.create_connection(address))
+        sockets[-1].sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    sockets[1].recv(100)
+    for each in sockets:
+        each.close()
+    assert len(answer(client, "/api/sample", num_samples=1)["images"]) == 1
+
+
 def test_off_loopback_a_token_is_needed(folder):
     server = Server(folder, "--host", "0.0.0.0")
     token = server.query.removeprefix("token=")
     assert len(token) == 32
-    url = server.url.replace("0.0.0.0", "127.0.0.1")
+    port = server.url.rpartition(":")[2]
+    url = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=url, trust_env=False) as client:
         for headers in (
             {},
             {"authorization": "Bearer wrong"},
-            {"cookie": "vqgpt=wrong"},
+            {"cookie": f"vqgpt-{port}=wrong"},
             {"authorization": f"Basic {token}"},
         ):
             assert client.get("/api/facts", headers=headers).status_code == 401
@@ -375,6 +397,8 @@ def test_off_loopback_a_token_is_needed(folder):
         assert client.get("/api/facts", headers={"authorization": f"Bearer {token}"}).status_code == 200
         assert client.get(f"/?token={token}").status_code == 303
         assert client.get("/api/facts").status_code == 200  # by the cookie
+        cookie = f'prefs={{"theme":"dark"}}; vqgpt-{port}={token}'  # beside those of others on this host
+        assert httpx.get(f"{url}/api/facts", headers={"cookie": cookie}, trust_env=False).status_code == 200
         assert client.get("/api/facts", headers={"origin": "http://evil.example"}).status_code == 403
     assert server.stop(signal.SIGINT) == 0
 
@@ -435,6 +459,7 @@ def test_a_gpt_of_any_order_sees_every_mask(pipeline):
         (["runs/none"], 4, "gpt.pt"),
         (["runs/digits", "--port", "70000"], 2, "port"),
         (["runs/digits", "--max-images", "0"], 2, "max_images"),
+        (["runs/digits", "--max-images", "5000"], 2, "max_images"),
         (["runs/digits", "--token", "short"], 2, "at least 16"),
         (["runs/digits", "--host", "no.such.host.invalid"], 2, "cannot listen"),
     ],

@@ -68,7 +68,7 @@ def look_at(page, place):
 
 def token_grid(page):
     rows = page.eval_on_selector_all(
-        "#tokens tr", "rows => rows.map(row => [...row.cells].map(cell => +cell.textContent))"
+        "#tokens tr", "rows => rows.map(row => [...row.cells].map(cell => +cell.firstChild.textContent))"
     )
     return np.array(rows)
 
@@ -98,7 +98,7 @@ def test_what_is_drawn_is_what_vqgpt_draws(open_page, folder):
     assert page.locator("#caption").inner_text() == "8: image 3 of seed 7"
     expected = vqgpt.load_gpt(folder / "runs/digits/gpt.pt").sample(4, ["3", "8"], seed=7, temperature=0.5)[3]
     assert np.array_equal(token_grid(page), expected)
-    assert re.search(r"\d\.\d+ bits per token", page.locator("#likelihood").inner_text())
+    assert re.search(r"\d\.\d+ bits per token for it as 8", page.locator("#likelihood").inner_text())
     assert re.search(
         r"train/\d+ \(\d\), which differs in \d+ of 64 tokens", page.locator("#nearest-caption").inner_text()
     )
@@ -168,7 +168,7 @@ def test_a_row_an_upload_and_halves(open_page):
     page.get_by_label("Row").fill("17")
     page.get_by_role("button", name="Show this row of the cache").click()
     page.wait_for_selector("#nearest-figure:not([hidden])")
-    assert "differs in 0 of 64 tokens: a copy" in page.locator("#nearest-caption").inner_text()
+    assert "differs in 0 of 64 tokens: the row itself" in page.locator("#nearest-caption").inner_text()
     assert page.get_by_role("button", name="nine temperatures").is_disabled()
     page.get_by_label("Row").fill("999999")
     page.get_by_role("button", name="Show this row of the cache").click()
@@ -179,8 +179,8 @@ def test_a_row_an_upload_and_halves(open_page):
         {"name": "a.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
     )
     page.wait_for_function("() => document.getElementById('caption').textContent.includes('a.png')")
-    page.get_by_role("button", name="Lower half").click()
-    page.get_by_role("button", name="Invert").click()
+    page.get_by_role("button", name="Mark the lower half").click()
+    page.get_by_role("button", name="Swap marked and kept").click()
     before = token_grid(page)
     page.get_by_role("button", name="Draw what is marked").click()
     status(page, "8 images in")

@@ -271,10 +271,15 @@ def encode_image(path: Path, description: Description, load: Callable[[], VQGAN]
 
 
 def preprocessing_of(description: Description) -> Preprocessing:
-    """How images become those of a token cache of this description, in their plain view."""
-    recorded = description.preprocessing
+    """How images become those of a token cache of this description, in their plain view.
+
+    Raises UsageError if they are not square, which no preprocessing of ours makes.
+    """
+    recorded, size = description.preprocessing, description.image_size
+    if size[0] != size[1]:
+        raise UsageError(f"images of {size[1]} x {size[0]} pixels are not made of others here", "give rows of a cache")
     options = PreprocessingOptions(**{name: recorded[name] for name in ("fit", "background") if name in recorded})
-    return Preprocessing(size=description.image_size[0], channels=description.image_channels, options=options)
+    return Preprocessing(size=size[0], channels=description.image_channels, options=options)
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:

@@ -15,8 +15,8 @@ from vqgpt.data.table import held_out_or_none
 from vqgpt.errors import InputError, MissingDataError, VQGPTError
 from vqgpt.gpt.checkpoint import LoadedGPT, load_gpt
 from vqgpt.options.codec import from_json
-from vqgpt.options.paths import cache_path
-from vqgpt.progress import silent
+from vqgpt.options.paths import CachePath, cache_path
+from vqgpt.progress import Report, silent
 from vqgpt.runtime.device import select_device
 from vqgpt.storage.checkpoint import is_ours, read_checkpoint_file
 from vqgpt.tokens import TokenCache
@@ -35,10 +35,13 @@ def trained_by(config_class: type, path: Path) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The files of a run, each opened when it is first asked for."""
+    """The files of a run, each opened when it is first asked for; `tokens` is a token cache that is not its own."""
 
     folder: Path
     sources: SourceOptions
+    n_head: int | None = None
+    tokens: CachePath | None = None
+    report: Report = silent
 
     @cached_property
     def device(self) -> torch.device:
@@ -48,7 +51,7 @@ class Run:
     @cached_property
     def gpt(self) -> LoadedGPT:
         """Its GPT."""
-        return load_gpt(self.folder / "gpt.pt", self.device)
+        return load_gpt(self.folder / "gpt.pt", self.device, self.n_head)
 
     @cached_property
     def samples(self) -> TokenCache:
@@ -69,7 +72,9 @@ class Run:
 
     @cached_property
     def cache(self) -> TokenCache:
-        """The token cache that its GPT was trained on, or that of its dataset."""
+        """The token cache that was given, else that its GPT was trained on, else that of its dataset."""
+        if self.tokens is not None:
+            return TokenCache(self.tokens)
         with suppress(VQGPTError):
             if path := trained_by(TrainConfig, self.folder / "gpt.pt").cache:
                 return TokenCache(path)
@@ -102,8 +107,8 @@ class Run:
     def gpt_of_cache(self) -> LoadedGPT:
         """Its GPT, on the grid of the cache. Raises InputError if it was trained on tokens of another kind."""
         path, grid = self.folder / "gpt.pt", self.cache.description.grid
-        gpt = self.gpt if self.gpt.description else load_gpt(path, self.device, None, grid)
-        check_goes_with(gpt.model.config, gpt.description, path, self.cache, silent)
+        gpt = self.gpt if self.gpt.description else load_gpt(path, self.device, self.n_head, grid)
+        check_goes_with(gpt.model.config, gpt.description, path, self.cache, self.report)
         return gpt
 
     @cached_property

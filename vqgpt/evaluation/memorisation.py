@@ -27,10 +27,11 @@ MOST_HELD_OUT = 2048  # rows whose distances are compared with those of samples
 
 @dataclass(frozen=True, kw_only=True)
 class NearestRows:
-    """Of each of some rows the nearest training row, in any view: tokens that differ (n,), and its number (n,)."""
+    """The nearest training row of each of n rows: the tokens that differ, its number and its view, (n,) each."""
 
     distances: NDArray[np.int64]
     rows: NDArray[np.int64]
+    views: NDArray[np.int64]
 
     __repr__ = one_line
 
@@ -43,7 +44,7 @@ def nearest_rows(
     shards, shard_rows = sorted(training.manifest.shards[split]), training.description.shard_rows
     num_views = len(training.description.views)
     distances = torch.full((len(grids),), torch.iinfo(torch.int64).max)
-    rows = torch.zeros(len(grids), dtype=torch.int64)
+    rows, views = torch.zeros(len(grids), dtype=torch.int64), torch.zeros(len(grids), dtype=torch.int64)
     for done, shard in enumerate(shards):
         stored = training.read_split(split, [shard]).codes
         others = torch.from_numpy(stored.reshape(-1, grids.shape[1]).astype(np.float32))
@@ -51,8 +52,9 @@ def nearest_rows(
         nearer = found < distances
         distances = torch.where(nearer, found, distances)
         rows = torch.where(nearer, where // num_views + shard * shard_rows, rows)
+        views = torch.where(nearer, where % num_views, views)
         report(Progress(task=f"nearest rows of {what}", done=done + 1, total=len(shards), unit="shards"))
-    return NearestRows(distances=distances.numpy(), rows=rows.numpy())
+    return NearestRows(distances=distances.numpy(), rows=rows.numpy(), views=views.numpy())
 
 
 def token_figures(samples: NearestRows, held_out: NearestRows | None, tokens_per_image: int) -> dict[str, Any]:

@@ -265,7 +265,8 @@ class Sampler:
         """One per thread: those of the request before, if they suit."""
         kept = [each for each in self.passes if each.images == images and each.settings.kind == settings.kind]
         rows = 2 * images if self.guided else images
-        self.passes = kept[:threads] + [
+        self.passes = kept[:threads]  # what does not suit is gone before there are others
+        self.passes += [
             SamplingPass(self.model, self.new_decoder(rows), images, settings.rows(slice(1)), self.completes)
             for _ in range(threads - len(kept))
         ]

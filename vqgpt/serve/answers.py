@@ -55,13 +55,17 @@ def notices_of(pair: Pair, known: NDArray[np.int64]) -> list[str]:
 def prepared(pair: Pair, images: Sequence[str]) -> NDArray[np.uint8]:
     """Images that were sent -> (n, C, H, W) uint8, resized and cropped as those of the training."""
     preprocessing = preprocessing_of(pair.cache.description)
-    background = preprocessing.options.background_rgb
-    return np.concatenate([prepare(schema.image_of(text, background), preprocessing) for text in images])
+    background, left, parts = preprocessing.options.background_rgb, schema.MOST_PIXELS, []
+    for text in images:
+        image = schema.image_of(text, background, left)
+        left -= image.width * image.height
+        parts.append(prepare(image, preprocessing))
+    return np.concatenate(parts)
 
 
-def shown(images: NDArray[np.uint8], codes: NDArray[np.int64]) -> list[schema.Image]:
+def shown(images: NDArray[np.uint8], codes: NDArray[np.int64]) -> list[schema.ShownImage]:
     """Images (n, C, H, W) with their codes (n, h, w), as they are sent."""
-    return [schema.Image(png=png(image), codes=own.tolist()) for image, own in zip(images, codes, strict=True)]
+    return [schema.ShownImage(png=png(image), codes=own.tolist()) for image, own in zip(images, codes, strict=True)]
 
 
 def drawn_images(pair: Pair, task: Draw, drawn: Drawn) -> list[schema.DrawnImage]:

@@ -18,7 +18,7 @@ from vqgpt.serve.answers import checked, drawn_images, grids_of, notices_of, pre
 from vqgpt.serve.guards import App, Guards
 from vqgpt.serve.pages import PROBLEMS, STREAMED, add_answers_to_errors, add_pages, describe_with_limits
 from vqgpt.serve.pair import Decode, Encode, Pair, Score
-from vqgpt.serve.studio import Studio, streamed
+from vqgpt.serve.studio import WITHOUT_CLASS, Studio, streamed
 
 
 def application(pair: Pair, most_images: int, most_waiting: int, token: str | None) -> tuple[App, Studio]:
@@ -45,7 +45,7 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
     @app.get("/api/palette")
     async def get_palette() -> schema.Palette:
         """The mean colour of each code."""
-        colours = await to_thread.run_sync(pair.colours, limiter=studio.searches)
+        colours = await studio.search(lambda: pair.colours)
         return schema.Palette(colours=["#" + (bytes(each) * 3)[:3].hex() for each in colours])
 
     @app.get("/api/rows/{split}/{row}")
@@ -53,16 +53,16 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
         request: Request,
         split: Annotated[str, Path(max_length=100)],
         row: Annotated[int, Path(ge=0, le=schema.LARGEST_NUMBER)],
-    ) -> schema.Image:
+    ) -> schema.ShownImage:
         """A row of the token cache, as its codes show it."""
-        codes, classes = await to_thread.run_sync(pair.row, split, row)
+        codes, classes = await to_thread.run_sync(pair.row, split, row, limiter=studio.readers)
         images = await studio.done(Decode(codes=codes), 1, request)
         return (await to_thread.run_sync(shown, images, codes))[0].model_copy(update={"classes": classes})
 
     @app.post("/api/sample")
     async def sample(asked: schema.SampleRequest, request: Request) -> schema.DrawnImages:
         """Draw images: image i of a seed is that of `vqgpt sample` with the same settings."""
-        task = studio.draw(asked, None)
+        task = await studio.draw(asked)
         drawn = await studio.done(task, asked.num_samples, request)
         return schema.DrawnImages(images=await to_thread.run_sync(drawn_images, pair, task, drawn))
 
@@ -70,7 +70,7 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
     async def complete(asked: schema.CompleteRequest, request: Request) -> schema.DrawnImages:
         """Draw the unknown codes of a grid. A GPT that was trained in any order sees all known ones."""
         known = grids_of([asked.known], pair.grid)[0]
-        task = studio.draw(asked, known)
+        task = await studio.draw(asked, known)
         drawn = await studio.done(task, asked.num_samples, request)
         images = await to_thread.run_sync(drawn_images, pair, task, drawn)
         return schema.DrawnImages(images=images, notices=notices_of(pair, known))
@@ -78,18 +78,19 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
     @app.post("/api/sample/stream", response_class=StreamingResponse, responses=STREAMED)
     async def sample_stream(asked: schema.SampleRequest) -> StreamingResponse:
         """Draw images, and tell of each while it is drawn."""
-        return streamed(studio, studio.draw(asked, None), [])
+        return streamed(studio, await studio.draw(asked), [])
 
     @app.post("/api/complete/stream", response_class=StreamingResponse, responses=STREAMED)
     async def complete_stream(asked: schema.CompleteRequest) -> StreamingResponse:
         """Draw the unknown codes of a grid, and tell of each while it is drawn."""
         known = grids_of([asked.known], pair.grid)[0]
-        return streamed(studio, studio.draw(asked, known), notices_of(pair, known))
+        return streamed(studio, await studio.draw(asked, known), notices_of(pair, known))
 
     @app.post("/api/encode")
     async def encode(asked: schema.EncodeRequest, request: Request) -> schema.Images:
         """The codes of images, which are resized and cropped as those of the training; each as its codes show it."""
-        images = await to_thread.run_sync(prepared, pair, asked.images)
+        studio.check_number(len(asked.images))
+        images = await to_thread.run_sync(prepared, pair, asked.images, limiter=studio.readers)
         codes = await studio.done(Encode(images=images), len(images), request)
         decoded = await studio.done(Decode(codes=codes), len(codes), request)
         return schema.Images(images=await to_thread.run_sync(shown, decoded, codes))
@@ -97,6 +98,7 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
     @app.post("/api/decode")
     async def decode(asked: schema.DecodeRequest, request: Request) -> schema.Images:
         """The images that codes stand for."""
+        studio.check_number(len(asked.codes))
         codes = checked(pair, grids_of(asked.codes, pair.grid))
         images = await studio.done(Decode(codes=codes), len(codes), request)
         return schema.Images(images=await to_thread.run_sync(shown, images, codes))
@@ -104,8 +106,10 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
     @app.post("/api/score")
     async def score(asked: schema.ScoreRequest, request: Request) -> schema.Scores:
         """How likely the GPT finds grids of codes, in bits of each token given those before it in its order."""
+        studio.check_number(len(asked.codes))
         codes = checked(pair, grids_of(asked.codes, pair.grid))
-        labels = pair.generator.labels(range(len(codes)), asked.classes)
+        words = asked.classes or [WITHOUT_CLASS]
+        labels = await to_thread.run_sync(pair.generator.labels, range(len(codes)), words, limiter=studio.readers)
         bits = await studio.done(Score(codes=codes, labels=labels), len(codes), request)
         return schema.Scores(bits_per_token=bits.mean(axis=(1, 2)).tolist(), bits=bits.tolist())
 
@@ -113,10 +117,20 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
     async def nearest(asked: schema.NearestRequest, request: Request) -> schema.Nearest:
         """The training row whose codes differ in the fewest tokens."""
         codes = checked(pair, grids_of([asked.codes], pair.grid))
-        row, distance = await to_thread.run_sync(pair.nearest_row, codes, limiter=studio.searches)
-        image = await get_row(request, pair.training_split, row)
-        split, tokens = pair.training_split, codes.size
-        return schema.Nearest(split=split, row=row, differing_tokens=distance, tokens=tokens, image=image)
+        row, view, distance = await studio.search(lambda: pair.nearest_row(codes))
+        nearest_codes, classes = await to_thread.run_sync(
+            pair.row, pair.training_split, row, view, limiter=studio.readers
+        )
+        images = await studio.done(Decode(codes=nearest_codes), 1, request)
+        image = shown(images, nearest_codes)[0].model_copy(update={"classes": classes})
+        return schema.Nearest(
+            split=pair.training_split,
+            row=row,
+            view=pair.cache.description.views[view],
+            differing_tokens=distance,
+            tokens=codes.size,
+            image=image,
+        )
 
     describe_with_limits(app, facts)
     return Guards(app=app, token=token), studio

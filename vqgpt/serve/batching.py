@@ -87,31 +87,34 @@ class Batcher(Generic[TaskT]):
         self.thread.join()
 
     def _run(self) -> None:
-        in_flight, took = 0, 0.0  # jobs when the batch before was done, its own included, and its seconds
+        in_flight, took, ended = 0, 0.0, 0.0  # jobs when the batch before ended, its own included; its seconds; when
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.closed)
                 if not self.waiting:
                     return
-                self._gather(in_flight, min(took, LONGEST_GATHERING))
+                self._gather(in_flight, ended + min(took, LONGEST_GATHERING))
                 self.running = self._next_batch()
                 self.ended.clear()
+                if not self.running:
+                    continue
             batch, begun = self.running, time.monotonic()
             try:
                 results = self.work([job.task for job in batch], self.ended)
             except BaseException as error:
                 for job in batch:
-                    job.result.set_exception(error)
+                    if not job.abandoned:  # asyncio complains of an error that nobody asks for
+                        job.result.set_exception(error)
             else:
                 for job, result in zip(batch, results, strict=True):
                     job.result.set_result(result)
             with self.changed:
-                in_flight, took = len(batch) + len(self.waiting), time.monotonic() - begun
+                ended = time.monotonic()
+                in_flight, took = len(batch) + len(self.waiting), ended - begun
                 self.running = []
 
-    def _gather(self, jobs: int, seconds: float) -> None:
-        """Wait for as many jobs as there were before, with the lock; no longer than so many seconds."""
-        end = time.monotonic() + seconds
+    def _gather(self, jobs: int, end: float) -> None:
+        """Wait for as many jobs as there were before, with the lock, until a time on the monotonic clock."""
         while len(self.waiting) < jobs and not self.closed and (left := end - time.monotonic()) > 0:
             self.changed.wait(left)
 
@@ -121,7 +124,8 @@ class Batcher(Generic[TaskT]):
         room = self.most_at_once
         for job in list(self.waiting):
             if not batch or (job.kind == batch[0].kind and job.images <= room):
-                batch.append(job)
-                room -= job.images
                 self.waiting.remove(job)
+                if job.result.set_running_or_notify_cancel():  # from here on it cannot be cancelled
+                    batch.append(job)
+                    room -= job.images
         return batch

@@ -2,15 +2,15 @@
 
     ASGI application  ->  the same behind the guards
 
-A page of another site must not reach a server on loopback: `Host` must name this machine (DNS rebinding), and `Origin`
-must be this server's; FastAPI takes no body but JSON, which no form can send. Off loopback a token is needed, in the
-header `Authorization: Bearer TOKEN` or in the cookie that `/?token=TOKEN` sets. Knows no network.
+A page of another site must not reach a server on loopback: `Host` must name this machine (DNS rebinding), `Origin` and
+`Sec-Fetch-Site` must be this server's; FastAPI takes no body but JSON, which no form can send. Off loopback a token is
+needed, in the header `Authorization: Bearer TOKEN` or in the cookie that `/?token=TOKEN` sets. Knows no network.
 """
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,7 +24,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MOST_BODY_BYTES = 4 * 2**20
-COOKIE = "vqgpt"
+SECONDS_FOR_A_BODY = 30.0
+LONGEST_LENGTH = 20  # digits of a body's length that are read
 OWN_FILES = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -47,7 +48,7 @@ class Guards:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what is refused, and hand on the rest."""
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # there are no others: uvicorn is told so
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         send = with_headers(send)
@@ -55,12 +56,15 @@ class Guards:
         if answer is not None:
             await answer(scope, receive, send)
             return
-        read = 0
+        read, awaited = 0, True
 
         async def receive_some() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
+            nonlocal read, awaited
+            try:  # what comes after the body is that the client leaves, whenever that is
+                message = await asyncio.wait_for(receive(), SECONDS_FOR_A_BODY if awaited else None)
+            except TimeoutError:
+                return {"type": "http.disconnect"}
+            read, awaited = read + len(message.get("body", b"")), awaited and message.get("more_body", False)
             return message if read <= MOST_BODY_BYTES else {"type": "http.disconnect"}
 
         async def send_some(message: Message) -> None:
@@ -78,29 +82,30 @@ class Guards:
             return problem(
                 403, f"the address says {host or 'no host'}, and this server is on loopback", "open http://127.0.0.1"
             )
+        elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if elsewhere and headers.get("sec-fetch-mode") != "navigate":
+            return problem(403, "a page of another site must not use this server", "open the page of the server itself")
         origin = headers.get("origin")
-        if origin is not None and urlsplit_or_none(origin) != host:
+        if origin is not None and authority_of(origin) != host:
             return problem(403, f"a page of {origin} must not use this server", "open the page of the server itself")
         if self.token is not None and (answer := self._without_token(scope, headers, self.token)):
             return answer
         length = headers.get("content-length", "0")
-        if length.isascii() and length.isdigit() and int(length) > MOST_BODY_BYTES:
+        if length.isascii() and length.isdigit() and int(length[:LONGEST_LENGTH]) > MOST_BODY_BYTES:
             return too_large()
         return None
 
     def _without_token(self, scope: Scope, headers: dict[str, str], token: str) -> Response | None:
+        name = f"vqgpt-{(scope.get('server') or ('', ''))[1]}"  # browsers send the cookies of one port to all
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if given and scope["path"] == "/" and equal(given, token):
             page = RedirectResponse("/", status_code=303)
-            page.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+            page.set_cookie(name, token, httponly=True, samesite="lax")
             return page
         kind, _, bearer = headers.get("authorization", "").partition(" ")
-        cookies = [bearer] if kind.lower() == "bearer" else []
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            found = None
-        if any(equal(each, token) for each in (*cookies, *([found.value] if found else []))):
+        cookies = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
+        known = [value for cookie, _, value in cookies if cookie == name]
+        if any(equal(each, token) for each in (*known, *([bearer] if kind.lower() == "bearer" else []))):
             return None
         return problem(401, "this server needs its token", "send Authorization: Bearer TOKEN, or open /?token=TOKEN")
 
@@ -118,7 +123,7 @@ def host_name(host: str) -> str:
         return ""
 
 
-def urlsplit_or_none(origin: str) -> str | None:
+def authority_of(origin: str) -> str | None:
     """The host and port of an origin; None of one that has none."""
     try:
         return urlsplit(origin).netloc or None

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -17,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 
 from vqgpt.api.library import Generator
-from vqgpt.api.options import SourceOptions
 from vqgpt.api.run_files import Run
 from vqgpt.api.tokenize import Tokenizer
 from vqgpt.errors import MissingDataError, VQGPTError
@@ -114,9 +114,9 @@ class Pair:
     __repr__ = one_line
 
     @classmethod
-    def open(cls, folder: Path, sources: SourceOptions, precision: str) -> "Pair":
+    def open(cls, run: Run, precision: str) -> "Pair":
         """The pair of a run. Raises MissingDataError if something lacks, InputError if they do not go together."""
-        run = Run(folder=folder, sources=sources)
+        folder = run.folder
         if not (folder / "gpt.pt").exists():
             hint = f"make one with: vqgpt run --recipe {folder.name or 'digits'}"
             raise MissingDataError(f"there is no GPT in {folder}: {folder / 'gpt.pt'} does not exist", hint)
@@ -124,7 +124,7 @@ class Pair:
         description = gpt.description or run.cache.description
         return cls(
             name=folder.name or str(folder),
-            generator=Generator(path=folder / "gpt.pt", gpt=replace(gpt, description=description), device=run.device),
+            generator=Generator(path=Path(folder.name), gpt=replace(gpt, description=description), device=run.device),
             tokenizer=Tokenizer(model=run.vqgan, device=run.device),
             cache=run.cache,
             defaults=drawn_with(run),
@@ -188,6 +188,8 @@ class Pair:
     def _draw(self, tasks: Sequence[Draw], ended: threading.Event) -> Sequence[Drawn]:
         model, kind = self.generator.gpt.model, kind_of(tasks[0])
         if kind not in self.samplers:
+            if self.generator.device.type != "cpu":  # each has keys and values of its own on the device
+                self.samplers.clear()
             self.samplers[kind] = Sampler(model, self.precision, guided=kind[1], completes=kind[2])
         canvas = torch.from_numpy(np.concatenate([task.canvas for task in tasks])).flatten(1)
         sizes = [task.canvas for task in tasks]
@@ -203,19 +205,22 @@ class Pair:
 
     def decoded(self, codes: Codes) -> NDArray[np.uint8]:
         """Codes -> images to be shown."""
-        return to_displayable(self.tokenizer.decode(codes), 0)
+        images = self.tokenizer.decode(codes)
+        if images.shape[1] <= 3:
+            return images
+        return np.concatenate([to_displayable(image[None], 0) for image in images])  # each by itself, whoever else asks
 
-    def nearest_row(self, codes: Codes) -> tuple[int, int]:
-        """Codes (1, h, w) -> the training row that differs in the fewest tokens, and in how many."""
+    def nearest_row(self, codes: Codes) -> tuple[int, int, int]:
+        """Codes (1, h, w) -> the training row, and its view, that differ in the fewest tokens, and in how many."""
         found = nearest_rows(codes, self.cache, self.training_split, "an image", silent)
-        return int(found.rows[0]), int(found.distances[0])
+        return int(found.rows[0]), int(found.views[0]), int(found.distances[0])
 
     @property
     def training_split(self) -> str:
         """The split that the GPT was trained on."""
         return "train" if "train" in self.cache.split_names else self.cache.split_names[0]
 
-    def row(self, split: str, number: int) -> tuple[Codes, list[str]]:
+    def row(self, split: str, number: int, view: int = 0) -> tuple[Codes, list[str]]:
         """The codes (1, h, w) of a row of the cache, and the classes it has. Raises MissingDataError without it."""
         if split not in self.cache.split_names or not 0 <= number < self.cache.rows(split):
             rows = ", ".join(f"{self.cache.rows(name):,} in {name}" for name in self.cache.split_names)
@@ -226,8 +231,9 @@ class Pair:
         tokens = self.cache.read_split(split, [shard])
         label, names = labels_of_rows(tokens, self.cache.description)[inside], self.cache.description.class_names
         on = np.flatnonzero(label > 0) if label.ndim else [label] if label >= 0 else []
-        return tokens.codes[inside : inside + 1, 0].astype(np.int64), [names[each] for each in on]
+        return tokens.codes[inside : inside + 1, view].astype(np.int64), [names[each] for each in on]
 
+    @cached_property
     def colours(self) -> NDArray[np.uint8]:
         """The mean colour (K, C) of what each code stands for, among codes of its own kind; (0, C) of very many."""
         size = self.tokenizer.model.config.codebook_size

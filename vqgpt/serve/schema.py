@@ -7,16 +7,18 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 from vqgpt.data.decoding import BrokenImageError, decode
 from vqgpt.errors import UsageError
 from vqgpt.gpt.order import Order
 
 LARGEST_NUMBER = 2**53 - 1  # that JavaScript counts exactly
-MOST_CLASSES = 1000  # in a request
+MOST_CLASSES = 100  # in a request
+LONGEST_SIDE = 1024  # of a grid
 MOST_IMAGES = 64  # to encode, decode or score in a request
-MOST_PIXELS = 16_000_000  # of an image that is sent
+MOST_PIXELS = 16_000_000  # of the images that are sent together
 LONGEST_WORD = 300
 MOST_DRAWN = 4096  # images in a request, whatever the server allows
 
@@ -28,11 +30,13 @@ def _whole(value: Any) -> Any:
 
 WHOLE = BeforeValidator(_whole)
 Word = Annotated[str, Field(max_length=LONGEST_WORD)] | Annotated[int, Field(ge=-1, le=LARGEST_NUMBER), WHOLE]
-Grid = list[list[Annotated[int, Field(ge=-1, le=65_535), WHOLE]]]
+Row = Annotated[list[Annotated[int, Field(ge=-1, le=65_535), WHOLE]], Field(max_length=LONGEST_SIDE), FailFast()]
+Grid = Annotated[list[Row], Field(max_length=LONGEST_SIDE), FailFast()]
+Grids = Annotated[list[Grid], Field(min_length=1, max_length=MOST_IMAGES), FailFast()]
 Count = Annotated[int, Field(ge=1, le=MOST_DRAWN), WHOLE]
 Number = Annotated[int, Field(ge=0, le=LARGEST_NUMBER - MOST_DRAWN), WHOLE]
 TopK = Annotated[int, Field(ge=1, le=LARGEST_NUMBER), WHOLE]
-Classes = Annotated[list[Word], Field(max_length=MOST_CLASSES)]
+Classes = Annotated[list[Word], Field(max_length=MOST_CLASSES), FailFast()]
 Base64 = Annotated[str, Field(description="A PNG, JPEG or other image file, in base64; a data: URL is taken too.")]
 
 
@@ -69,8 +73,8 @@ assert set(get_args(get_args(SampleRequest.model_fields["draw_order"].annotation
 class CompleteRequest(SampleRequest):
     """Completions of a grid of codes, of which some are known."""
 
-    known: Grid = Field(max_length=1024, description="A grid of codes, -1 where one is to be drawn.")
-    classes: Classes = Field(["number:none"], description="Names or numbers, in turn; none for no class.")
+    known: Grid = Field(description="A grid of codes, -1 where one is to be drawn.")
+    classes: Classes = Field([], description="Names or numbers, in turn; without any, no class.")
 
 
 class EncodeRequest(Body):
@@ -82,22 +86,22 @@ class EncodeRequest(Body):
 class DecodeRequest(Body):
     """Grids of codes to decode."""
 
-    codes: list[Grid] = Field(min_length=1, max_length=MOST_IMAGES)
+    codes: Grids
 
 
 class ScoreRequest(DecodeRequest):
     """Grids of codes to score."""
 
-    classes: Classes = Field(["number:none"], description="Names or numbers, in turn; none for no class.")
+    classes: Classes = Field([], description="Names or numbers, in turn; without any, no class.")
 
 
 class NearestRequest(Body):
     """A grid of codes whose nearest training row is looked for."""
 
-    codes: Grid = Field(max_length=1024)
+    codes: Grid
 
 
-class Image(BaseModel):
+class ShownImage(BaseModel):
     """An image, its codes, and what is known of it."""
 
     png: str
@@ -105,7 +109,7 @@ class Image(BaseModel):
     classes: list[str] = []
 
 
-class DrawnImage(Image):
+class DrawnImage(ShownImage):
     """An image that was drawn: number `number` of a seed."""
 
     seed: int
@@ -116,7 +120,7 @@ class DrawnImage(Image):
 class Images(BaseModel):
     """Images with their codes."""
 
-    images: list[Image]
+    images: list[ShownImage]
 
 
 class DrawnImages(BaseModel):
@@ -138,9 +142,10 @@ class Nearest(BaseModel):
 
     split: str
     row: int
+    view: str
     differing_tokens: int
     tokens: int
-    image: Image
+    image: ShownImage
 
 
 class Palette(BaseModel):
@@ -178,12 +183,12 @@ class Problem(BaseModel):
     hint: str
 
 
-def image_of(text: str, background: tuple[int, int, int]) -> Any:
+def image_of(text: str, background: tuple[int, int, int], most_pixels: int) -> Image.Image:
     """The image that was sent, grey or RGB. Raises UnfitError for what is none, or too large."""
     _, _, content = text.rpartition(",") if text.startswith("data:") else ("", "", text)
     try:
         data = base64.b64decode(content, validate=True)
-        return decode(data, background, MOST_PIXELS)
+        return decode(data, background, most_pixels)
     except (binascii.Error, ValueError):
         raise UnfitError("an image is not base64", "send the bytes of an image file in base64") from None
     except BrokenImageError as error:

@@ -6,7 +6,7 @@ import threading
 import uvicorn
 
 from vqgpt.data.decoding import no_decoder_warnings
-from vqgpt.errors import UsageError
+from vqgpt.errors import UsageError, VQGPTError
 from vqgpt.progress import Notice, Report
 from vqgpt.runtime.process import stop_on_signals
 from vqgpt.serve.app import application
@@ -48,6 +48,7 @@ def bound(host: str, port: int) -> socket.socket:
 def address_of(listener: socket.socket, token: str | None) -> str:
     """What to open in a browser."""
     host, port = listener.getsockname()[:2]
+    host = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
 
@@ -60,6 +61,7 @@ def serve(
     config = uvicorn.Config(
         app,
         log_config=None,
+        http="h11",  # which takes 64 KiB of headers, and no more
         log_level="error",
         access_log=False,
         server_header=False,
@@ -85,6 +87,8 @@ def serve(
             server.force_exit = True
             raise
     studio.batcher.close()
+    if not server.started:
+        raise VQGPTError("the server did not start", "its terminal says why; report it as a bug")
 
 
 def needs_token(host: str) -> bool:

@@ -4,8 +4,8 @@ SampleRequest  ->  Draw  ->  Drawn, or lines of JSON while it is drawn
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from anyio import CapacityLimiter, to_thread
@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from vqgpt.errors import VQGPTError
+from vqgpt.gpt.labels import NONE, NUMBER
 from vqgpt.gpt.options import SamplingOptions
 from vqgpt.serve import schema
 from vqgpt.serve.answers import drawn_images, line
-from vqgpt.serve.batching import Batcher, Job
+from vqgpt.serve.batching import Batcher, Job, QueueFullError
 from vqgpt.serve.pair import Draw, Pair, Task, kind_of
 
 SECONDS_BETWEEN_LOOKS = 0.1  # at what has been drawn, for those who watch
 SECONDS_BETWEEN_CHECKS = 0.5  # of whether a client is still there
+MOST_SEARCHES_WAITING = 32
+CODES_PER_SECOND = 500_000  # that are sent to one who watches
+WITHOUT_CLASS = f"{NUMBER}{NONE}"
+ResultT = TypeVar("ResultT")
 FAILED = VQGPTError("the server failed", "its terminal says why; report it as a bug")
 
 
@@ -33,6 +38,13 @@ class Studio:
         self.pair, self.most_images = pair, most_images
         self.batcher: Batcher[Task] = Batcher(pair.do, most_images, most_waiting)
         self.searches = CapacityLimiter(1)  # through all training rows
+        self.readers = CapacityLimiter(2)  # of what was sent, and of rows
+
+    async def search(self, work: Callable[[], ResultT]) -> ResultT:
+        """The result of work that goes through all training rows, in its turn. Raises QueueFullError."""
+        if self.searches.statistics().tasks_waiting >= MOST_SEARCHES_WAITING:
+            raise QueueFullError
+        return await to_thread.run_sync(work, limiter=self.searches)
 
     def submit(self, task: Task, images: int) -> Job[Task]:
         """A job, in its turn. Raises QueueFullError."""
@@ -51,16 +63,22 @@ class Studio:
             if not result.done():
                 self.batcher.abandon(job)
 
-    def draw(self, asked: schema.SampleRequest, known: NDArray[np.int64] | None) -> Draw:
+    def check_number(self, images: int) -> None:
+        """Raise UnfitError for more images than a request may have."""
+        if images > self.most_images:
+            raise schema.UnfitError(f"{images} images are too many", f"ask for at most {self.most_images} at once")
+
+    async def draw(self, asked: schema.SampleRequest, known: NDArray[np.int64] | None = None) -> Draw:
         """What a request asks to be drawn. Raises UsageError, or UnfitError for too many images."""
-        if asked.num_samples > self.most_images:
-            raise schema.UnfitError(
-                f"{asked.num_samples} images are too many", f"ask for at most {self.most_images} at once"
-            )
+        self.check_number(asked.num_samples)
+        return await to_thread.run_sync(self._draw, asked, known, limiter=self.readers)
+
+    def _draw(self, asked: schema.SampleRequest, known: NDArray[np.int64] | None) -> Draw:
         numbers = range(asked.first, asked.first + asked.num_samples)
         options = asked.model_dump(exclude={"classes", "first", "seed", "known", "num_samples"})
+        classes = asked.classes if known is None or asked.classes else [WITHOUT_CLASS]
         grids = None if known is None else np.broadcast_to(known, (len(numbers), *known.shape))
-        images = self.pair.generator.asked(numbers, asked.classes, asked.seed, SamplingOptions(**options), grids)
+        images = self.pair.generator.asked(numbers, classes, asked.seed, SamplingOptions(**options), grids)
         return Draw.of(images, self.pair.grid)
 
 
@@ -73,10 +91,11 @@ def streamed(studio: Studio, task: Draw, notices: Sequence[str]) -> StreamingRes
 async def lines_of(studio: Studio, job: Job[Task], task: Draw, notices: Sequence[str]) -> AsyncIterator[str]:
     """`progress` whenever more is drawn, then `image` for each image."""
     result, seen = asyncio.wrap_future(job.result), -1
+    seconds = max(SECONDS_BETWEEN_LOOKS, task.canvas.size / CODES_PER_SECOND)
     try:
         for text in notices:
             yield line("notice", text=text)
-        while not (await asyncio.wait([result], timeout=SECONDS_BETWEEN_LOOKS))[0]:
+        while not (await asyncio.wait([result], timeout=seconds))[0]:
             codes = task.canvas.copy()
             drawn = int((codes >= 0).sum())
             if drawn != seen:

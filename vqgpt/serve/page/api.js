@@ -29,7 +29,13 @@ function send(path, body, signal) {
 }
 
 async function answerOf(response) {
-  const answer = await response.json();
-  if (!response.ok) throw new Error(`${answer.error}; ${answer.hint}`);
-  return answer;
+  const text = await response.text();
+  if (response.ok) return JSON.parse(text);
+  let answer = { error: `the server answers ${response.status}`, hint: text.slice(0, 200) };
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    // not from vqgpt: uvicorn, or a proxy
+  }
+  throw new Error(`${answer.error}; ${answer.hint}`);
 }

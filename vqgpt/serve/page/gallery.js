@@ -6,9 +6,9 @@ const list = document.getElementById("gallery");
 export class Gallery {
   constructor(count, grid, palette, choose) {
     this.grid = grid;
-    this.palette = palette;
+    this.palette = palette; // a function: the colours may come later
     this.choose = choose;
-    this.buttons = Array.from({ length: count }, () => this.newButton());
+    this.buttons = Array.from({ length: count }, (_, place) => this.newButton(place));
     list.replaceChildren(...this.buttons.map((button) => {
       const item = document.createElement("li");
       item.append(button);
@@ -16,10 +16,11 @@ export class Gallery {
     }));
   }
 
-  newButton() {
+  newButton(place) {
     const button = document.createElement("button");
     button.type = "button";
     button.disabled = true;
+    button.setAttribute("aria-label", `place ${place + 1}, not drawn yet`);
     const canvas = document.createElement("canvas");
     [canvas.height, canvas.width] = this.grid;
     button.append(canvas, document.createElement("span"));
@@ -33,7 +34,7 @@ export class Gallery {
     const pen = canvas.getContext("2d");
     codes.forEach((row, y) => row.forEach((code, x) => {
       if (code < 0) return;
-      pen.fillStyle = this.palette[code] ?? "#888888";
+      pen.fillStyle = this.palette()[code] ?? "#888888";
       pen.fillRect(x, y, 1, 1);
     }));
   }
@@ -46,6 +47,7 @@ export class Gallery {
     const text = document.createElement("span");
     text.textContent = caption;
     button.replaceChildren(picture, text);
+    button.removeAttribute("aria-label");
     button.disabled = false;
     button.setAttribute("aria-pressed", "false");
     button.addEventListener("click", () => {

@@ -1,7 +1,7 @@
 // The page: settings, drawing, and the chosen image.
 
 import { get, post, stream } from "./api.js";
-import { captionOf, describe } from "./detail.js";
+import { captionOf, describe, originOfRow } from "./detail.js";
 import { Gallery } from "./gallery.js";
 import { Painting } from "./painting.js";
 
@@ -10,7 +10,10 @@ const COMPLETIONS = 8;
 const LARGEST_SIDE = 1024; // pixels of an image that is sent; larger ones are made smaller here
 const element = (id) => document.getElementById(id);
 
-const facts = await get("/api/facts");
+const facts = await get("/api/facts").catch((error) => {
+  say(`the server does not answer: ${error.message}`);
+  throw error;
+});
 let palette = [];
 let drawing = null; // what stops the drawing under way
 let chosen = null;
@@ -35,6 +38,12 @@ function setUp() {
   element("classes").disabled = !seen.length;
   element("cfg_scale").disabled = !facts.can_be_guided;
   element("order-label").hidden = !facts.any_order;
+  document.documentElement.style.setProperty("--ratio", `${facts.grid[1]} / ${facts.grid[0]}`);
+  const hidden = Object.entries({ min_p: [null, "min-p"], cfg_schedule: ["constant", "guidance schedule"], cfg_power: [1, "its power"] })
+    .filter(([name, [usual]]) => facts.defaults[name] !== usual)
+    .map(([name, [, text]]) => `${text} ${facts.defaults[name]}`);
+  element("hidden-settings").textContent = hidden.length ? `As for the samples of this run: ${hidden.join(", ")}.` : "";
+  element("complete").textContent = `Draw what is marked, ${Math.min(COMPLETIONS, facts.limits.images)} times`;
   element("num_samples").max = facts.limits.images;
   element("num_samples").value = Math.min(16, facts.limits.images);
   for (const name of ["temperature", "top_k", "top_p", "cfg_scale"]) element(name).value = facts.defaults[name] ?? "";
@@ -76,29 +85,52 @@ function wordsOf(image) {
   return facts.condition === "bits" ? [numbers.join("+")] : numbers.slice(0, 1);
 }
 
+/** Words for the label that an image is scored with. */
+function asClass(image) {
+  const [word] = wordsOf(image);
+  if (word === "number:none") return facts.classes.length ? " without a class" : "";
+  const names = word.split("+").map((each) => facts.classes[Number(each.slice("number:".length))]);
+  return ` as ${names.join(" and ")}`;
+}
+
 function say(text) {
   element("status").textContent = text;
 }
 
-/** Draw images into the gallery; what was under way is stopped. */
-async function draw(path, body) {
+/** Fill the gallery by `work(gallery, signal)`, which returns what to say; what was under way is stopped. */
+async function fill(count, what, work) {
   drawing?.abort();
   const mine = new AbortController();
   drawing = mine;
-  element("problem").textContent = "";
   element("notices").hidden = true;
   element("stop").disabled = false;
   element("progress").value = 0;
-  say(`drawing ${body.num_samples} images`);
-  const gallery = new Gallery(body.num_samples, facts.grid, palette, choose);
-  const begun = performance.now();
+  say(`drawing ${what}`);
+  const gallery = new Gallery(count, facts.grid, () => palette, choose);
   try {
-    for await (const event of stream(path, body, mine.signal)) {
+    say(await work(gallery, mine.signal));
+    element("progress").value = 1;
+  } catch (error) {
+    if (drawing === mine) say(error.name === "AbortError" ? "stopped" : error.message);
+  } finally {
+    if (drawing === mine) {
+      drawing = null;
+      if (document.activeElement === element("stop")) element("draw").focus();
+      element("stop").disabled = true;
+    }
+  }
+}
+
+/** Draw images, and show them while they are drawn. */
+function draw(path, body) {
+  return fill(body.num_samples, `${body.num_samples} images`, async (gallery, signal) => {
+    const begun = performance.now();
+    for await (const event of stream(path, body, signal)) {
       if (event.event === "progress") {
         element("progress").value = event.drawn / event.tokens;
         event.codes.forEach((codes, place) => gallery.showMosaic(place, codes));
       } else if (event.event === "image") {
-        const image = { ...event.image, completes: "known" in body };
+        const image = { ...event.image, completes: "known" in body, settings: body };
         gallery.showImage(event.place, image, captionOf(image));
       } else if (event.event === "notice") {
         element("notices").textContent = event.text;
@@ -107,40 +139,33 @@ async function draw(path, body) {
         throw new Error(`${event.error}; ${event.hint}`);
       }
     }
-    element("progress").value = 1;
-    say(`${body.num_samples} images in ${((performance.now() - begun) / 1000).toFixed(1)} s; press one to look at it`);
-  } catch (error) {
-    say(error.name === "AbortError" ? "stopped" : error.message);
-  } finally {
-    if (drawing === mine) {
-      drawing = null;
-      element("stop").disabled = true;
-    }
-  }
+    return `${body.num_samples} images in ${((performance.now() - begun) / 1000).toFixed(1)} s; press one to look at it`;
+  });
 }
 
 /** One image, of a seed, at several temperatures, which the server draws together. */
-async function throughTemperatures(image) {
-  say("drawing the same seed at nine temperatures");
-  element("notices").hidden = true;
-  const gallery = new Gallery(TEMPERATURES.length, facts.grid, palette, choose);
-  const own = { ...settings(), seed: image.seed, first: image.number, num_samples: 1, classes: wordsOf(image) };
-  await Promise.all(TEMPERATURES.map(async (temperature, place) => {
-    const answer = await post("/api/sample", { ...own, temperature });
-    gallery.showImage(place, answer.images[0], `temperature ${temperature}`);
-  }));
-  say(`image ${image.number} of seed ${image.seed} at nine temperatures`);
+function throughTemperatures(image) {
+  const own = { ...image.settings, seed: image.seed, first: image.number, num_samples: 1, classes: wordsOf(image) };
+  return fill(TEMPERATURES.length, "the same seed at nine temperatures", async (gallery, signal) => {
+    await Promise.all(TEMPERATURES.map(async (temperature, place) => {
+      const answer = await post("/api/sample", { ...own, temperature }, signal);
+      const drawn = { ...answer.images[0], settings: { ...own, temperature }, temperature };
+      gallery.showImage(place, drawn, `temperature ${temperature}`);
+    }));
+    return `image ${image.number} of seed ${image.seed} at nine temperatures`;
+  });
 }
 
 async function choose(image) {
   const count = ++chosenCount;
+  const isChosen = () => count === chosenCount;
   chosen = image;
   element("chosen").hidden = false;
-  element("temperatures").disabled = image.seed === undefined || image.completes;
+  element("temperatures").disabled = !image.settings || image.completes;
   await report(async () => {
-    await painting.show(image);
-    await describe(image, wordsOf(image));
-  }, () => count === chosenCount);
+    await painting.show(image, isChosen);
+    if (isChosen()) await describe(image, wordsOf(image), asClass(image), isChosen);
+  }, isChosen);
 }
 
 /** Do something; where it fails, say so. */
@@ -178,7 +203,7 @@ element("row-form").addEventListener("submit", (event) => {
   const [split, row] = [element("split").value, element("row").value];
   report(async () => {
     const image = await get(`/api/rows/${encodeURIComponent(split)}/${row}`);
-    await choose({ ...image, origin: `row ${row} of ${split}` });
+    await choose({ ...image, origin: originOfRow(row, split) });
   });
 });
 element("upload").addEventListener("change", () => {
@@ -201,10 +226,11 @@ element("complete").addEventListener("click", () => {
   const known = painting.known(chosen.codes);
   const count = Math.min(COMPLETIONS, facts.limits.images);
   draw("/api/complete/stream", { ...settings(), num_samples: count, classes: wordsOf(chosen), known });
-  document.getElementById("gallery-heading").scrollIntoView();
+  element("gallery").focus();
+  element("gallery-heading").scrollIntoView();
 });
-element("temperatures").addEventListener("click", () => report(() => throughTemperatures(chosen)));
+element("temperatures").addEventListener("click", () => throughTemperatures(chosen));
 
 setUp();
 say("ready");
-get("/api/palette").then((answer) => { palette = answer.colours; });
+get("/api/palette").then((answer) => { palette = answer.colours; }, () => {}); // without it, mosaics are grey

@@ -39,10 +39,12 @@ export class Painting {
     canvas.addEventListener("blur", () => this.redraw());
   }
 
-  async show(image) {
+  /** Show an image, unless another one is chosen meanwhile. */
+  async show(image, isChosen) {
     const picture = new Image();
     picture.src = sourceOf(image);
     await picture.decode();
+    if (!isChosen()) return;
     this.picture = picture;
     this.marked.clear();
     this.redraw();
