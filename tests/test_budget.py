@@ -97,7 +97,7 @@ def test_longer_runs_have_longer_trainings_then_wider_networks_and_the_same_shar
     plan, _ = budget(3600 * hours, rows).plan(recipe)
     before, after = configs_of(recipe), configs_of(plan)
     width, channels = after["train"].model.embed_dim_t, after["vqgan-train"].model.channels
-    assert (width / 128, channels / 32) == ({0.05: 0.5, 40: 2}.get(hours, 1),) * 2
+    assert (width / 128, channels / 32) == ({0.05: 0.5, 4: 2, 40: 4}.get(hours, 1),) * 2
     assert width // after["train"].model.n_head == 128 // before["train"].model.n_head
     assert after["train"].training.lr == pytest.approx(2e-2 * 128 / width)
     steps = [gpt_schedule(each["train"], rows, None).num_steps for each in (before, after)]

@@ -264,8 +264,8 @@ def test_the_nearest_rows_of_a_cache_of_several_shards_and_views(tmp_path, monke
 
 
 def test_token_figures_count_copies_and_tell_the_mean():
-    samples = NearestRows(distances=np.array([0, 0, 3, 5]), rows=np.arange(4))
-    held_out = NearestRows(distances=np.array([4, 8]), rows=np.arange(2))
+    samples = NearestRows(distances=np.array([0, 0, 3, 5]), rows=np.arange(4), views=np.zeros(4, np.int64))
+    held_out = NearestRows(distances=np.array([4, 8]), rows=np.arange(2), views=np.zeros(2, np.int64))
     assert token_figures(samples, held_out, 12) == {
         "samples": {"images": 4, "copies": 2, "nearest_row_differs_in": 2.0, "of_tokens": 12},
         "held-out": {"images": 2, "copies": 0, "nearest_row_differs_in": 6.0, "of_tokens": 12},

@@ -142,10 +142,12 @@ def describe_with_limits(app: FastAPI, facts: schema.Facts) -> None:
         }
         for least in (0, -1)
     )
+    most = min(schema.MOST_IMAGES, facts.limits["images"])
+    bodies["EncodeRequest"]["images"] |= {"maxItems": most}
     bodies["NearestRequest"]["codes"] = grid
     bodies["CompleteRequest"]["known"] |= grid_with_holes
     for name in ("DecodeRequest", "ScoreRequest"):
-        bodies[name]["codes"]["items"] = grid
+        bodies[name]["codes"] |= {"items": grid, "maxItems": most}
     for name in ("SampleRequest", "CompleteRequest"):
         bodies[name]["num_samples"] |= {"maximum": facts.limits["images"]}
         if not facts.any_order:

@@ -43,6 +43,8 @@ class Draw:
     asked: Asked
     canvas: Codes
 
+    __repr__ = one_line
+
     @classmethod
     def of(cls, asked: Asked, grid: tuple[int, int]) -> "Draw":
         """These images, with what is known of them on the canvas."""
