@@ -258,6 +258,7 @@ def test_the_nearest_rows_of_a_cache_of_several_shards_and_views(tmp_path, monke
     distances, rows = loop_nearest(samples.reshape(25, -1), stored.reshape(-1, 12))
     assert found.distances.tolist() == distances
     assert found.rows.tolist() == [row // len(views) for row in rows]
+    assert found.views.tolist() == [row % len(views) for row in rows]
     assert found.distances[[3, 4]].tolist() == [0, 0]
     assert found.rows[[3, 4]].tolist() == [88, 40]
     assert [(event.done, event.total) for event in events if isinstance(event, Progress)] == [(1, 3), (2, 3), (3, 3)]
