@@ -18,7 +18,7 @@ from vqgpt.serve.answers import checked, drawn_images, grids_of, notices_of, pre
 from vqgpt.serve.guards import App, Guards
 from vqgpt.serve.pages import PROBLEMS, STREAMED, add_answers_to_errors, add_pages, describe_with_limits
 from vqgpt.serve.pair import Decode, Encode, Pair, Score
-from vqgpt.serve.studio import WITHOUT_CLASS, Studio, streamed
+from vqgpt.serve.studio import WITHOUT_CLASS, Studio, streamed, written
 
 
 def application(pair: Pair, most_images: int, most_waiting: int, token: str | None) -> tuple[App, Studio]:
@@ -57,14 +57,14 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
         """A row of the token cache, as its codes show it."""
         codes, classes = await to_thread.run_sync(pair.row, split, row, limiter=studio.readers)
         images = await studio.done(Decode(codes=codes), 1, request)
-        return (await to_thread.run_sync(shown, images, codes))[0].model_copy(update={"classes": classes})
+        return (await written(images, shown, images, codes))[0].model_copy(update={"classes": classes})
 
     @app.post("/api/sample")
     async def sample(asked: schema.SampleRequest, request: Request) -> schema.DrawnImages:
         """Draw images: image i of a seed is that of `vqgpt sample` with the same settings."""
         task = await studio.draw(asked)
         drawn = await studio.done(task, asked.num_samples, request)
-        return schema.DrawnImages(images=await to_thread.run_sync(drawn_images, pair, task, drawn))
+        return schema.DrawnImages(images=await written(drawn.images, drawn_images, pair, task, drawn))
 
     @app.post("/api/complete")
     async def complete(asked: schema.CompleteRequest, request: Request) -> schema.DrawnImages:
@@ -72,7 +72,7 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
         known = grids_of([asked.known], pair.grid)[0]
         task = await studio.draw(asked, known)
         drawn = await studio.done(task, asked.num_samples, request)
-        images = await to_thread.run_sync(drawn_images, pair, task, drawn)
+        images = await written(drawn.images, drawn_images, pair, task, drawn)
         return schema.DrawnImages(images=images, notices=notices_of(pair, known))
 
     @app.post("/api/sample/stream", response_class=StreamingResponse, responses=STREAMED)
@@ -93,7 +93,7 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
         images = await to_thread.run_sync(prepared, pair, asked.images, limiter=studio.readers)
         codes = await studio.done(Encode(images=images), len(images), request)
         decoded = await studio.done(Decode(codes=codes), len(codes), request)
-        return schema.Images(images=await to_thread.run_sync(shown, decoded, codes))
+        return schema.Images(images=await written(decoded, shown, decoded, codes))
 
     @app.post("/api/decode")
     async def decode(asked: schema.DecodeRequest, request: Request) -> schema.Images:
@@ -101,7 +101,7 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
         studio.check_number(len(asked.codes))
         codes = checked(pair, grids_of(asked.codes, pair.grid))
         images = await studio.done(Decode(codes=codes), len(codes), request)
-        return schema.Images(images=await to_thread.run_sync(shown, images, codes))
+        return schema.Images(images=await written(images, shown, images, codes))
 
     @app.post("/api/score")
     async def score(asked: schema.ScoreRequest, request: Request) -> schema.Scores:

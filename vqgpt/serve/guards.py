@@ -61,7 +61,8 @@ class Guards:
         async def receive_some() -> Message:
             nonlocal read, awaited
             try:  # what comes after the body is that the client leaves, whenever that is
-                message = await asyncio.wait_for(receive(), SECONDS_FOR_A_BODY if awaited else None)
+                async with asyncio.timeout(SECONDS_FOR_A_BODY if awaited else None):
+                    message = await receive()
             except TimeoutError:
                 return {"type": "http.disconnect"}
             read, awaited = read + len(message.get("body", b"")), awaited and message.get("more_body", False)

@@ -25,6 +25,8 @@ from vqgpt.serve.pair import Draw, Pair, Task, kind_of
 SECONDS_BETWEEN_LOOKS = 0.1  # at what has been drawn, for those who watch
 SECONDS_BETWEEN_CHECKS = 0.5  # of whether a client is still there
 MOST_SEARCHES_WAITING = 32
+LONGEST_AT_ONCE = 64  # letters of classes that are understood in no time, without another thread
+BYTES_WRITTEN_AT_ONCE = 2**13
 CODES_PER_SECOND = 500_000  # that are sent to one who watches
 WITHOUT_CLASS = f"{NUMBER}{NONE}"
 ResultT = TypeVar("ResultT")
@@ -71,6 +73,8 @@ class Studio:
     async def draw(self, asked: schema.SampleRequest, known: NDArray[np.int64] | None = None) -> Draw:
         """What a request asks to be drawn. Raises UsageError, or UnfitError for too many images."""
         self.check_number(asked.num_samples)
+        if sum(len(str(word)) for word in asked.classes) <= LONGEST_AT_ONCE:
+            return self._draw(asked, known)
         return await to_thread.run_sync(self._draw, asked, known, limiter=self.readers)
 
     def _draw(self, asked: schema.SampleRequest, known: NDArray[np.int64] | None) -> Draw:
@@ -80,6 +84,13 @@ class Studio:
         grids = None if known is None else np.broadcast_to(known, (len(numbers), *known.shape))
         images = self.pair.generator.asked(numbers, classes, asked.seed, SamplingOptions(**options), grids)
         return Draw.of(images, self.pair.grid)
+
+
+async def written(images: NDArray[np.uint8], work: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    """The result of work that writes images as PNG files: in a thread where that takes longer than to hand it over."""
+    if images.nbytes <= BYTES_WRITTEN_AT_ONCE:
+        return work(*arguments)
+    return await to_thread.run_sync(work, *arguments)
 
 
 def streamed(studio: Studio, task: Draw, notices: Sequence[str]) -> StreamingResponse:
@@ -102,7 +113,8 @@ async def lines_of(studio: Studio, job: Job[Task], task: Draw, notices: Sequence
                 seen = drawn
                 yield line("progress", drawn=drawn, tokens=codes.size, codes=codes.tolist())
         try:
-            images = await to_thread.run_sync(drawn_images, studio.pair, task, result.result())
+            drawn = result.result()
+            images = await written(drawn.images, drawn_images, studio.pair, task, drawn)
         except Exception as error:  # the first line has gone with status 200
             known = error if isinstance(error, VQGPTError) else FAILED
             yield line("problem", error=known.message, hint=known.hint)
