@@ -114,7 +114,7 @@ def in_time(content: Record, minutes: float) -> Record:
     configs = {stage.command.table: stage.config for stage in stages}
     rows, num_classes = known_images(configs)
     costs = measured(configs, rows, num_classes)
-    others = sum(seconds for table, seconds in stage_seconds(configs, costs, rows).items() if table not in NETWORKS)
+    others = sum(seconds for stage, seconds in stage_seconds(configs, costs, rows).items() if stage not in NETWORKS)
     each = (60 * minutes - others) / 2
     schedules = {
         "vqgan-train": (vqgan_schedule(configs["vqgan-train"], rows), costs.vqgan_step),
@@ -124,7 +124,7 @@ def in_time(content: Record, minutes: float) -> Record:
     for stage, (schedule, seconds) in schedules.items():
         steps = max(1, int(each / (seconds * schedule.batch_size)))
         lengths[stage] = {"max_steps": steps, "n_epochs": -(-steps // schedule.steps_per_epoch)}
-    return {**content, **{table: {**content[table], **length} for table, length in lengths.items()}}
+    return {**content, **{stage: {**content[stage], **length} for stage, length in lengths.items()}}
 
 
 def measure(

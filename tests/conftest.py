@@ -138,6 +138,14 @@ def violations(page):
     return [(each["id"], each["nodes"][0]["html"]) for each in Axe().run(page).response["violations"]]
 
 
+@pytest.fixture(scope="module")
+def copied_pipeline(finished_pipeline, tmp_path_factory):
+    """A copy of the tiny pipeline for the tests of a module, which may add to it."""
+    copy = tmp_path_factory.mktemp("copied") / "copy"
+    shutil.copytree(finished_pipeline, copy)
+    return copy
+
+
 @pytest.fixture
 def pipeline(finished_pipeline, tmp_path, monkeypatch):
     """A copy of the tiny pipeline, as the current folder: break it as you like."""

@@ -26,19 +26,11 @@ from tests.conftest import TINY_GPT, run_here
 from tests.serving import Server
 from vqgpt.data.images import prepare
 from vqgpt.data.options import Preprocessing, PreprocessingOptions
-from vqgpt.serve.batching import Batcher, ClosedError, QueueFullError
 
 
 @pytest.fixture(scope="module")
-def folder(finished_pipeline, tmp_path_factory):
-    copy = tmp_path_factory.mktemp("serve") / "copy"
-    shutil.copytree(finished_pipeline, copy)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    server = Server(folder, "--max-images", "32", "--max-waiting", "200")
+def server(copied_pipeline):
+    server = Server(copied_pipeline, "--max-images", "32", "--max-waiting", "200")
     yield server
     assert server.stop() == 0, server.said
     assert not any("Traceback" in line or "never retrieved" in line for line in server.said), server.said
@@ -51,18 +43,18 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def gpt(folder):
-    return vqgpt.load_gpt(folder / "runs/digits/gpt.pt")
+def gpt(copied_pipeline):
+    return vqgpt.load_gpt(copied_pipeline / "runs/digits/gpt.pt")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder):
-    return vqgpt.load_vqgan(folder / "runs/digits/vqgan.pt")
+def tokenizer(copied_pipeline):
+    return vqgpt.load_vqgan(copied_pipeline / "runs/digits/vqgan.pt")
 
 
 @pytest.fixture(scope="module")
-def cache(folder):
-    return vqgpt.TokenCache(folder / "cache/digits.zarr")
+def cache(copied_pipeline):
+    return vqgpt.TokenCache(copied_pipeline / "cache/digits.zarr")
 
 
 def answer(client, path, **body):
@@ -99,8 +91,8 @@ def test_facts_say_what_is_served(client, cache):
     assert facts["limits"]["images"] == 32
 
 
-def test_images_are_those_of_vqgpt_sample(client, folder, tokenizer):
-    sampled = vqgpt.TokenCache(folder / "runs/digits/samples.zarr").read_split("samples")
+def test_images_are_those_of_vqgpt_sample(client, copied_pipeline, tokenizer):
+    sampled = vqgpt.TokenCache(copied_pipeline / "runs/digits/samples.zarr").read_split("samples")
     images = answer(client, "/api/sample", num_samples=20)["images"]
     assert np.array_equal(codes_of(images), sampled.codes[:, 0])
     assert [image["classes"] for image in images] == [[str(label)] for label in sampled.labels]
@@ -379,8 +371,8 @@ def test_clients_that_leave_are_not_waited_for(server, client):
     assert len(answer(client, "/api/sample", num_samples=1)["images"]) == 1
 
 
-def test_off_loopback_a_token_is_needed(folder):
-    server = Server(folder, "--host", "0.0.0.0")
+def test_off_loopback_a_token_is_needed(copied_pipeline):
+    server = Server(copied_pipeline, "--host", "0.0.0.0")
     token = server.query.removeprefix("token=")
     assert len(token) == 32
     port = server.url.rpartition(":")[2]
@@ -403,8 +395,8 @@ def test_off_loopback_a_token_is_needed(folder):
     assert server.stop(signal.SIGINT) == 0
 
 
-def test_a_signal_lets_what_has_begun_be_done(folder):
-    server = Server(folder)
+def test_a_signal_lets_what_has_begun_be_done(copied_pipeline):
+    server = Server(copied_pipeline)
     begun = threading.Barrier(9)
 
     def ask(number):
@@ -426,8 +418,31 @@ def test_a_signal_lets_what_has_begun_be_done(folder):
     assert "finishing" in "".join(server.said)
 
 
-def test_too_much_at_once_is_refused_for_the_moment(folder):
-    server = Server(folder, "--max-waiting", "70")
+def test_a_second_signal_does_not_wait(copied_pipeline):
+    server = Server(copied_pipeline, "--max-images", "4096")
+
+    def ask():
+        with (
+            server.client() as client,
+            client.stream("POST", "/api/sample/stream", json={"num_samples": 4096}) as lines,
+        ):
+            begun.set()
+            for _ in lines.iter_lines():
+                pass
+
+    begun = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(ask)
+        begun.wait()
+        server.process.send_signal(signal.SIGINT)
+        while not any("finishing" in line for line in server.said):
+            time.sleep(0.01)
+        assert server.stop(signal.SIGINT) == 130, server.said
+        assert asked.exception()  # its images did not come
+
+
+def test_too_much_at_once_is_refused_for_the_moment(copied_pipeline):
+    server = Server(copied_pipeline, "--max-waiting", "70")
     with server.client(limits=httpx.Limits(max_connections=None)) as client, ThreadPoolExecutor(12) as threads:
         asked = threads.map(lambda seed: client.post("/api/sample", json={"num_samples": 64, "seed": seed}), range(12))
         answers = list(asked)
@@ -471,85 +486,8 @@ def test_mistakes_are_told_before_it_listens(pipeline, words, code, text):
     assert "short" not in outcome.err
 
 
-def test_a_port_that_is_taken_is_told(server, folder, monkeypatch):
-    monkeypatch.chdir(folder)
+def test_a_port_that_is_taken_is_told(server, copied_pipeline, monkeypatch):
+    monkeypatch.chdir(copied_pipeline)
     outcome = run_here("serve", "runs/digits", "--port", server.url.rpartition(":")[2])
     assert outcome.code == 2
     assert "cannot listen" in outcome.err
-
-
-class Recorder:
-    """Work that is done when it is let, and remembers what was done together."""
-
-    def __init__(self):
-        self.let = threading.Semaphore(0)
-        self.batches = []
-
-    def __call__(self, tasks, ended):
-        self.let.acquire()
-        self.batches.append((list(tasks), ended.is_set()))
-        if "fails" in tasks:
-            raise ValueError("broken")
-        return [task.upper() for task in tasks]
-
-
-def waiting_for(condition):
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
-
-
-def test_jobs_of_a_kind_are_done_together_and_the_oldest_first():
-    work = Recorder()
-    batcher = Batcher(work, most_at_once=4, most_waiting=100)
-    first = batcher.submit("a", "x", 1)
-    waiting_for(lambda: batcher.running)
-    later = [
-        batcher.submit(*job) for job in (("b", "x", 2), ("c", "y", 1), ("d", "x", 3), ("e", "x", 2), ("f", "y", 9))
-    ]
-    work.let.release(10)
-    assert [job.result.result(10) for job in (first, *later)] == ["A", "B", "C", "D", "E", "F"]
-    assert [tasks for tasks, _ in work.batches] == [["a"], ["b", "e"], ["c"], ["d"], ["f"]]
-    batcher.close()
-
-
-def test_what_nobody_waits_for_is_not_begun_or_is_ended():
-    work = Recorder()
-    batcher = Batcher(work, most_at_once=4, most_waiting=100)
-    running = batcher.submit("a", "x", 1)
-    waiting_for(lambda: batcher.running)
-    waiting = batcher.submit("b", "x", 1)
-    batcher.abandon(waiting)
-    assert waiting.result.cancelled()
-    assert not batcher.ended.is_set()
-    batcher.abandon(running)
-    work.let.release(10)
-    batcher.close()
-    assert work.batches == [(["a"], True)]
-
-
-def test_a_failure_reaches_all_of_its_batch_and_no_other():
-    work = Recorder()
-    batcher = Batcher(work, most_at_once=4, most_waiting=100)
-    work.let.release(10)
-    failed = batcher.submit("fails", "x", 1)
-    with pytest.raises(ValueError, match="broken"):
-        failed.result.result(10)
-    assert batcher.submit("a", "x", 1).result.result(10) == "A"
-    batcher.close()
-    with pytest.raises(ClosedError):
-        batcher.submit("b", "x", 1)
-
-
-def test_a_full_queue_takes_no_more_and_closing_does_what_waits():
-    work = Recorder()
-    batcher = Batcher(work, most_at_once=4, most_waiting=3)
-    jobs = [batcher.submit("a", "x", 9)]
-    waiting_for(lambda: batcher.running)
-    jobs += [batcher.submit("b", "x", 2), batcher.submit("c", "x", 1)]
-    with pytest.raises(QueueFullError):
-        batcher.submit("d", "x", 1)
-    work.let.release(10)
-    batcher.close()
-    assert [job.result.result(0) for job in jobs] == ["A", "B", "C"]

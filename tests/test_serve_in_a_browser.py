@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -16,15 +15,8 @@ REFUSAL = "the server responded with a status of 4"  # which Chromium says of ea
 
 
 @pytest.fixture(scope="module")
-def folder(finished_pipeline, tmp_path_factory):
-    copy = tmp_path_factory.mktemp("serve") / "copy"
-    shutil.copytree(finished_pipeline, copy)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def server(browser, folder):
-    server = Server(folder)
+def server(browser, copied_pipeline):
+    server = Server(copied_pipeline)
     yield server
     assert server.stop() == 0
 
@@ -87,7 +79,7 @@ def test_it_fits_its_window_and_axe_finds_nothing(open_page, width, scheme):
     assert (page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 22, 26)") == (scheme == "dark")
 
 
-def test_what_is_drawn_is_what_vqgpt_draws(open_page, folder):
+def test_what_is_drawn_is_what_vqgpt_draws(open_page, copied_pipeline):
     page = open_page()
     status(page, "ready")
     page.get_by_label("Seed", exact=True).fill("7")
@@ -96,7 +88,7 @@ def test_what_is_drawn_is_what_vqgpt_draws(open_page, folder):
     drawn(page, 4)
     look_at(page, 3)
     assert page.locator("#caption").inner_text() == "8: image 3 of seed 7"
-    expected = vqgpt.load_gpt(folder / "runs/digits/gpt.pt").sample(4, ["3", "8"], seed=7, temperature=0.5)[3]
+    expected = vqgpt.load_gpt(copied_pipeline / "runs/digits/gpt.pt").sample(4, ["3", "8"], seed=7, temperature=0.5)[3]
     assert np.array_equal(token_grid(page), expected)
     assert re.search(r"\d\.\d+ bits per token for it as 8", page.locator("#likelihood").inner_text())
     assert re.search(
@@ -190,7 +182,7 @@ def test_a_row_an_upload_and_halves(open_page):
     page.wait_for_function("() => document.getElementById('problem').textContent.includes('b.png is no image')")
 
 
-def test_a_seed_at_nine_temperatures(open_page, folder):
+def test_a_seed_at_nine_temperatures(open_page, copied_pipeline):
     page = open_page()
     status(page, "ready")
     drawn(page)
@@ -200,7 +192,7 @@ def test_a_seed_at_nine_temperatures(open_page, folder):
     captions = page.locator("#gallery span").all_inner_texts()
     assert captions == [f"temperature {step / 4:g}" for step in range(9)]
     look_at(page, 2)
-    expected = vqgpt.load_gpt(folder / "runs/digits/gpt.pt").sample(7, ["6"], temperature=0.5)[6]
+    expected = vqgpt.load_gpt(copied_pipeline / "runs/digits/gpt.pt").sample(7, ["6"], temperature=0.5)[6]
     assert np.array_equal(token_grid(page), expected)
 
 

@@ -18,8 +18,7 @@ from vqgpt.gpt.options import SamplingOptions
 from vqgpt.options.codec import one_line
 
 BELOW_ONE = 1 - 2**-22  # keeps rounding from reaching the end of the CDF, beyond the last code that may be drawn
-SMALLEST = 1e-30  # a positive number that float32 has
-COLDEST = 1e-30  # below it float32 cannot divide; of different logits it leaves but the largest
+SMALLEST = 1e-30  # temperature, below which float32 cannot divide; and probability, below which it has but 0
 LIKELIEST = 64  # codes among which the end of top-p is looked for first, on a CPU
 
 NAMES = ("temperature", "greedy", "top_k", "top_p", "log_min_p", "scales")  # what Settings has for each image
@@ -49,7 +48,7 @@ class Settings:
         k = [0 if each.top_k is None or each.top_k >= codes else each.top_k for each in images]
         p = [max(each.top_p, SMALLEST) if each.top_p is not None and each.top_p < 1 else math.inf for each in images]
         schedules = {each: guidance_scales(each, positions) for each in set(images)}
-        temperatures = [max(each.temperature, COLDEST) if each.temperature else 1.0 for each in images]
+        temperatures = [max(each.temperature, SMALLEST) if each.temperature else 1.0 for each in images]
         return cls(
             temperature=_column(temperatures, 1.0),
             greedy=_column([each.temperature == 0 for each in images], False),

@@ -37,6 +37,11 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
     add_answers_to_errors(app)
     add_pages(app)
 
+    async def image_of_row(split: str, row: int, view: int, request: Request) -> schema.ShownImage:
+        codes, classes = await to_thread.run_sync(pair.row, split, row, view, limiter=studio.readers)
+        images = await studio.done(Decode(codes=codes), 1, request)
+        return (await written(images, shown, images, codes))[0].model_copy(update={"classes": classes})
+
     @app.get("/api/facts")
     async def get_facts() -> schema.Facts:
         """What is served: its classes, grid, rows and limits."""
@@ -55,9 +60,7 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
         row: Annotated[int, Path(ge=0, le=schema.LARGEST_NUMBER)],
     ) -> schema.ShownImage:
         """A row of the token cache, as its codes show it."""
-        codes, classes = await to_thread.run_sync(pair.row, split, row, limiter=studio.readers)
-        images = await studio.done(Decode(codes=codes), 1, request)
-        return (await written(images, shown, images, codes))[0].model_copy(update={"classes": classes})
+        return await image_of_row(split, row, 0, request)
 
     @app.post("/api/sample")
     async def sample(asked: schema.SampleRequest, request: Request) -> schema.DrawnImages:
@@ -118,18 +121,13 @@ def application(pair: Pair, most_images: int, most_waiting: int, token: str | No
         """The training row whose codes differ in the fewest tokens."""
         codes = checked(pair, grids_of([asked.codes], pair.grid))
         row, view, distance = await studio.search(lambda: pair.nearest_row(codes))
-        nearest_codes, classes = await to_thread.run_sync(
-            pair.row, pair.training_split, row, view, limiter=studio.readers
-        )
-        images = await studio.done(Decode(codes=nearest_codes), 1, request)
-        image = shown(images, nearest_codes)[0].model_copy(update={"classes": classes})
         return schema.Nearest(
             split=pair.training_split,
             row=row,
             view=pair.cache.description.views[view],
             differing_tokens=distance,
             tokens=codes.size,
-            image=image,
+            image=await image_of_row(pair.training_split, row, view, request),
         )
 
     describe_with_limits(app, facts)

@@ -73,7 +73,7 @@ class Guards:
                 await send(message)
 
         await self.app(scope, receive_some, send_some)
-        if read > MOST_BODY_BYTES:  # of which the application knows as little as of one that was not sent to its end
+        if read > MOST_BODY_BYTES:  # the application was told that the client left, and its answer was dropped
             await too_large()(scope, receive, send)
 
     def refusal(self, scope: Scope, headers: dict[str, str]) -> Response | None:

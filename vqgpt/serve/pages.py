@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from vqgpt.errors import MissingDataError, UsageError, VQGPTError, printable
 from vqgpt.serve import schema
-from vqgpt.serve.batching import ClosedError, QueueFullError
+from vqgpt.serve.batching import QueueFullError
 from vqgpt.serve.guards import problem
 
 PAGE = files("vqgpt.serve") / "page"
@@ -26,9 +26,9 @@ DOCS_POLICY = (
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.Problem, "description": text}
     for status, text in {
+        400: "The body is no JSON text",
         401: "The token is missing or wrong",
         403: "The request comes from elsewhere",
-        400: "The body is no JSON text",
         404: "There is no such thing",
         409: "What is served cannot do what is asked for",
         413: "The body is too large",
@@ -84,10 +84,6 @@ def add_answers_to_errors(app: FastAPI) -> None:
     @app.exception_handler(QueueFullError)
     async def full(request: Request, error: QueueFullError) -> JSONResponse:
         return problem(429, "too much is waiting", "ask again in a moment", [("retry-after", "1")])
-
-    @app.exception_handler(ClosedError)
-    async def closed(request: Request, error: ClosedError) -> JSONResponse:
-        return problem(503, "the server is stopping", "start it again")
 
 
 def add_pages(app: FastAPI) -> None:

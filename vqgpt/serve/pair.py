@@ -222,8 +222,8 @@ class Pair:
         """The split that the GPT was trained on."""
         return "train" if "train" in self.cache.split_names else self.cache.split_names[0]
 
-    def row(self, split: str, number: int, view: int = 0) -> tuple[Codes, list[str]]:
-        """The codes (1, h, w) of a row of the cache, and the classes it has. Raises MissingDataError without it."""
+    def row(self, split: str, number: int, view: int) -> tuple[Codes, list[str]]:
+        """The codes (1, h, w) of a view of a row, and the classes of the row. Raises MissingDataError without it."""
         if split not in self.cache.split_names or not 0 <= number < self.cache.rows(split):
             rows = ", ".join(f"{self.cache.rows(name):,} in {name}" for name in self.cache.split_names)
             raise MissingDataError(

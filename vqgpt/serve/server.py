@@ -56,7 +56,10 @@ def address_of(listener: socket.socket, token: str | None) -> str:
 def serve(
     pair: Pair, listener: socket.socket, most_images: int, most_waiting: int, token: str | None, report: Report
 ) -> None:
-    """Answer requests until SIGINT, SIGTERM or SIGHUP, then what has begun; a second signal does not wait for it."""
+    """Answer requests until SIGINT, SIGTERM or SIGHUP, then what has begun; a second signal does not wait for it.
+
+    Raises VQGPTError if the server does not start.
+    """
     app, studio = application(pair, most_images, most_waiting, token)
     config = uvicorn.Config(
         app,

@@ -17,7 +17,6 @@ const facts = await get("/api/facts").catch((error) => {
 let palette = [];
 let drawing = null; // what stops the drawing under way
 let chosen = null;
-let chosenCount = 0;
 const painting = new Painting(facts.grid, (marked) => {
   element("complete").disabled = !chosen || marked === 0;
 });
@@ -157,8 +156,7 @@ function throughTemperatures(image) {
 }
 
 async function choose(image) {
-  const count = ++chosenCount;
-  const isChosen = () => count === chosenCount;
+  const isChosen = () => chosen === image;
   chosen = image;
   element("chosen").hidden = false;
   element("temperatures").disabled = !image.settings || image.completes;

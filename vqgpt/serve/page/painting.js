@@ -18,21 +18,14 @@ export class Painting {
     canvas.width = SIDE;
     canvas.height = Math.round((SIDE * this.height) / this.width);
     let marking = null; // whether a stroke marks or keeps
-    const stroke = (event) => {
-      const box = canvas.getBoundingClientRect();
-      const y = Math.floor(((event.clientY - box.top) / box.height) * this.height);
-      const x = Math.floor(((event.clientX - box.left) / box.width) * this.width);
-      this.touch(y, x, marking);
-    };
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
-      const box = canvas.getBoundingClientRect();
-      const y = Math.floor(((event.clientY - box.top) / box.height) * this.height);
-      const x = Math.floor(((event.clientX - box.left) / box.width) * this.width);
-      marking = !this.marked.has(y * this.width + x);
-      stroke(event);
+      marking = !this.isMarked(...this.cellAt(event));
+      this.touch(...this.cellAt(event), marking);
     });
-    canvas.addEventListener("pointermove", (event) => { if (marking !== null) stroke(event); });
+    canvas.addEventListener("pointermove", (event) => {
+      if (marking !== null) this.touch(...this.cellAt(event), marking);
+    });
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { marking = null; });
     canvas.addEventListener("keydown", (event) => this.key(event));
     canvas.addEventListener("focus", () => this.redraw());
@@ -48,6 +41,15 @@ export class Painting {
     this.picture = picture;
     this.marked.clear();
     this.redraw();
+  }
+
+  /** Row and column of the cell under the pointer. */
+  cellAt(event) {
+    const box = canvas.getBoundingClientRect();
+    return [
+      Math.floor(((event.clientY - box.top) / box.height) * this.height),
+      Math.floor(((event.clientX - box.left) / box.width) * this.width),
+    ];
   }
 
   /** Mark or keep the cells under the brush. */
