@@ -1,25 +1,34 @@
-"""`python -m vqgpt`, which is also how torchrun starts it."""
+"""The program: the `vqgpt` command, and `python -m vqgpt`, which is how torchrun starts it."""
 
 import os
 import sys
+from contextlib import suppress
 
 from vqgpt.cli.app import main
+from vqgpt.errors import ExitCode
+
+INTERRUPTED = (ExitCode.SIGHUP, ExitCode.SIGINT, ExitCode.SIGTERM)
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run a command, by default that of the command line; one of several processes then leaves at once."""
+    """Run a command, by default that of the command line.
+
+    One of several processes then leaves at once, and so does what was interrupted: its threads may still be at work.
+    """
     try:
         main(arguments)
     except SystemExit as leaving:
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            leave_at_once(int(leaving.code or 0))
+        code = int(leaving.code or 0)
+        if os.environ.get("WORLD_SIZE", "1") != "1" or code in INTERRUPTED:
+            leave_at_once(code)
         raise
 
 
 def leave_at_once(code: int) -> None:
-    """End the process without tearing the interpreter down: a thread of gloo that outlives it aborts the process."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """End the process without tearing the interpreter down: a thread of gloo or torch that outlives it aborts it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)
 
 
