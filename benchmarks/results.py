@@ -9,8 +9,9 @@ where it has not run; what its other stages leave of it is shared equally by its
 draws as many images as there are to be judged, the first ones of seed 0, and the three `vqgpt evaluate` say how good
 they are. The test split judges; what was chosen, was chosen on parts of the training split.
 
-Figures of a run are appended to results.jsonl as they come, and what is there is not run again. Prints a table in
-Markdown and draws NAME.png: real test images beside samples of the same classes. For a machine that does nothing else.
+Figures of a run are appended to the --figures as they come, and what is there is not run again. Prints a table in
+Markdown and draws NAME.png beside the runs: real test images and samples of the same classes. For a machine that does
+nothing else.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from vqgpt.pictures.sheet import contact_sheet
 from vqgpt.progress import silent
 
 Record = dict[str, Any]
+FIGURES = Path(__file__).parents[1] / "docs" / "results" / "figures.jsonl"
 RECIPE, BASELINE = "the recipe", "GenerativeZoo's settings"
 
 
@@ -57,7 +59,8 @@ CASES = {
     "digits": Case(recipe="digits", size=16, minutes=2, samples=2_000),
     "mnist": Case(recipe="mnist", size=28, minutes=30),
     "cifar10": Case(recipe="cifar10", size=32, minutes=60, own_images=True),
-    "pneumoniamnist": Case(recipe="pneumoniamnist", size=32, minutes=60, samples=2_000),
+    "pneumoniamnist": Case(recipe="pneumoniamnist", size=28, minutes=60, samples=2_000),
+    "emoji": Case(recipe="emoji", size=64, minutes=60, samples=2_000, own_images=True),
 }
 GENERATIVEZOO: dict[str, Record] = {  # the defaults of ours that are not its own, and what its GPT has
     "vqgan-train": {
@@ -204,11 +207,12 @@ def main() -> None:
     parser.add_argument("--baseline", action="store_true", help="GenerativeZoo's settings in the same time")
     parser.add_argument("--features", default="inception")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--work", type=Path, default=Path("results"))
+    parser.add_argument("--work", type=Path, default=Path("results"), help="where the runs are")
+    parser.add_argument("--figures", type=Path, default=FIGURES)
     arguments = parser.parse_args()
     case, setting = CASES[arguments.name], BASELINE if arguments.baseline else RECIPE
     work = arguments.work.resolve()
-    log = work / "results.jsonl"
+    log = arguments.figures.resolve()
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     folders = {
         seed: work / f"{arguments.name}-{'baseline' if arguments.baseline else 'recipe'}-{seed}"
@@ -226,7 +230,7 @@ def main() -> None:
             file.write(json.dumps(results[-1]) + "\n")
     here = [result for result in results if result["name"] == arguments.name]
     print(table(here, arguments.name, (RECIPE, BASELINE), COLUMNS))
-    if setting == RECIPE:
+    if setting == RECIPE and (folders[arguments.seeds[0]] / "judged.zarr").exists():
         sheet(case, folders[arguments.seeds[0]], arguments.data_root, work / f"{arguments.name}.png")
 
 
