@@ -10,13 +10,13 @@ draws as many images as there are to be judged, the first ones of seed 0, and th
 they are. The test split judges; what was chosen, was chosen on parts of the training split.
 
 Figures of a run are appended to the --figures as they come, and what is there is not run again. Prints a table in
-Markdown and draws NAME.png beside the runs: real test images and samples of the same classes. For a machine that does
-nothing else.
+Markdown and draws two pictures beside the runs: NAME.png, the first real test images of each class and the first
+samples of it, and NAME-nearest.png, the first samples, each beside the training image with the most equal tokens. For a
+machine that does nothing else.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from comparison import table
 
 from vqgpt.api.estimates import gpt_schedule, known_images, measured, stage_seconds, vqgan_schedule
@@ -38,6 +39,9 @@ from vqgpt.options.definition import resolve
 from vqgpt.options.recipe import load_recipe, recipe_toml, recipes
 from vqgpt.pictures.sheet import contact_sheet
 from vqgpt.progress import silent
+from vqgpt.report.sheets import Decoder, nearest_training_rows
+from vqgpt.tokens import TokenCache
+from vqgpt.vqgan.checkpoint import load_vqgan
 
 Record = dict[str, Any]
 FIGURES = Path(__file__).parents[1] / "docs" / "results" / "figures.jsonl"
@@ -78,6 +82,8 @@ GENERATIVEZOO: dict[str, Record] = {  # the defaults of ours that are not its ow
 }
 COLUMNS = {
     "minutes": ("minutes", ".1f"),
+    "vqgan_minutes": ("of these VQ-GAN", ".1f"),
+    "gpt_minutes": ("GPT", ".1f"),
     "psnr_db": ("PSNR, dB", ".1f"),
     "rfid": ("rFID", ".1f"),
     "fid": ("FID", ".1f"),
@@ -157,7 +163,8 @@ def measure(
     classes, copies = samples.get("class_consistency") or {}, samples.get("copies_by_tokens") or {}
     return {
         "minutes": sum(seconds.values()) / 60,
-        "minutes_by_stage": {stage: value / 60 for stage, value in seconds.items()},
+        "vqgan_minutes": seconds["vqgan-train"] / 60,
+        "gpt_minutes": seconds["train"] / 60,
         "psnr_db": reconstructed["metrics"]["psnr_db"]["value"],
         "rfid": reconstructed["reconstructions"][distance]["value"],
         "fid": figures[distance]["value"],
@@ -179,16 +186,25 @@ def _asked(case: Case, content: Record, features: str) -> list[object]:
 
 def sheet(case: Case, folder: Path, data_root: Path | None, out: Path, columns: int = 8) -> None:
     """Draw the first real test images of each class, and beside them the first samples of it."""
-    content = recipe_of(case, RECIPE, data_root)
-    options = resolve(SourceOptions, {"data_root": data_root, "checkpoint_vae": None})
-    os.chdir(folder)
-    samples = find_images("judged.zarr", None, None, options, silent)
-    source = f"{data_root.resolve()}:test" if case.own_images and data_root else f"{content['dataset']}:test"
+    dataset = recipe_of(case, RECIPE, data_root)["dataset"]
+    vqgan = folder / "runs" / dataset / "vqgan.pt"
+    options = resolve(SourceOptions, {"data_root": data_root, "checkpoint_vae": vqgan})
+    samples = find_images(str(folder / "judged.zarr"), None, None, options, silent)
+    source = f"{data_root.resolve()}:test" if case.own_images and data_root else f"{dataset}:test"
     real = find_images(source, case.size, samples, options, silent)
-    rows = []
+    rows, captions = [], []
     for name in real.class_names or ("",):
         rows += [*_first(real, name, columns), *_first(samples, name, columns)]
-    contact_sheet(np.stack(rows), [""] * len(rows), 2 * columns).save(out)
+        captions += [f"{name}, real".strip(", "), *[""] * (columns - 1), "generated", *[""] * (columns - 1)]
+    contact_sheet(np.stack(rows), captions, 2 * columns).save(out, optimize=True)
+
+
+def sheet_of_nearest(folder: Path, dataset: str, out: Path) -> None:
+    """Draw the first samples, each beside the training image with the most equal tokens."""
+    vqgan = load_vqgan(folder / "runs" / dataset / "vqgan.pt", dataset, torch.device("cpu"))
+    training = TokenCache(folder / "cache" / f"{dataset}.zarr")
+    found = nearest_training_rows(TokenCache(folder / "judged.zarr"), training, Decoder(model=vqgan))
+    contact_sheet(found.images, found.captions, 2 * found.columns).save(out, optimize=True)
 
 
 def _first(images: ImageSet, name: str, count: int) -> list[Any]:
@@ -231,7 +247,10 @@ def main() -> None:
     here = [result for result in results if result["name"] == arguments.name]
     print(table(here, arguments.name, (RECIPE, BASELINE), COLUMNS))
     if setting == RECIPE and (folders[arguments.seeds[0]] / "judged.zarr").exists():
-        sheet(case, folders[arguments.seeds[0]], arguments.data_root, work / f"{arguments.name}.png")
+        folder = folders[arguments.seeds[0]]
+        dataset = recipe_of(case, setting, arguments.data_root)["dataset"]
+        sheet(case, folder, arguments.data_root, work / f"{arguments.name}.png")
+        sheet_of_nearest(folder, dataset, work / f"{arguments.name}-nearest.png")
 
 
 if __name__ == "__main__":

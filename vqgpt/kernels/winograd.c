@@ -10,13 +10,16 @@ typedef float vec __attribute__((vector_size(64), aligned(4)));
 enum { VECTOR_WIDTH = 16 };
 #ifdef __AVX512F__
 typedef vec registers;
-enum { PER_VECTOR = 1, ROWS = 12 };  // ROWS of a matrix product are summed in registers
+enum { PER_VECTOR = 1, ROWS = 12, FEW_ROWS = 8 };  // of a matrix product, which are summed in registers
 #else
 typedef float registers __attribute__((vector_size(32), aligned(4)));
-enum { PER_VECTOR = 2, ROWS = 6 };
+enum { PER_VECTOR = 2, ROWS = 6, FEW_ROWS = 4 };
 #endif
 PRODUCT(rows_product, registers, ROWS, PER_VECTOR)
+PRODUCT(few_rows_product, registers, FEW_ROWS, PER_VECTOR)
 enum { BLOCK = 24 };  // tiles at once: their values stay in a core's cache
+enum { SUMMED = 64 };  // tiles at once in the gradient by the kernels, whose sums are read and written for each block
+enum { STRIDE = SUMMED + 1 };  // without the one, the 36 values of a pixel fall to the same places of a cache
 
 #define AT(array, index) (*(vec *)((array) + (index)))
 #define INSIDE(y, x) ((y) >= 0 && (y) < h && (x) >= 0 && (x) < w)
@@ -186,9 +189,41 @@ static inline void compute(const float *from, const float *kernels, const float 
     }
 }
 
+// Adds to `sums` (d, c) the transpose of (count, d) times (count, c).
+static inline void add_product(const float *of_output, const float *input, float *sums, long count, long d, long c) {
+    for (long k = 0; k < d; k += FEW_ROWS)
+        for (long j = 0; j < c; j += VECTOR_WIDTH) {
+            float *here = sums + k * c + j;
+            registers sum[FEW_ROWS][PER_VECTOR];
+#pragma GCC unroll 8
+            for (int r = 0; r < FEW_ROWS; r++)
+#pragma GCC unroll 2
+                for (int s = 0; s < PER_VECTOR; s++) sum[r][s] = ((registers *)(here + r * c))[s];
+            few_rows_product(of_output + k, 1, d, input + j, c, count, sum);
+#pragma GCC unroll 8
+            for (int r = 0; r < FEW_ROWS; r++)
+#pragma GCC unroll 2
+                for (int s = 0; s < PER_VECTOR; s++) ((registers *)(here + r * c))[s] = sum[r][s];
+        }
+}
+
+// The gradient by the transformed kernels (36, d, c) -> the gradient by the kernel (d, 3, 3, c)
+static inline void transform_kernel_back(const float *transformed, float *kernel, long d, long c) {
+    for (long i = 0; i < d; i++)
+        for (long k = 0; k < c; k += VECTOR_WIDTH) {
+            vec v[36], half[18], g[9];
+            for (long e = 0; e < 36; e++) v[e] = AT(transformed, (e * d + i) * c + k);
+            for (int x = 0; x < 6; x++) of_kernel_transposed(v + x, half + x, 6);
+            for (int y = 0; y < 3; y++) of_kernel_transposed(half + 6 * y, g + 3 * y, 1);
+            FOR_EACH(y, 3, x, 3) AT(kernel, (i * 9 + 3 * y + x) * c + k) = g[3 * y + x];
+        }
+}
+
 // What is called from outside. Input has c channels, output d.
 
 long scratch_size(long c) { return 36 * BLOCK * (c + VECTOR_WIDTH); }
+
+long scratch_size_of_gradient(long c, long d) { return 36 * (STRIDE * (c + d) + d * c); }
 
 // (c, 3, 3, d) -> (d / 16, 36, c, 16)
 void transform_kernel(const float *kernel, float *transformed, long c, long d) {
@@ -199,18 +234,6 @@ void transform_kernel(const float *kernel, float *transformed, long c, long d) {
             for (int x = 0; x < 3; x++) of_kernel(g + x, half + x, 3);
             for (int y = 0; y < 6; y++) of_kernel(half + 3 * y, v + 6 * y, 1);
             for (long e = 0; e < 36; e++) AT(transformed, ((k / VECTOR_WIDTH * 36 + e) * c + i) * VECTOR_WIDTH) = v[e];
-        }
-}
-
-// The gradient by the transformed kernels (36, d, c) -> the gradient by the kernel (d, 3, 3, c)
-void transform_kernel_back(const float *transformed, float *kernel, long d, long c) {
-    for (long i = 0; i < d; i++)
-        for (long k = 0; k < c; k += VECTOR_WIDTH) {
-            vec v[36], half[18], g[9];
-            for (long e = 0; e < 36; e++) v[e] = AT(transformed, (e * d + i) * c + k);
-            for (int x = 0; x < 6; x++) of_kernel_transposed(v + x, half + x, 6);
-            for (int y = 0; y < 3; y++) of_kernel_transposed(half + 6 * y, g + 3 * y, 1);
-            FOR_EACH(y, 3, x, 3) AT(kernel, (i * 9 + 3 * y + x) * c + k) = g[3 * y + x];
         }
 }
 
@@ -226,11 +249,17 @@ void convolve_transposed(const float *output, const float *kernels, float *input
     compute(output, kernels, 0, input, scratch, n, h, w, d, c, 1);
 }
 
-// (n, h, w, c) -> (36, stride, c), of which the tiles come first. Their products are the gradient by the kernels.
-void transform_input(const float *images, float *transformed, long n, long h, long w, long c, long stride) {
-    transform_tiles(images, transformed, 0, n * ((h + 3) / 4) * ((w + 3) / 4), stride, h, w, c, 0);
-}
-
-void transform_output_gradient(const float *images, float *transformed, long n, long h, long w, long c, long stride) {
-    transform_tiles(images, transformed, 0, n * ((h + 3) / 4) * ((w + 3) / 4), stride, h, w, c, 1);
+// Input (n, h, w, c) and the gradient by the output (n, h, w, d) -> the gradient by the kernel (d, 3, 3, c)
+void kernel_gradient(const float *input, const float *of_output, float *of_kernel, float *scratch, long n, long h, long w,
+                     long c, long d) {
+    long tiles = n * ((h + 3) / 4) * ((w + 3) / 4);
+    float *v = scratch, *m = v + 36 * STRIDE * c, *sums = m + 36 * STRIDE * d;
+    for (long i = 0; i < 36 * d * c; i++) sums[i] = 0;
+    for (long first = 0; first < tiles; first += SUMMED) {
+        long count = tiles - first < SUMMED ? tiles - first : SUMMED;
+        transform_tiles(input, v, first, count, STRIDE, h, w, c, 0);
+        transform_tiles(of_output, m, first, count, STRIDE, h, w, d, 1);
+        for (long e = 0; e < 36; e++) add_product(m + e * STRIDE * d, v + e * STRIDE * c, sums + e * d * c, count, d, c);
+    }
+    transform_kernel_back(sums, of_kernel, d, c);
 }

@@ -6,7 +6,7 @@ F(4x4, 3x3) of Lavin and Gray 2015 (arXiv:1509.09308): in the Winograd domain a 
 the 6 x 6 pixels it depends on, are 36 values per channel each, a kernel is 36 values per pair of channels, and the
 convolution is 36 matrix products. Both gradients are such products too, between the transposed transforms. Transformed
 kernels that are not trained are cached: four times the kernels' memory, and as much again once a gradient passes
-through them. The transforms and most of the products are in `winograd.c`; without a C compiler nothing is made faster.
+through them. All is computed by `winograd.c`; without a C compiler nothing is made faster.
 One thread computes a convolution, while others may compute theirs.
 
 Letters: N images, H W pixels, C channels in, K channels out.
@@ -33,8 +33,6 @@ VECTOR_WIDTH = 16  # channels that the C code takes at once
 SMALLEST_SIDE = 4  # pixels of an image
 FEWEST_TILES = 64  # of a batch; with fewer, to transform the kernels costs more than it saves
 FEWEST_TILES_CACHED = 8  # where transformed kernels are cached; with fewer, to read them does
-TILES_AT_ONCE = 64  # in the gradient by the weight
-UNUSED = 1  # tile after each 64 or so: without it the 36 values of a pixel fall to the same places of a cache
 
 
 def fast_convolutions(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -97,7 +95,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The transposed transforms; by the weight, a product in the Winograd domain."""
+        """The transposed transforms; by the weight, products in the Winograd domain."""
         x, weight = ctx.saved_tensors
         pixels, of_result = _pixels(x), _pixels(gradient)
         of_pixels = of_weight = None
@@ -107,8 +105,9 @@ class _Convolution(torch.autograd.Function):
             _call("convolve_transposed", of_result, kernels, of_pixels, scratch, *pixels.shape, len(weight))
         if ctx.needs_input_grad[1]:
             of_weight = torch.empty_like(weight, memory_format=torch.channels_last)
+            scratch = torch.empty(_call("scratch_size_of_gradient", pixels.shape[3], len(weight)))
             in_c_order = of_weight.permute(0, 2, 3, 1)
-            _call("transform_kernel_back", _weight_gradient(pixels, of_result), in_c_order, *weight.shape[:2])
+            _call("kernel_gradient", pixels, of_result, in_c_order, scratch, *pixels.shape, len(weight))
         return (
             None if of_pixels is None else of_pixels.permute(0, 3, 1, 2),
             of_weight,
@@ -137,21 +136,6 @@ def _transform_kernel(weight: Tensor) -> Tensor:
     transformed = weight.new_empty(k // VECTOR_WIDTH, 36, c, VECTOR_WIDTH)
     _call("transform_kernel", weight.permute(1, 2, 3, 0).contiguous(), transformed, c, k)
     return transformed
-
-
-def _weight_gradient(pixels: Tensor, of_result: Tensor) -> Tensor:
-    """Input (n, H, W, C) and gradient of the result (n, H, W, K) -> gradient by the transformed kernels (36, K, C)."""
-    _, h, w, c = pixels.shape
-    k = of_result.shape[3]
-    of_kernels = pixels.new_zeros(36, k, c)
-    images = math.ceil(TILES_AT_ONCE / _tiles(h, w))
-    for some, of_some in zip(pixels.split(images), of_result.split(images), strict=True):
-        tiles = len(some) * _tiles(h, w)
-        inputs, outputs = (some.new_empty(36, tiles + UNUSED, channels) for channels in (c, k))
-        _call("transform_input", some, inputs, *some.shape, tiles + UNUSED)
-        _call("transform_output_gradient", of_some, outputs, *of_some.shape, tiles + UNUSED)
-        of_kernels.baddbmm_(outputs[:, :tiles].transpose(1, 2), inputs[:, :tiles])
-    return of_kernels
 
 
 def _scratch(channels: int) -> Tensor:
