@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from vqgpt.kernels.build import call, compiled_library
 
+SOURCE = Path(__file__).with_name("attention.c")
 LEVELS = 2**16  # a draw of 16 bits decides on one activation; rates are rounded to 1 / LEVELS
 QUERIES = 32  # of a head, in one block; `attention.c` has the same number
 VECTOR_WIDTH = 8  # of the C code, in numbers
@@ -78,7 +79,7 @@ def attend(qkv: Tensor, masks: Masks | None) -> Tensor:
     if masks and len(masks.drawn) != len(qkv):
         raise ValueError(f"attention takes masks of {len(qkv)} images, not of {len(masks.drawn)}")
     suits = qkv.is_cpu and qkv.dtype == torch.float32 and qkv.shape[-1] % VECTOR_WIDTH == 0 and qkv.numel()
-    library = compiled_library(Path(__file__).with_name("attention.c")) if suits else None
+    library = compiled_library(SOURCE) if suits else None
     if library:
         return cast(Tensor, CompiledAttention.apply(qkv, masks, library))  # type: ignore[no-untyped-call]
     if masks:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vqgpt.kernels.build import call, compiled_library
 
+SOURCE = Path(__file__).with_name("decoding.c")
 COLUMNS = 16  # of a panel of a matrix; the width is a multiple
 VECTOR_WIDTH = 8  # of the C code, in numbers; widths of heads, and the rows that there is room for, are multiples
 
@@ -60,7 +61,7 @@ def decoding_library(width: int, heads: int) -> ctypes.CDLL | None:
     """The functions of `decoding.c`, or None: for widths that it does not serve, and without a C compiler."""
     if width % COLUMNS or width % heads or width // heads % VECTOR_WIDTH:
         return None
-    return compiled_library(Path(__file__).with_name("decoding.c"))
+    return compiled_library(SOURCE)
 
 
 def network_weights(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vqgpt.kernels.build import call, compiled_library
 
+SOURCE = Path(__file__).with_name("normalisation.c")
 GROUPS = 32  # of the published VQ-GANs
 VECTOR_WIDTH = 8  # channels that the C code takes at once
 
@@ -33,7 +34,7 @@ class Norm(nn.GroupNorm):
         trains = torch.is_grad_enabled() and self._suits(x)
         if x.shape[1:].numel() == self.num_groups:
             y = self._of_single_values(x)
-        elif trains and (library := compiled_library(Path(__file__).with_name("normalisation.c"))):
+        elif trains and (library := compiled_library(SOURCE)):
             return cast(Tensor, _Normalised.apply(x, self.weight, self.bias, self, library))  # type: ignore[no-untyped-call]
         else:
             y = super().forward(x)

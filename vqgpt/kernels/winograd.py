@@ -28,6 +28,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from vqgpt.kernels.build import call, compiled_library
 
+SOURCE = Path(__file__).with_name("winograd.c")
 SIDE = 4  # pixels of a tile
 VECTOR_WIDTH = 16  # channels that the C code takes at once
 SMALLEST_SIDE = 4  # pixels of an image
@@ -150,4 +151,4 @@ def _call(name: str, *arguments: Tensor | int) -> int:
 
 
 def _library() -> ctypes.CDLL | None:
-    return compiled_library(Path(__file__).with_name("winograd.c"))
+    return compiled_library(SOURCE)
