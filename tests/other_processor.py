@@ -69,7 +69,9 @@ def emulated(compiler: str, optimise: str, emulator: list[str], folder: Path) ->
             f"data[{i}]" if kind == "p" else f"atol(argument[{3 * i + 3}])" for i, kind in enumerate(kinds)
         )
         returns = (
-            f'long result = {name}({values}); printf("%ld", result)' if name == "scratch_size" else f"{name}({values})"
+            f'long result = {name}({values}); printf("%ld", result)'
+            if name.startswith("scratch_size")
+            else f"{name}({values})"
         )
         path = folder / f"{source.stem}-{name}-{kinds}"
         path.with_suffix(".c").write_text(PROGRAM.format(source=source, call=returns, pointers=f'"{kinds}"'))
