@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_refused, files_of, run_here
+from vqgpt.api.chosen_recipe import SIZES, recipe_text
 from vqgpt.commands import all_commands
-from vqgpt.commands.run import SIZES, recipe_text
 from vqgpt.options.definition import resolve
 from vqgpt.options.recipe import values_for
 
@@ -78,7 +78,7 @@ def test_every_chosen_recipe_is_valid(device, images, side):
         for table in ("vqgan-train", "tokenize", "train", "sample")
     }
     assert made["vqgan-train"].size in SIZES
-    assert made["vqgan-train"].training.perceptual_weight == 0
+    assert made["vqgan-train"].training.perceptual == ("off" if made["vqgan-train"].size >= 64 else None)
     assert made["vqgan-train"].training.batch_size <= images
 
 
