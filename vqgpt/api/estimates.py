@@ -38,7 +38,7 @@ from vqgpt.vqgan.options import VQGANTrainingOptions
 from vqgpt.vqgan.perceptual import choose_perceptual_loss, untrained_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining
 
-PIXELS = 2**15  # of the images of a timed step
+PIXELS = 2**16  # at most, of the images of a timed step: a small network takes as long for fewer
 TOKENS = 2**13
 MOST_STEPS = 4
 LONG_SECONDS = 2.0  # for more than two steps
