@@ -1,6 +1,7 @@
 """What benchmarks of trainings at equal CPU time share: how many steps fit, and the table of their results.
 
-A result is a record with `variant` and figures; the table has the mean and the range of each over the seeds.
+A result is a record with `variant` and figures; the table has the mean and the range of each over the seeds, and
+nothing for a figure that is None.
 """
 
 import statistics
@@ -36,7 +37,10 @@ def table(
         rows = [result for result in results if result["variant"] == variant]
         cells = []
         for key, (_, form) in columns.items() if rows else ():
-            values = [row[key] for row in rows]
+            values = [row[key] for row in rows if row[key] is not None]
+            if not values:
+                cells.append("")
+                continue
             spread = f" ({min(values):{form}} to {max(values):{form}})" if min(values) < max(values) else ""
             cells.append(f"{statistics.mean(values):{form}}{spread}")
         if rows:

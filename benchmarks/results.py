@@ -145,10 +145,12 @@ def measure(
     dataset = content["dataset"]
     if not recipe.exists():
         recipe.write_text(recipe_toml(in_time(content, minutes) if setting == BASELINE else content))
+    elif setting == RECIPE and recipe.read_text() != recipe_toml(content):
+        raise SystemExit(f"{recipe} is of other settings: remove {folder}, or give another --work")
     run = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate")
-    seconds = {stage: told["seconds"] or 0.0 for stage, told in run["stages"].items()}
+    minutes_of = {stage: (told["seconds"] or 0.0) / 60 for stage, told in run["stages"].items()}
     where = ["--data-root", data_root.resolve()] if data_root else []
-    drawn = ("--num-samples", case.samples, "--seed", 0, "--tokens-only", "--out", "judged.zarr")
+    drawn = ("--num-samples", case.samples, "--seed", 0, "--tokens-only", "--out", "judged.zarr", "--overwrite")
     start = time.monotonic()
     vqgpt(folder, "sample", "--recipe", "recipe.toml", *drawn)
     sampling_seconds = time.monotonic() - start  # with the start of a process
@@ -162,17 +164,17 @@ def measure(
     distance = next(name for name in figures if name in ("FID", "FD-lite0", "FD-classifier"))
     classes, copies = samples.get("class_consistency") or {}, samples.get("copies_by_tokens") or {}
     return {
-        "minutes": sum(seconds.values()) / 60,
-        "vqgan_minutes": seconds["vqgan-train"] / 60,
-        "gpt_minutes": seconds["train"] / 60,
+        "minutes": sum(minutes_of.values()),
+        "vqgan_minutes": minutes_of["vqgan train"],
+        "gpt_minutes": minutes_of["train"],
         "psnr_db": reconstructed["metrics"]["psnr_db"]["value"],
         "rfid": reconstructed["reconstructions"][distance]["value"],
         "fid": figures[distance]["value"],
         **{name.lower(): figures[name]["value"] for name in ("KID", "MIND", "precision", "recall")},
         "bits_per_token": gpt["splits"][held_out]["bits_per_token"],
         "bits_of_unigram": gpt["baselines"]["unigram_by_position"]["bits_per_token"],
-        "consistency": (classes.get("samples") or {}).get("share", float("nan")),
-        "copies": (copies.get("samples") or {}).get("copies", 0),
+        "consistency": (classes.get("samples") or {}).get("share"),
+        "copies": (copies.get("samples") or {}).get("copies"),
         "images_per_second": case.samples / sampling_seconds,
         "findings": samples["findings"],
     }
@@ -229,6 +231,7 @@ def main() -> None:
     case, setting = CASES[arguments.name], BASELINE if arguments.baseline else RECIPE
     work = arguments.work.resolve()
     log = arguments.figures.resolve()
+    log.parent.mkdir(parents=True, exist_ok=True)
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     folders = {
         seed: work / f"{arguments.name}-{'baseline' if arguments.baseline else 'recipe'}-{seed}"
@@ -244,7 +247,8 @@ def main() -> None:
         results.append({**key, **figures})
         with open(log, "a") as file:
             file.write(json.dumps(results[-1]) + "\n")
-    here = [result for result in results if result["name"] == arguments.name]
+    shown = {"name": arguments.name, "features": arguments.features}
+    here = [result for result in results if shown.items() <= result.items()]
     print(table(here, arguments.name, (RECIPE, BASELINE), COLUMNS))
     if setting == RECIPE and (folders[arguments.seeds[0]] / "judged.zarr").exists():
         folder = folders[arguments.seeds[0]]

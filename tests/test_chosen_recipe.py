@@ -1,5 +1,6 @@
 """`vqgpt run` for images without a recipe: one is chosen, shown and saved, and can be edited."""
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_chosen_recipe_is_saved_to_be_edited_and_its_images_are_known_by_name_
     Path("runs/folder").mkdir(parents=True)
     saved = Path("runs/folder/recipe.toml")
     text = recipe_text(Path("photos"), images=24, classes=True, side=40, device="cpu")
-    saved.write_text(text.replace("n_epochs = 200", "n_epochs = 1").replace("warmup = 1", "warmup = 0"))
+    saved.write_text(re.sub("warmup = .*", "warmup = 0", text.replace("n_epochs = 200", "n_epochs = 1")))
     outcome = run_here(*run, "--until", "tokenize")
     assert outcome.code == 0, outcome.err
     assert [told["state"] for told in outcome.json["stages"].values()] == ["done"] * 3
@@ -80,9 +81,21 @@ def test_every_chosen_recipe_is_valid(device, images, side):
     assert made["vqgan-train"].size in SIZES
     assert made["vqgan-train"].training.perceptual == ("off" if made["vqgan-train"].size >= 64 else None)
     assert made["vqgan-train"].training.batch_size <= images
+    assert made["train"].training.warmup < made["train"].training.n_epochs
+
+
+@pytest.mark.parametrize("images", [300, 20_000, 2_000_000])
+def test_a_chosen_training_is_as_long_as_the_measured_one(images):
+    recipe = tomllib.loads(recipe_text(Path("photos"), images, True, 64, "cpu"))
+    for table, passes in (("vqgan-train", 36 * 3_071), ("train", 18 * 3_071)):
+        training = recipe[table]
+        rows = min(images, training.get("limit", images))
+        steps = training.get("max_steps", training["n_epochs"] * rows / training["batch_size"])
+        assert steps * training["batch_size"] == pytest.approx(min(passes, 200 * rows), rel=0.1)
 
 
 def test_what_cannot_be_chosen_for_is_named(here):
+    assert_refused(run_here("run", "--dataset", "emoji"), 2, "emoji")
     assert_refused(run_here("run", "--dataset", "folder"), 2, "--data-root")
     assert_refused(run_here("run", "--dataset", "folder", "--data-root", "photos"), 4, "photos")
     assert_refused(run_here("run", "--dataset", "mnits"), 2, "mnits", "mnist")

@@ -5,21 +5,19 @@ import sys
 from contextlib import suppress
 
 from vqgpt.cli.app import main
-from vqgpt.errors import ExitCode
-
-INTERRUPTED = (ExitCode.SIGHUP, ExitCode.SIGINT, ExitCode.SIGTERM)
+from vqgpt.runtime import process
 
 
 def run(arguments: list[str] | None = None) -> None:
     """Run a command, by default that of the command line.
 
-    One of several processes then leaves at once, and so does what was interrupted: its threads may still be at work.
+    One of several processes then leaves at once, and so does one with threads at work that nobody waits for.
     """
     try:
         main(arguments)
     except SystemExit as leaving:
         code = int(leaving.code or 0)
-        if os.environ.get("WORLD_SIZE", "1") != "1" or code in INTERRUPTED:
+        if os.environ.get("WORLD_SIZE", "1") != "1" or process.leaves_threads:
             leave_at_once(code)
         raise
 

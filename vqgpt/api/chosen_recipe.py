@@ -38,7 +38,7 @@ class Measured:
 
 
 NEAREST = {  # by the side of the images in pixels
-    16: Measured(recipe="digits", images=1_293, vqgan={}),
+    16: Measured(recipe="digits", images=1_433, vqgan={}),
     32: Measured(recipe="mnist", images=54_000, vqgan={"size": 32}),
     64: Measured(recipe="emoji", images=3_071, vqgan={}),
     128: Measured(recipe="emoji", images=3_071, vqgan={"size": 128, "ch_mult": [1, 1]}),
@@ -72,21 +72,27 @@ def recipe_text(data_root: Path, images: int, classes: bool, side: int, device: 
     recipe = load_recipe(recipes()[nearest.recipe])
     vqgan, train = recipe["vqgan-train"] | nearest.vqgan, recipe["train"]
     times = 1 if device == "cpu" else PASSES_ON_A_GPU
-    vqgan |= lengths(vqgan, times * nearest.images, min(images, MOST_IMAGES))
+    warmup = train["warmup"] / train["n_epochs"]  # share of the training
+    vqgan |= length(vqgan, times * nearest.images, min(images, MOST_IMAGES))
     vqgan |= {"limit": MOST_IMAGES} if images > MOST_IMAGES else {}
-    train |= lengths(train, times * nearest.images, images)
-    train |= {"condition": "class" if classes else "none", "warmup": min(1, train["n_epochs"] - 1)}
+    train |= length(train, times * nearest.images, images)
+    steps = train.get("max_steps", train["n_epochs"] * images / train["batch_size"])
+    train |= {"condition": "class" if classes else "none"}
+    train |= {"warmup": round(warmup * steps * train["batch_size"] / images, 3)}
     train |= {"token_noise": 0.5 if images < FEW_IMAGES else 0.0}
     train |= {} if device == "cpu" else GPT_ON_A_GPU
     sample = {key: value for key, value in recipe["sample"].items() if classes or key != "cfg_scale"}
     tables = {"vqgan-train": vqgan, "train": train, "sample": sample}
     content = {"dataset": OWN_IMAGES, "data_root": str(data_root), **tables}
     told = f"# Chosen for {images} images of {side} pixels or so, on {device}: the recipe {nearest.recipe}, scaled."
+    told += "" if device == "cpu" else " Its length and width on a GPU were not measured."
     return f"{told} It is yours to edit.\n{recipe_toml(content)}"
 
 
-def lengths(training: Mapping[str, Any], measured_on: int, images: int) -> dict[str, int]:
-    """Of a training of a recipe for so many images, for others: as many passes of an image in all."""
-    epochs = max(1, min(MOST_EPOCHS, round(training["n_epochs"] * measured_on / images)))
+def length(training: Mapping[str, Any], measured_on: int, images: int) -> dict[str, int]:
+    """Of a training that was measured on so many images, for others: as many passes of an image in all."""
+    passes = training["n_epochs"] * measured_on
+    epochs = max(1, min(MOST_EPOCHS, round(passes / images)))
     batch_size = max(1, min(training["batch_size"], images // 8))
-    return {"n_epochs": epochs, "batch_size": batch_size, "sample_and_save_freq": max(1, epochs // 5)}
+    less = {} if passes >= images else {"max_steps": max(1, passes // batch_size)}
+    return {"n_epochs": epochs, **less, "batch_size": batch_size, "sample_and_save_freq": max(1, epochs // 5)}

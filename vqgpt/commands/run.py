@@ -39,7 +39,7 @@ def recipe_of(config: RunConfig, flags: Flags, report: Report) -> tuple[Path, di
     elif config.dataset is None:
         remedy = f"give --recipe, one of {', '.join(known)}, or a .toml file; or --dataset folder --data-root DIR"
         raise UsageError("no recipe and no dataset was given", remedy)
-    elif config.dataset in known:
+    elif config.dataset in known and load_recipe(known[config.dataset])["dataset"] == config.dataset:
         path = known[config.dataset]
     else:
         find_dataset(config.dataset)

@@ -211,7 +211,9 @@ def call(library: ctypes.CDLL, name: str, *arguments: Tensor | int) -> int:
         if not (tensor.is_cpu and tensor.dtype in NUMBERS and tensor.is_contiguous()):
             kind = f"{tensor.dtype} on {tensor.device} with strides {tensor.stride()}"
             raise ValueError(f"{name} does not take {kind}")
-    result: int = getattr(library, name)(
+    function = getattr(library, name)
+    function.restype = ctypes.c_long
+    result: int = function(
         *(ctypes.c_long(a) if isinstance(a, int) else ctypes.c_void_p(a.data_ptr()) for a in arguments)
     )
     return result

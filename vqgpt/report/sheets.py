@@ -27,6 +27,7 @@ from vqgpt.pictures.sheet import to_displayable
 from vqgpt.progress import silent
 from vqgpt.report.facts import Sheet
 from vqgpt.tokens import TokenCache
+from vqgpt.tokens.reader import rows_by_shard
 from vqgpt.vqgan.coding import decode_in_passes, psnr, reconstruct
 from vqgpt.vqgan.model import VQGAN
 
@@ -136,13 +137,14 @@ def nearest_training_rows(samples: TokenCache, training: TokenCache, decoder: De
     codes = first_views(samples, samples.split_names[0], rows)
     found = nearest_rows(codes, training, "train", "samples", silent)
     ascending = np.unique(found.rows)
-    stored = first_views(training, "train", ascending)[np.searchsorted(ascending, found.rows)]
-    pairs = np.stack([codes, stored.astype(codes.dtype)], axis=1).reshape(-1, *codes.shape[1:])
+    stored = np.concatenate([tokens.codes for tokens in rows_by_shard(training, "train", ascending)])
+    nearest = stored[np.searchsorted(ascending, found.rows), found.views]
+    pairs = np.stack([codes, nearest.astype(codes.dtype)], axis=1).reshape(-1, *codes.shape[1:])
     said = [word for number in found.distances.tolist() for word in ("sample", f"{number} differ")]
     return Sheet(
         title="Nearest training images",
-        text=f"The first samples, each beside the training image that differs from it in the fewest of its "
-        f"{codes[0].size} tokens. A copy differs in none.",
+        text=f"The first samples, each beside the training image, as its tokens show it, that differs from it in the "
+        f"fewest of its {codes[0].size} tokens. A copy differs in none.",
         images=decoder.images(pairs),
         captions=tuple(said),
         columns=COLUMNS,

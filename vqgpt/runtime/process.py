@@ -205,6 +205,7 @@ def shortage(error: BaseException) -> ResourceError | None:
     return None
 
 
+leaves_threads = False  # that are at work, and that nobody waits for: then the process is to leave at once
 _cuttable = False  # signals concern the whole process, and so does this
 
 

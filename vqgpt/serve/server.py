@@ -8,6 +8,7 @@ import uvicorn
 from vqgpt.data.decoding import no_decoder_warnings
 from vqgpt.errors import UsageError, VQGPTError
 from vqgpt.progress import Notice, Report
+from vqgpt.runtime import process
 from vqgpt.runtime.process import stop_on_signals
 from vqgpt.serve.app import application
 from vqgpt.serve.guards import LOOPBACK
@@ -87,7 +88,7 @@ def serve(
             while thread.is_alive():
                 thread.join(SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
-            server.force_exit = True
+            server.force_exit = process.leaves_threads = True
             raise
     studio.batcher.close()
     if not server.started:
