@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from comparison import table
+from PIL import Image
 
 from vqgpt.api.estimates import gpt_schedule, known_images, measured, stage_seconds, vqgan_schedule
 from vqgpt.api.image_sets import find_images
@@ -197,8 +198,8 @@ def sheet(case: Case, folder: Path, data_root: Path | None, out: Path, columns: 
     rows, captions = [], []
     for name in real.class_names or ("",):
         rows += [*_first(real, name, columns), *_first(samples, name, columns)]
-        captions += [f"{name}, real".strip(", "), *[""] * (columns - 1), "generated", *[""] * (columns - 1)]
-    contact_sheet(np.stack(rows), captions, 2 * columns).save(out, optimize=True)
+        captions += [name or "real", *[""] * (columns - 1), "generated", *[""] * (columns - 1)]
+    save(contact_sheet(np.stack(rows), captions, 2 * columns), out)
 
 
 def sheet_of_nearest(folder: Path, dataset: str, out: Path) -> None:
@@ -206,7 +207,12 @@ def sheet_of_nearest(folder: Path, dataset: str, out: Path) -> None:
     vqgan = load_vqgan(folder / "runs" / dataset / "vqgan.pt", dataset, torch.device("cpu"))
     training = TokenCache(folder / "cache" / f"{dataset}.zarr")
     found = nearest_training_rows(TokenCache(folder / "judged.zarr"), training, Decoder(model=vqgan))
-    contact_sheet(found.images, found.captions, 2 * found.columns).save(out, optimize=True)
+    save(contact_sheet(found.images, found.captions, 2 * found.columns), out)
+
+
+def save(picture: Image.Image, out: Path) -> None:
+    """As a PNG file of 256 colours, a fourth as large as one of all."""
+    picture.quantize(256).save(out, optimize=True)
 
 
 def _first(images: ImageSet, name: str, count: int) -> list[Any]:
