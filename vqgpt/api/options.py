@@ -187,6 +187,10 @@ class TrainConfig:
     run: RunOptions
     logging: LoggingOptions
 
+    def __post_init__(self) -> None:
+        balance, has_classes = self.training.class_balance, self.model.condition == "class"
+        check(balance == 0 or has_classes, "class_balance", balance, "given with --condition class only")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:

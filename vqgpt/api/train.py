@@ -29,7 +29,7 @@ from vqgpt.gpt.checkpoint import KIND, gpt_content
 from vqgpt.gpt.generate import Asked, sample_codes
 from vqgpt.gpt.model import GPT
 from vqgpt.gpt.options import GPTConfig, SamplingOptions
-from vqgpt.gpt.token_grids import StreamedGrids, TokenGrids, TrainingRows
+from vqgpt.gpt.token_grids import BalancedGrids, StreamedGrids, TokenGrids, TrainingRows
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.codec import num_parameters, one_line, to_json
 from vqgpt.options.paths import gpt_path, vqgan_path
@@ -225,6 +225,8 @@ def training_rows(
 ) -> tuple[TrainingRows, StreamOrder | None]:
     """The training split, in memory or as a stream in the order given. Raises InputError if it is damaged."""
     load = functools.partial(load_token_grids, cache, "train", architecture, device)
+    if config.training.class_balance:
+        return BalancedGrids(load(), config.training.class_balance, config.run.seed), None
     if not config.training.stream:
         return load(), None
     order = StreamOrder(

@@ -176,6 +176,12 @@ class GPTTrainingOptions:
     label_dropout: float = option(
         0.1, "Share of the images shown without their label, so that the GPT also samples without one.", group=TRAINING
     )
+    class_balance: float = option(
+        0.0,
+        "Show images of rare classes more often: each in proportion to the frequency of its class to the power of "
+        "minus this. 0 shows all images equally often, 1 all classes.",
+        group=TRAINING,
+    )
     compile: Literal["auto", "on", "off"] = option(
         "auto",
         "Compile the network (needs a C++ compiler on a CPU); auto does on a CUDA device, if there are Triton and cc.",
@@ -214,6 +220,9 @@ class GPTTrainingOptions:
         check(all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "in [0, 1)")
         check(0 <= self.label_dropout <= 1, "label_dropout", self.label_dropout, "in [0, 1]")
         check(0 <= self.token_noise <= 1, "token_noise", self.token_noise, "in [0, 1]")
+        check(0 <= self.class_balance <= 1, "class_balance", self.class_balance, "in [0, 1]")
+        balanced_stream = self.stream and self.class_balance > 0
+        check(not balanced_stream, "class_balance", self.class_balance, "0 with --stream, which reads rows as they lie")
         until = self.token_noise_until
         check(until is None or 0 < until <= 1, "token_noise_until", until, "above 0 and at most 1")
         check(until is None or self.token_noise > 0, "token_noise_until", until, "given with --token-noise only")

@@ -1,4 +1,4 @@
-"""Training tokens: grids in memory, or streamed by windows of shards.
+"""Training tokens: grids in memory, those of rare classes more often if asked for, or streamed by windows of shards.
 
     grids (N, V, h, w) uint8 or int16, labels -> batches: grids (B, h, w) int64, labels (B, ...)
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vqgpt.gpt.options import GPTConfig
 from vqgpt.options.codec import one_line
+from vqgpt.runtime.device import derived_seed
 from vqgpt.training.schedule import StreamOrder
 
 
@@ -62,6 +63,36 @@ class TrainingRows(Protocol):
 
     def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """See `TokenGrids.batch`."""
+
+
+class BalancedGrids:
+    """Rows in memory, of which an epoch shows those of rare classes more often: see `balanced_rows`."""
+
+    def __init__(self, grids: TokenGrids, balance: float, seed: int) -> None:
+        self.grids, self.balance, self.seed = grids, balance, seed
+        self.num_views = grids.num_views
+        self.epoch, self.shown = -1, torch.empty(0, dtype=torch.int64)
+
+    def batch(self, epoch: int, rows: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+        """As `TokenGrids.batch`; `rows` are places in the epoch."""
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, "balance", epoch))
+            self.epoch, self.shown = epoch, balanced_rows(self.grids.labels.cpu(), self.balance, generator)
+        return self.grids.batch(epoch, self.shown[rows], views)
+
+
+def balanced_rows(labels: Tensor, balance: float, generator: torch.Generator) -> Tensor:
+    """For labels (N,), the rows (N,) that an epoch shows, in any order.
+
+    How often a row is shown is in proportion to the frequency of its class to the power of -balance, rounded up or down
+    at random: with 0 each row once, with 1 each class equally often. The repeat factors of Gupta et al. 2019
+    (arXiv:1908.03195, section 4.2) are those of balance 0.5; here an epoch does not become longer.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    weights = labels.bincount()[labels[order]].double() ** -balance
+    until = weights.cumsum(0) * (len(labels) / weights.sum())  # how many are shown up to here
+    places = torch.arange(len(labels)) + torch.rand((), generator=generator, dtype=torch.float64)
+    return order[torch.searchsorted(until, places, right=True).clamp(max=len(labels) - 1)]
 
 
 class StreamedGrids:
