@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import TINY_GPT, assert_refused, description, files_of, run_here, write_cache
 from vqgpt.cli.app import COMMANDS
@@ -91,11 +92,17 @@ def test_a_recipe_with_a_mistake_names_it(here, recipe, words):
 
 def test_every_recipe_that_comes_with_vqgpt_fits_every_command(here):
     recipes = sorted((Path(__file__).parent.parent / "pipelines").glob("*.toml"))
-    assert {recipe.stem for recipe in recipes} == set(DATASETS) - {"folder"}
+    assert {recipe.stem for recipe in recipes} == set(DATASETS) - {"folder"} | {"emoji"}
+    Path("own/faces").mkdir(parents=True)
+    for number in range(20):
+        Image.new("RGB", (64, 64)).save(f"own/faces/{number}.png")
     for recipe in recipes:
-        outcome = run_here("vqgan", "train", "--recipe", recipe.stem, "--dry-run")
+        own = recipe.stem not in DATASETS
+        outcome = run_here(
+            "vqgan", "train", "--recipe", recipe.stem, "--dry-run", *(["--data-root", "own"] if own else [])
+        )
         assert outcome.code == 0, outcome.err
-        assert f"dataset={recipe.stem}" in outcome.err
+        assert f"dataset={'folder' if own else recipe.stem}" in outcome.err
 
 
 def test_a_dry_run_writes_nothing(here):
