@@ -157,7 +157,7 @@ def measure(
     sampling_seconds = time.monotonic() - start  # with the start of a process
     tokenizer = vqgpt(folder, "evaluate", "tokenizer", "--dataset", dataset, *where, *_asked(case, content, features))
     gpt = vqgpt(folder, "evaluate", "gpt", "--dataset", dataset, "--limit", 0)
-    against = f"{data_root.resolve()}:test" if case.own_images and data_root else f"{dataset}:test"
+    against = test_images(case, dataset, data_root)
     judge = ("evaluate", "samples", "judged.zarr", "--against", against, *where, "--features", features, "--limit", 0)
     samples = vqgpt(folder, *judge)
     held_out = next(name for name in gpt["splits"] if name != "train")
@@ -181,20 +181,23 @@ def measure(
     }
 
 
+def test_images(case: Case, dataset: str, data_root: Path | None) -> str:
+    """What judges, as the commands name images."""
+    return f"{data_root.resolve()}:test" if case.own_images and data_root else f"{dataset}:test"
+
+
 def _asked(case: Case, content: Record, features: str) -> list[object]:
     """What `evaluate tokenizer` is asked for: the test split, prepared as the VQ-GAN was fed."""
     held_out = ["--val-split", content["val_split"]] if "val_split" in content else []
     return ["--split", "test", "--features", features, "--limit", case.samples, *held_out]
 
 
-def sheet(case: Case, folder: Path, data_root: Path | None, out: Path, columns: int = 8) -> None:
+def sheet(case: Case, dataset: str, folder: Path, data_root: Path | None, out: Path, columns: int = 8) -> None:
     """Draw the first real test images of each class, and beside them the first samples of it."""
-    dataset = recipe_of(case, RECIPE, data_root)["dataset"]
     vqgan = folder / "runs" / dataset / "vqgan.pt"
     options = resolve(SourceOptions, {"data_root": data_root, "checkpoint_vae": vqgan})
     samples = find_images(str(folder / "judged.zarr"), None, None, options, silent)
-    source = f"{data_root.resolve()}:test" if case.own_images and data_root else f"{dataset}:test"
-    real = find_images(source, case.size, samples, options, silent)
+    real = find_images(test_images(case, dataset, data_root), case.size, samples, options, silent)
     rows, captions = [], []
     for name in real.class_names or ("",):
         rows += [*_first(real, name, columns), *_first(samples, name, columns)]
@@ -259,7 +262,7 @@ def main() -> None:
     if setting == RECIPE and (folders[arguments.seeds[0]] / "judged.zarr").exists():
         folder = folders[arguments.seeds[0]]
         dataset = recipe_of(case, setting, arguments.data_root)["dataset"]
-        sheet(case, folder, arguments.data_root, work / f"{arguments.name}.png")
+        sheet(case, dataset, folder, arguments.data_root, work / f"{arguments.name}.png")
         sheet_of_nearest(folder, dataset, work / f"{arguments.name}-nearest.png")
 
 

@@ -82,14 +82,15 @@ class BalancedGrids:
 
 
 def balanced_rows(labels: Tensor, balance: float, generator: torch.Generator) -> Tensor:
-    """For labels (N,), the rows (N,) that an epoch shows, in any order.
+    """For labels (N,), -1 for none, the rows (N,) that an epoch shows, in any order.
 
     How often a row is shown is in proportion to the frequency of its class to the power of -balance, rounded up or down
-    at random: with 0 each row once, with 1 each class equally often. The repeat factors of Gupta et al. 2019
-    (arXiv:1908.03195, section 4.2) are those of balance 0.5; here an epoch does not become longer.
+    at random: with 0 each row once, with 1 each class equally often; rows without a class are a class of their own.
+    0.5 is the square root of Gupta et al. 2019 (arXiv:1908.03195), but an epoch does not become longer.
     """
     order = torch.randperm(len(labels), generator=generator)
-    weights = labels.bincount()[labels[order]].double() ** -balance
+    counted = labels + 1  # from 0
+    weights = counted.bincount()[counted[order]].double() ** -balance
     until = weights.cumsum(0) * (len(labels) / weights.sum())  # how many are shown up to here
     places = torch.arange(len(labels)) + torch.rand((), generator=generator, dtype=torch.float64)
     return order[torch.searchsorted(until, places, right=True).clamp(max=len(labels) - 1)]
