@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import TINY_GPT, description, run_here, write_cache
 from tests.forked import CLOSED, Forked, fork_command, start_ranks
+from tests.test_interruption import saved_step
 from vqgpt.cli.console import LossyStream, secure_streams
 from vqgpt.runtime.process import stop_on_signals, terminated_as_interrupted
 from vqgpt.tokens import Split
@@ -80,9 +81,9 @@ def test_ranks_go_on_without_a_screen(cache):
     assert_trained_to_the_end(cache / "x")
 
 
-def hang_up_on(process: Forked, terminal: int, when: Path) -> None:
-    """Read what a process writes to its terminal until a file is there, then close the terminal."""
-    while not when.exists():
+def hang_up_on(process: Forked, terminal: int, state: Path) -> None:
+    """Read what a process writes to its terminal until a step is saved, then close the terminal."""
+    while not saved_step(state):
         assert process.poll() is None
         if select.select([terminal], [], [], 0.05)[0]:
             os.read(terminal, 2**16)
