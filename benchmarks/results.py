@@ -189,7 +189,7 @@ def test_images(case: Case, dataset: str, data_root: Path | None) -> str:
 def _asked(case: Case, content: Record, features: str) -> list[object]:
     """What `evaluate tokenizer` is asked for: the test split, prepared as the VQ-GAN was fed."""
     held_out = ["--val-split", content["val_split"]] if "val_split" in content else []
-    return ["--split", "test", "--features", features, "--limit", case.samples, *held_out]
+    return ["--split", "test", "--features", features, "--limit", case.samples, "--perturb", 0, *held_out]
 
 
 def sheet(case: Case, dataset: str, folder: Path, data_root: Path | None, out: Path, columns: int = 8) -> None:

@@ -120,6 +120,19 @@ def test_all_images_give_the_figures_that_reconstruct_gives(pipeline):
     assert "FD-classifier" in by_classifier["splits"]["val"]["reconstructions"]
 
 
+def test_without_perturbed_codes_the_other_figures_are_the_same(pipeline):
+    expected = run_here(*WORDS, "--json").json["splits"]
+    found = run_here(*WORDS, "--perturb", "0", "--json").json
+    assert found["splits"] == {
+        name: {key: figure for key, figure in split.items() if key != "perturbed_codes"}
+        for name, split in expected.items()
+    }
+    assert "rMIND" in found["line"]
+    assert "pMIND" not in found["line"]
+    page = run_here("report", "runs/digits", "--overwrite")
+    assert page.code == 0, page.err
+
+
 def test_two_processes_find_the_same(pipeline):
     words = [*WORDS, "--split", "test", "--json"]
     expected = run_here(*words).json["splits"]
@@ -135,7 +148,7 @@ def test_what_cannot_be_is_refused_and_a_dry_run_writes_nothing(pipeline):
     assert run_here(*WORDS, "--dry-run").code == 0
     assert files_of(pipeline) == before
     assert_refused(run_here(*WORDS, "--split", "tset"), 2, "'tset'", "'test'")
-    assert_refused(run_here(*WORDS, "--perturb", "0"), 2, "perturb")
+    assert_refused(run_here(*WORDS, "--perturb", "1.5"), 2, "perturb")
     assert_refused(run_here(*WORDS, "--checkpoint-vae", "none.pt"), 4, "none.pt")
     Path("runs/digits/worst-reconstructions.png").write_bytes(b"mine")
     assert_refused(run_here(*WORDS), 2, "worst-reconstructions.png", "--overwrite")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from vqgpt.evaluation.tokenizer import Reconstruction
     from vqgpt.vqgan.model import VQGAN
 
+DISTANCES_OF = (("r", "reconstructions"), ("p", "perturbed_codes"))  # the letter before a distance's name
+
 
 def run(config: EvaluateTokenizerConfig, flags: Flags, report: Report) -> Mapping[str, Any]:
     """Measure what a VQ-GAN keeps of images (PSNR, SSIM, rFID), its codes, and its robustness to wrong ones (pFID)."""
@@ -161,10 +163,9 @@ def _measure(
         device = model.quantize.embedding.weight.device
         metrics["lpips"] = lpips_metric(load_perceptual_loss("lpips", device, report), device)
     found = measure_reconstruction(images, model, metrics, precision, report)
-    made = {
-        "reconstructions": reconstructed(images, model, precision),
-        "perturbed_codes": perturbed(images, model, config.perturb, config.seed, precision),
-    }
+    made = {"reconstructions": reconstructed(images, model, precision)}
+    if config.perturb:
+        made["perturbed_codes"] = perturbed(images, model, config.perturb, config.seed, precision)
     reference = features_of(images, extractor, report)
     features = {name: features_of(each, extractor, report) for name, each in made.items()}
     if found is None or reference is None:
@@ -210,8 +211,8 @@ def _line(config: EvaluateTokenizerConfig, entry: Mapping[str, Any], held_out: s
     figures, features = entry["splits"][held_out], entry["features"]
     distances = [
         f"{letter}{name} {figures[kind][name]['value']:.4g}"
-        for letter, kind in (("r", "reconstructions"), ("p", "perturbed_codes"))
-        for name in list(figures[kind])[:2]
+        for letter, kind in DISTANCES_OF
+        for name in list(figures.get(kind, {}))[:2]
     ]
     return (
         f"PSNR {figures['metrics']['psnr_db']['value']:.2f} dB  {'  '.join(distances)}  {count:,} images of "
@@ -231,8 +232,8 @@ def shown(result: Mapping[str, Any]) -> dict[str, Any]:
         means = {key: metric["value"] for key, metric in figures["metrics"].items()}
         codes = ("used_codes", "dead_codes", "perplexity", "share_of_the_most_used_code")
         overview[name] = {"images": figures["images"], **means, **{key: figures[key] for key in codes}}
-        for letter, kind in (("r", "reconstructions"), ("p", "perturbed_codes")):
-            for key, figure in list(figures[kind].items())[:3]:
+        for letter, kind in DISTANCES_OF:
+            for key, figure in list(figures.get(kind, {}).items())[:3]:
                 distances[f"{letter}{key} of {name}"] = figure
         if "by_class" in figures:
             by_class[f"classes of {name}"] = figures["by_class"]

@@ -174,7 +174,8 @@ def figures_of(kind: str, entry: Mapping[str, Any]) -> dict[str, Value]:
         for split, measured in entry.get("splits", {}).items():
             found |= {f"{split}: {name}": _value(each) for name, each in measured["metrics"].items()}
             for what, of_what in (("reconstructions", "reconstructions"), ("perturbed_codes", "perturbed codes")):
-                found |= {f"{split}: {name} of {of_what}": _value(each) for name, each in measured[what].items()}
+                distances = measured.get(what, {})
+                found |= {f"{split}: {name} of {of_what}": _value(each) for name, each in distances.items()}
     else:
         for split, measured in entry.get("splits", {}).items():
             low, high = measured["interval"]
