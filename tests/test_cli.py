@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,15 @@ def test_work_that_is_over_at_once_has_no_rate(capsys):
     for done in (1, 3):
         screen.report(Progress(task="sample", done=done, total=3, unit="images", values={"shard": 1, "of": 1}))
     assert capsys.readouterr().err.split() == ["sample:", "3/3", "images", "shard", "1", "of", "1"]
+
+
+def test_the_rate_of_a_later_stage_is_its_own(capsys, monkeypatch):
+    """As `vqgpt run` checks images before it trains the VQ-GAN, and again before it tokenizes."""
+    screen = Screen(quiet=False, as_json=False)
+    for seconds, done in ((0.0, 0), (20.0, 100), (1000.0, 0), (1020.0, 100)):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: seconds)
+        screen.report(Progress(task="check", done=done, total=100, unit="images"))
+    assert capsys.readouterr().err.split() == ["check:", "100/100", "images", "5.0", "images/s", "eta", "0", "s"] * 2
 
 
 def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch):

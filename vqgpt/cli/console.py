@@ -132,6 +132,8 @@ class Screen:
         now = time.monotonic()
         first = event.task not in self.started
         start, done_before = self.started.setdefault(event.task, (now, event.done))
+        if event.done >= event.total:
+            del self.started[event.task]  # a later stage may do the same to other images
         if first or (event.done < event.total and now - self.last_line < SECONDS_BETWEEN_LINES):
             self.last_line = now if first else self.last_line
             return
