@@ -11,10 +11,10 @@ from PIL import Image
 
 import vqgpt
 from tests.conftest import TINY_GPT, assert_refused, description, run_here, write_cache
+from tests.test_filters import chi_square
 from tests.test_gpt import tiny_gpt
 from tests.test_gpt_training import new_model, new_training, trained
 from tests.test_interruption import assert_resumes
-from tests.test_sampling import chi_square
 from tests.test_score import save_gpt
 from vqgpt.errors import UsageError
 from vqgpt.gpt.architecture import Arch
