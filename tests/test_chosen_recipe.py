@@ -34,17 +34,25 @@ def test_a_dry_run_shows_the_recipe_and_saves_nothing(photos):
     text = outcome.err[outcome.err.index("# Chosen for 24 images") : outcome.err.index("vqgan train:")]
     recipe = tomllib.loads(text)
     assert recipe["data_root"] == "photos"
-    assert recipe["vqgan-train"]["size"] == 32
+    assert (recipe["vqgan-train"]["size"], recipe["vqgan-train"]["patch"]) == (32, 4)
     assert recipe["train"]["condition"] == "class"
     assert files_of(photos) == before
     assert all(stage["seconds"] > 0 for stage in outcome.json["stages"].values())
+
+
+def test_grey_images_get_the_recipe_of_grey_ones(photos):
+    for path in Path("photos").rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    outcome = run_here("run", "--dataset", "folder", "--data-root", "photos", "--device", "cpu", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "the recipe mnist, scaled" in outcome.err
 
 
 def test_a_chosen_recipe_is_saved_to_be_edited_and_its_images_are_known_by_name_and_content(photos):
     run = ("run", "--dataset", "folder", "--data-root", "photos", "--json")
     Path("runs/folder").mkdir(parents=True)
     saved = Path("runs/folder/recipe.toml")
-    text = recipe_text(Path("photos"), images=24, classes=True, side=40, device="cpu")
+    text = recipe_text(Path("photos"), images=24, classes=True, side=40, in_color=True, device="cpu")
     saved.write_text(re.sub("warmup = .*", "warmup = 0", text.replace("n_epochs = 200", "n_epochs = 1")))
     outcome = run_here(*run, "--until", "tokenize")
     assert outcome.code == 0, outcome.err
@@ -69,9 +77,10 @@ def test_a_chosen_recipe_is_saved_to_be_edited_and_its_images_are_known_by_name_
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda"])
 @pytest.mark.parametrize("images", [2, 300, 20_000, 2_000_000])
 @pytest.mark.parametrize("side", [8, 40, 100, 4000])
-def test_every_chosen_recipe_is_valid(device, images, side):
+@pytest.mark.parametrize("in_color", [False, True])
+def test_every_chosen_recipe_is_valid(device, images, side, in_color):
     commands = all_commands()
-    text = recipe_text(Path('a "b" \\ é'), images, images > 2, side, device)
+    text = recipe_text(Path('a "b" \\ é'), images, images > 2, side, in_color, device)
     recipe = tomllib.loads(text)
     assert recipe["data_root"] == 'a "b" \\ é'
     made = {
@@ -86,7 +95,7 @@ def test_every_chosen_recipe_is_valid(device, images, side):
 
 @pytest.mark.parametrize("images", [300, 20_000, 2_000_000])
 def test_a_chosen_training_is_as_long_as_the_measured_one(images):
-    recipe = tomllib.loads(recipe_text(Path("photos"), images, True, 64, "cpu"))
+    recipe = tomllib.loads(recipe_text(Path("photos"), images, True, 64, True, "cpu"))
     for table, passes in (("vqgan-train", 36 * 3_071), ("train", 18 * 3_071)):
         training = recipe[table]
         rows = min(images, training.get("limit", images))

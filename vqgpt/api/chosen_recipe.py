@@ -41,10 +41,11 @@ class Measured:
 
 NEAREST = {  # by the side of the images in pixels
     16: Measured(recipe="digits", images=1_433, vqgan={}),
-    32: Measured(recipe="mnist", images=54_000, vqgan={"size": 32}),
+    32: Measured(recipe="cifar10", images=45_000, vqgan={}),
     64: Measured(recipe="emoji", images=3_071, vqgan={}),
     128: Measured(recipe="emoji", images=3_071, vqgan={"size": 128, "ch_mult": [1, 1]}),
 }
+NEAREST_OF_GREY = NEAREST | {32: Measured(recipe="mnist", images=54_000, vqgan={"size": 32})}
 SIZES = tuple(NEAREST)
 
 
@@ -56,21 +57,22 @@ def choose_recipe(data_root: Path | None, device_name: str, report: Report) -> s
     options = resolve(ImageOptions, {"dataset": OWN_IMAGES, "data_root": data_root})
     check_options(find_dataset(OWN_IMAGES), options)
     splits, class_names = read_folder(options.root, options.preprocessing.background_rgb, report)
-    images, side = len(splits["train"]), shorter_side(splits["train"])
-    return recipe_text(options.root, images, len(class_names) > 1, side, select_device(device_name).type)
+    images, (side, in_color) = len(splits["train"]), look_at(splits["train"])
+    return recipe_text(options.root, images, len(class_names) > 1, side, in_color, select_device(device_name).type)
 
 
-def shorter_side(split: ImageSplit) -> int:
-    """The median of the shorter sides of some images, in pixels."""
-    rows = range(0, len(split), max(1, len(split) // LOOKED_AT))
-    return int(statistics.median(min(split.image(row).size) for row in rows))
+def look_at(split: ImageSplit) -> tuple[int, bool]:
+    """Of some images: the median of the shorter sides in pixels, and whether any is not grey."""
+    looked_at = [split.image(row) for row in range(0, len(split), max(1, len(split) // LOOKED_AT))]
+    in_color = any(image.mode != "L" for image in looked_at)
+    return int(statistics.median(min(image.size) for image in looked_at)), in_color
 
 
-def recipe_text(data_root: Path, images: int, classes: bool, side: int, device: str) -> str:
+def recipe_text(data_root: Path, images: int, classes: bool, side: int, in_color: bool, device: str) -> str:
     """A recipe for so many training images, with or without `classes`, whose shorter side has `side` pixels."""
     largest = min(side, LARGEST_SIZE.get(device, SIZES[-1]))
     size = max((each for each in SIZES if each <= largest), default=SIZES[0])
-    nearest = NEAREST[size]
+    nearest = (NEAREST if in_color else NEAREST_OF_GREY)[size]
     recipe = load_recipe(recipes()[nearest.recipe])
     vqgan, train = recipe["vqgan-train"] | nearest.vqgan, recipe["train"]
     times = 1 if device == "cpu" else PASSES_ON_A_GPU
