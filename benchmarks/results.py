@@ -140,7 +140,7 @@ def in_time(content: Record, minutes: float) -> Record:
 def measure(
     case: Case, setting: str, seed: int, folder: Path, data_root: Path | None, features: str, minutes: float
 ) -> Record:
-    """The figures of one run, which goes on where it was interrupted."""
+    """The figures of one run, whose evaluation goes on where it was interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
     content, recipe = recipe_of(case, setting, data_root) | {"seed": seed}, folder / "recipe.toml"
     dataset = content["dataset"]
@@ -148,8 +148,7 @@ def measure(
         recipe.write_text(recipe_toml(in_time(content, minutes) if setting == BASELINE else content))
     elif setting == RECIPE and recipe.read_text() != recipe_toml(content):
         raise SystemExit(f"{recipe} is of other settings: remove {folder}, or give another --work")
-    run = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate")
-    minutes_of = {stage: (told["seconds"] or 0.0) / 60 for stage, told in run["stages"].items()}
+    minutes_of = minutes_of_run(folder)
     where = ["--data-root", data_root.resolve()] if data_root else []
     drawn = ("--num-samples", case.samples, "--seed", 0, "--tokens-only", "--out", "judged.zarr", "--overwrite")
     start = time.monotonic()
@@ -179,6 +178,18 @@ def measure(
         "images_per_second": case.samples / sampling_seconds,
         "findings": samples["findings"],
     }
+
+
+def minutes_of_run(folder: Path) -> dict[str, float]:
+    """Minutes by stage of `vqgpt run`, which are kept: a run that is over takes no time again."""
+    kept = folder / "minutes.json"
+    if not kept.exists():
+        stages = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate")["stages"]
+        if any(told["state"] == "up to date" for told in stages.values()):
+            raise SystemExit(f"{folder} has a run that was interrupted, whose minutes are not known: remove it")
+        kept.write_text(json.dumps({stage: (told["seconds"] or 0.0) / 60 for stage, told in stages.items()}))
+    minutes: dict[str, float] = json.loads(kept.read_text())
+    return minutes
 
 
 def test_images(case: Case, dataset: str, data_root: Path | None) -> str:
