@@ -21,7 +21,7 @@ from vqgpt.options.recipe import OWN_IMAGES, load_recipe, recipe_toml, recipes
 from vqgpt.progress import Report
 from vqgpt.runtime.device import select_device
 
-LOOKED_AT = 25  # images, for their size
+LOOKED_AT = 25  # images or so, for their size and colours
 LARGEST_SIZE = {"cpu": 64, "mps": 64}  # which trains in an hour on a CPU; elsewhere the largest there is
 PASSES_ON_A_GPU = 10  # times as many
 GPT_ON_A_GPU = {"n_layer": 8, "n_head": 8, "embed_dim_t": 256, "lr": 1e-2}
@@ -63,9 +63,12 @@ def choose_recipe(data_root: Path | None, device_name: str, report: Report) -> s
 
 def look_at(split: ImageSplit) -> tuple[int, bool]:
     """Of some images: the median of the shorter sides in pixels, and whether any is not grey."""
-    looked_at = [split.image(row) for row in range(0, len(split), max(1, len(split) // LOOKED_AT))]
-    in_color = any(image.mode != "L" for image in looked_at)
-    return int(statistics.median(min(image.size) for image in looked_at)), in_color
+    sides, modes = [], set()
+    for row in range(0, len(split), max(1, len(split) // LOOKED_AT)):
+        image = split.image(row)  # one at a time: they may be large
+        sides.append(min(image.size))
+        modes.add(image.mode)
+    return int(statistics.median(sides)), modes != {"L"}
 
 
 def recipe_text(data_root: Path, images: int, classes: bool, side: int, in_color: bool, device: str) -> str:
