@@ -184,9 +184,9 @@ def minutes_of_run(folder: Path) -> dict[str, float]:
     """Minutes by stage of `vqgpt run`, which are kept: a run that is over takes no time again."""
     kept = folder / "minutes.json"
     if not kept.exists():
-        stages = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate")["stages"]
-        if any(told["state"] == "up to date" for told in stages.values()):
+        if (folder / "runs").exists():
             raise SystemExit(f"{folder} has a run that was interrupted, whose minutes are not known: remove it")
+        stages = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate")["stages"]
         kept.write_text(json.dumps({stage: (told["seconds"] or 0.0) / 60 for stage, told in stages.items()}))
     minutes: dict[str, float] = json.loads(kept.read_text())
     return minutes
