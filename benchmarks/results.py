@@ -1,13 +1,17 @@
 """How good the pictures of a dataset are: by its recipe, or by GenerativeZoo's settings in the same time.
 
-    python benchmarks/results.py mnist --data-root DATA_ROOT [--baseline] [--seeds 0 1 2] [--work results]
+    python benchmarks/results.py mnist --data-root DATA_ROOT [--baseline] [--seeds 0 1 2] [--at-once 3] [--work results]
     python benchmarks/results.py cifar10 --data-root FOLDER
 
 The FOLDER of one's own images has train/CLASS/*.png and test/CLASS/*.png. Each run has a folder of its own below
 --work: `vqgpt run` takes it from images to pictures. The baseline has the time that the recipe took, or is meant for
-where it has not run; what its other stages leave of it is shared equally by its two trainings. Then `vqgpt sample`
-draws as many images as there are to be judged, the first ones of seed 0, and the three `vqgpt evaluate` say how good
-they are. The test split judges; what was chosen, was chosen on parts of the training split.
+where it has not run; what its other stages leave of it is shared equally by its two trainings. Its steps are timed
+once, with all cores, and all seeds take as many. Then `vqgpt sample` draws as many images as there are to be judged,
+the first ones of seed 0, and the three `vqgpt evaluate` say how good they are. The test split judges; what was chosen,
+was chosen on parts of the training split.
+
+With --at-once, so many seeds run side by side, each on its share of the cores. Together they are done sooner than one
+after another; how long one of them takes alone is not known then, and not told.
 
 Figures of a run are appended to the --figures as they come, and what is there is not run again. Prints a table in
 Markdown and draws two pictures beside the runs: NAME.png, the first real test images of each class and the first
@@ -17,10 +21,13 @@ machine that does nothing else.
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,21 +58,25 @@ RECIPE, BASELINE = "the recipe", "GenerativeZoo's settings"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A dataset: its recipe, the side of its images in pixels, the minutes of a run, the samples that are judged."""
+    """A dataset: its recipe, the side of its images in pixels, the minutes of a run; how many images are judged.
+
+    Where classes are `uneven`, samples have as many of each as the test images; elsewhere all classes have as many.
+    """
 
     recipe: str
     size: int
     minutes: int
-    samples: int = 10_000
+    judged: int = 2_000
     own_images: bool = False
+    uneven: bool = False
 
 
 CASES = {
-    "digits": Case(recipe="digits", size=16, minutes=2, samples=2_000),
+    "digits": Case(recipe="digits", size=16, minutes=2),
     "mnist": Case(recipe="mnist", size=28, minutes=30),
-    "cifar10": Case(recipe="cifar10", size=32, minutes=60, own_images=True),
-    "pneumoniamnist": Case(recipe="pneumoniamnist", size=28, minutes=60, samples=2_000),
-    "emoji": Case(recipe="emoji", size=64, minutes=60, samples=2_000, own_images=True),
+    "cifar10": Case(recipe="cifar10", size=32, minutes=60, judged=10_000, own_images=True),
+    "pneumoniamnist": Case(recipe="pneumoniamnist", size=28, minutes=60),
+    "emoji": Case(recipe="emoji", size=64, minutes=60, own_images=True, uneven=True),
 }
 GENERATIVEZOO: dict[str, Record] = {  # the defaults of ours that are not its own, and what its GPT has
     "vqgan-train": {
@@ -100,10 +111,53 @@ COLUMNS = {
 }
 
 
-def vqgpt(folder: Path, *words: object) -> Any:
-    """The result of a command that is run in a folder."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: its place, what its recipe says, and where the images are."""
+
+    case: Case
+    folder: Path
+    content: Record
+    data_root: Path | None
+
+    @property
+    def dataset(self) -> str:
+        """Its name, as commands take it and as files are named by."""
+        return str(self.content["dataset"])
+
+    @property
+    def results(self) -> Path:
+        """The folder of its networks and features."""
+        return self.folder / "runs" / self.dataset
+
+    @property
+    def test_images(self) -> str:
+        """What judges, as the commands name images."""
+        own = self.case.own_images and self.data_root
+        return f"{self.data_root}:test" if own else f"{self.dataset}:test"
+
+    def find(self, images: str) -> ImageSet:
+        """Images or samples of this run, by what commands call them, at its size."""
+        options = resolve(SourceOptions, {"data_root": self.data_root, "checkpoint_vae": self.results / "vqgan.pt"})
+        return find_images(images, None if images.endswith(".zarr") else self.case.size, None, options, silent)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes to draw in turn, as `vqgpt sample` takes them; [] for its default."""
+        asked = self.case.uneven and self.content["train"].get("condition") == "class"
+        return ["--class", *(f"number:{label}" for label in self.find(self.test_images).labels)] if asked else []
+
+
+def vqgpt(folder: Path, *words: object, threads: int | None = None) -> Any:
+    """The result of a command that is run in a folder; beside others, on so many threads and with a log of its own."""
     command = [sys.executable, "-m", "vqgpt", *map(str, words), "--json"]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    if threads is None:
+        return json.loads(subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    with open(folder / "run.log", "a") as log:
+        limits = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, check=True, env=limits
+        )
     return json.loads(done.stdout)
 
 
@@ -115,7 +169,7 @@ def recipe_of(case: Case, setting: str, data_root: Path | None) -> Record:
         content = {"dataset": content["dataset"], **theirs}
     if case.own_images:
         content |= {"dataset": "folder", "val_split": content.get("val_split", 0.1)}
-    return content if data_root is None else {**content, "data_root": str(data_root.resolve())}
+    return content if data_root is None else {**content, "data_root": str(data_root)}
 
 
 def in_time(content: Record, minutes: float) -> Record:
@@ -137,78 +191,93 @@ def in_time(content: Record, minutes: float) -> Record:
     return {**content, **{stage: {**content[stage], **length} for stage, length in lengths.items()}}
 
 
-def measure(
-    case: Case, setting: str, seed: int, folder: Path, data_root: Path | None, features: str, minutes: float
-) -> Record:
-    """The figures of one run, whose evaluation goes on where it was interrupted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    content, recipe = recipe_of(case, setting, data_root) | {"seed": seed}, folder / "recipe.toml"
-    dataset = content["dataset"]
-    if not recipe.exists():
-        recipe.write_text(recipe_toml(in_time(content, minutes) if setting == BASELINE else content))
-    elif setting == RECIPE and recipe.read_text() != recipe_toml(content):
-        raise SystemExit(f"{recipe} is of other settings: remove {folder}, or give another --work")
-    minutes_of = minutes_of_run(folder)
-    where = ["--data-root", data_root.resolve()] if data_root else []
-    drawn = ("--num-samples", case.samples, "--seed", 0, "--tokens-only", "--out", "judged.zarr", "--overwrite")
+def planned(case: Case, setting: str, data_root: Path | None, kept: list[Path], minutes: float) -> Record:
+    """What all runs of a setting say but their seed; the lengths of the baseline are those of the first `kept` one."""
+    content = recipe_of(case, setting, data_root)
+    if setting == RECIPE:
+        return content
+    return load_recipe(kept[0]) if kept else in_time(content, minutes)
+
+
+def make(runs: list[Run], at_once: int) -> None:
+    """From images to pictures, so many runs side by side. Keeps the minutes of a run that has the machine to itself."""
+    threads = None if at_once == 1 else max(1, (os.cpu_count() or 1) // at_once)
+    for run in runs:
+        recipe, text = run.folder / "recipe.toml", recipe_toml(run.content)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if not recipe.exists():
+            recipe.write_text(text)
+        elif recipe.read_text() != text:
+            raise SystemExit(f"{recipe} is of other settings: remove {run.folder}, or give another --work")
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda run: make_one(run.folder, threads), runs))
+
+
+def make_one(folder: Path, threads: int | None) -> None:
+    """`vqgpt run`, and minutes.json: its minutes by stage, {} where other runs had their share of the machine."""
+    kept = folder / "minutes.json"
+    if kept.exists():
+        return  # a run that is over takes no time again
+    if threads is None and (folder / "runs").exists():
+        raise SystemExit(f"{folder} has a run that was interrupted, whose minutes are not known: remove it")
+    stages = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate", threads=threads)["stages"]
+    minutes = {stage: (told["seconds"] or 0.0) / 60 for stage, told in stages.items()}
+    kept.write_text(json.dumps(minutes if threads is None else {}))
+
+
+def measure(run: Run, features: str, real: Path) -> Record:
+    """The figures of one run, whose evaluation goes on where it was interrupted.
+
+    What is known of real images is taken from the folder `real`, and kept there for the next run.
+    """
+    minutes: dict[str, float] = json.loads((run.folder / "minutes.json").read_text())
+    kept = ("--tokens-only", "--out", "judged.zarr", "--overwrite")
+    drawn = ("--num-samples", run.case.judged, "--seed", 0, *run.classes)
     start = time.monotonic()
-    vqgpt(folder, "sample", "--recipe", "recipe.toml", *drawn)
+    vqgpt(run.folder, "sample", "--recipe", "recipe.toml", *drawn, *kept)
     sampling_seconds = time.monotonic() - start  # with the start of a process
-    tokenizer = vqgpt(folder, "evaluate", "tokenizer", "--dataset", dataset, *where, *_asked(case, content, features))
-    gpt = vqgpt(folder, "evaluate", "gpt", "--dataset", dataset, "--limit", 0)
-    against = test_images(case, dataset, data_root)
-    judge = ("evaluate", "samples", "judged.zarr", "--against", against, *where, "--features", features, "--limit", 0)
-    samples = vqgpt(folder, *judge)
-    held_out = next(name for name in gpt["splits"] if name != "train")
+    take_over(real, run.results)
+    where = ["--data-root", run.data_root] if run.data_root else []
+    of_dataset = ("--dataset", run.dataset)
+    judging = ("--features", features, "--limit", run.case.judged)
+    held_out = ["--val-split", run.content["val_split"]] if "val_split" in run.content else []
+    asked = (*of_dataset, *where, *held_out, "--split", "test", "--perturb", 0, *judging)
+    tokenizer = vqgpt(run.folder, "evaluate", "tokenizer", *asked)
+    gpt = vqgpt(run.folder, "evaluate", "gpt", *of_dataset, "--limit", 0)
+    samples = vqgpt(run.folder, "evaluate", "samples", "judged.zarr", "--against", run.test_images, *where, *judging)
+    take_over(run.results, real)
+    unseen = next(name for name in gpt["splits"] if name != "train")
     reconstructed, figures = tokenizer["splits"]["test"], samples["figures"]
     distance = next(name for name in figures if name in ("FID", "FD-lite0", "FD-classifier"))
     classes, copies = samples.get("class_consistency") or {}, samples.get("copies_by_tokens") or {}
     return {
-        "minutes": sum(minutes_of.values()),
-        "vqgan_minutes": minutes_of["vqgan train"],
-        "gpt_minutes": minutes_of["train"],
+        "minutes": sum(minutes.values()) or None,
+        "vqgan_minutes": minutes.get("vqgan train"),
+        "gpt_minutes": minutes.get("train"),
         "psnr_db": reconstructed["metrics"]["psnr_db"]["value"],
         "rfid": reconstructed["reconstructions"][distance]["value"],
         "fid": figures[distance]["value"],
         **{name.lower(): figures[name]["value"] for name in ("KID", "MIND", "precision", "recall")},
-        "bits_per_token": gpt["splits"][held_out]["bits_per_token"],
+        "bits_per_token": gpt["splits"][unseen]["bits_per_token"],
         "bits_of_unigram": gpt["baselines"]["unigram_by_position"]["bits_per_token"],
         "consistency": (classes.get("samples") or {}).get("share"),
         "copies": (copies.get("samples") or {}).get("copies"),
-        "images_per_second": case.samples / sampling_seconds,
+        "images_per_second": run.case.judged / sampling_seconds,
         "findings": samples["findings"],
     }
 
 
-def minutes_of_run(folder: Path) -> dict[str, float]:
-    """Minutes by stage of `vqgpt run`, which are kept: a run that is over takes no time again."""
-    kept = folder / "minutes.json"
-    if not kept.exists():
-        if (folder / "runs").exists():
-            raise SystemExit(f"{folder} has a run that was interrupted, whose minutes are not known: remove it")
-        stages = vqgpt(folder, "run", "--recipe", "recipe.toml", "--no-evaluate")["stages"]
-        kept.write_text(json.dumps({stage: (told["seconds"] or 0.0) / 60 for stage, told in stages.items()}))
-    minutes: dict[str, float] = json.loads(kept.read_text())
-    return minutes
+def take_over(source: Path, target: Path) -> None:
+    """Copy features of real images, and the classifier that was trained on them, where the other folder has none."""
+    target.mkdir(parents=True, exist_ok=True)
+    for known in [*source.glob("t*-*px*.npz"), *source.glob("train-*px-classifier.pt")]:
+        if "-reconstructed-" not in known.name and not (target / known.name).exists():
+            shutil.copy(known, target)
 
 
-def test_images(case: Case, dataset: str, data_root: Path | None) -> str:
-    """What judges, as the commands name images."""
-    return f"{data_root.resolve()}:test" if case.own_images and data_root else f"{dataset}:test"
-
-
-def _asked(case: Case, content: Record, features: str) -> list[object]:
-    """What `evaluate tokenizer` is asked for: the test split, prepared as the VQ-GAN was fed."""
-    held_out = ["--val-split", content["val_split"]] if "val_split" in content else []
-    return ["--split", "test", "--features", features, "--limit", case.samples, "--perturb", 0, *held_out]
-
-
-def sheet(case: Case, dataset: str, folder: Path, data_root: Path | None, out: Path, columns: int = 8) -> None:
+def sheet(run: Run, out: Path, columns: int = 8) -> None:
     """Draw the first real test images of each class, and beside them the first samples of it."""
-    vqgan = folder / "runs" / dataset / "vqgan.pt"
-    options = resolve(SourceOptions, {"data_root": data_root, "checkpoint_vae": vqgan})
-    samples = find_images(str(folder / "judged.zarr"), None, None, options, silent)
-    real = find_images(test_images(case, dataset, data_root), case.size, samples, options, silent)
+    samples, real = run.find(str(run.folder / "judged.zarr")), run.find(run.test_images)
     rows, captions = [], []
     for name in real.class_names or ("",):
         rows += [*_first(real, name, columns), *_first(samples, name, columns)]
@@ -216,11 +285,11 @@ def sheet(case: Case, dataset: str, folder: Path, data_root: Path | None, out: P
     save(contact_sheet(np.stack(rows), captions, 2 * columns), out)
 
 
-def sheet_of_nearest(folder: Path, dataset: str, out: Path) -> None:
+def sheet_of_nearest(run: Run, out: Path) -> None:
     """Draw the first samples, each beside the training image with the most equal tokens."""
-    vqgan = load_vqgan(folder / "runs" / dataset / "vqgan.pt", dataset, torch.device("cpu"))
-    training = TokenCache(folder / "cache" / f"{dataset}.zarr")
-    found = nearest_training_rows(TokenCache(folder / "judged.zarr"), training, Decoder(model=vqgan))
+    vqgan = load_vqgan(run.results / "vqgan.pt", run.dataset, torch.device("cpu"))
+    training = TokenCache(run.folder / "cache" / f"{run.dataset}.zarr")
+    found = nearest_training_rows(TokenCache(run.folder / "judged.zarr"), training, Decoder(model=vqgan))
     save(contact_sheet(found.images, found.captions, 2 * found.columns), out)
 
 
@@ -245,36 +314,40 @@ def main() -> None:
     parser.add_argument("--baseline", action="store_true", help="GenerativeZoo's settings in the same time")
     parser.add_argument("--features", default="inception")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--at-once", type=int, default=1, help="how many seeds run side by side")
     parser.add_argument("--work", type=Path, default=Path("results"), help="where the runs are")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     arguments = parser.parse_args()
-    case, setting = CASES[arguments.name], BASELINE if arguments.baseline else RECIPE
-    work = arguments.work.resolve()
-    log = arguments.figures.resolve()
+    name, case, setting = arguments.name, CASES[arguments.name], BASELINE if arguments.baseline else RECIPE
+    work, log = arguments.work.resolve(), arguments.figures.resolve()
+    data_root = arguments.data_root.resolve() if arguments.data_root else None
     log.parent.mkdir(parents=True, exist_ok=True)
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    folders = {
-        seed: work / f"{arguments.name}-{'baseline' if arguments.baseline else 'recipe'}-{seed}"
+    of_setting = {"name": name, "variant": setting, "features": arguments.features}
+    known = {result["seed"] for result in results if of_setting.items() <= result.items()}
+    took = [each["minutes"] for each in results if (each["name"], each["variant"]) == (name, RECIPE)]
+    minutes = [each for each in took if each is not None]
+    prefix = f"{name}-{'baseline' if arguments.baseline else 'recipe'}"
+    kept = sorted(work.glob(f"{prefix}-*/recipe.toml"))
+    content = planned(case, setting, data_root, kept, statistics.mean(minutes) if minutes else case.minutes)
+    runs = {
+        seed: Run(case=case, folder=work / f"{prefix}-{seed}", content={**content, "seed": seed}, data_root=data_root)
         for seed in arguments.seeds
     }
-    for seed, folder in folders.items():
-        key = {"name": arguments.name, "variant": setting, "seed": seed, "features": arguments.features}
-        if any(key.items() <= result.items() for result in results):
-            continue
-        took = [each["minutes"] for each in results if (each["name"], each["variant"]) == (arguments.name, RECIPE)]
-        minutes = statistics.mean(took) if took else case.minutes
-        figures = measure(case, setting, seed, folder, arguments.data_root, arguments.features, minutes)
-        results.append({**key, **figures})
+    missing = [seed for seed in runs if seed not in known]
+    make([runs[seed] for seed in missing], arguments.at_once)
+    for seed in missing:
+        figures = measure(runs[seed], arguments.features, work / f"{name}-real")
+        results.append({**of_setting, "seed": seed, **figures})
         with open(log, "a") as file:
             file.write(json.dumps(results[-1]) + "\n")
-    shown = {"name": arguments.name, "features": arguments.features}
+    shown = {"name": name, "features": arguments.features}
     here = [result for result in results if shown.items() <= result.items()]
-    print(table(here, arguments.name, (RECIPE, BASELINE), COLUMNS))
-    if setting == RECIPE and (folders[arguments.seeds[0]] / "judged.zarr").exists():
-        folder = folders[arguments.seeds[0]]
-        dataset = recipe_of(case, setting, arguments.data_root)["dataset"]
-        sheet(case, dataset, folder, arguments.data_root, work / f"{arguments.name}.png")
-        sheet_of_nearest(folder, dataset, work / f"{arguments.name}-nearest.png")
+    print(table(here, name, (RECIPE, BASELINE), COLUMNS))
+    first = runs[arguments.seeds[0]]
+    if setting == RECIPE and (first.folder / "judged.zarr").exists():
+        sheet(first, work / f"{name}.png")
+        sheet_of_nearest(first, work / f"{name}-nearest.png")
 
 
 if __name__ == "__main__":

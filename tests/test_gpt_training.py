@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vqgpt.gpt.options import GPTConfig, GPTOptions, GPTTrainingOptions
 from vqgpt.gpt.order import scan_order
 from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
+from vqgpt.runtime.device import resolve_precision, resolve_precision_of_products
 from vqgpt.training.loop import read_figures
 from vqgpt.training.muon import Muon
 from vqgpt.training.schedule import Schedule
@@ -124,6 +126,40 @@ def test_muon_takes_the_steps_of_torchs_own(shape):
         muon.step()
         reference.step()
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_muon_in_threads_moves_weights_as_in_one():
+    torch.manual_seed(0)
+    starts = [torch.randn(size, 16) for size in (16, 32, 48, 64)]
+    with ThreadPoolExecutor(3) as pool:
+        moved = []
+        for compute in (map, pool.map):
+            weights = [torch.nn.Parameter(start.clone()) for start in starts]
+            muon = Muon(weights, lr=1e-2, weight_decay=0.1, compute=compute)
+            for _ in range(3):
+                for weight, start in zip(weights, starts, strict=True):
+                    weight.grad = start.sin()
+                muon.step()
+            moved.append([weight.detach() for weight in weights])
+    for one, other in zip(*moved, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_in_bfloat16_on_a_cpu_the_gpt_takes_nearly_the_same_steps():
+    """Of two layers: gradients of 8 bits, weights of 24."""
+    losses = {precision: trained(new_training(precision=precision))[0] for precision in ("fp32", "bf16")}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_auto_trains_in_bfloat16_where_products_of_it_are_fast(monkeypatch):
+    cpu = torch.device("cpu")
+    for capabilities, precision in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert resolve_precision_of_products("auto", cpu) == precision
+        assert resolve_precision("auto", cpu) == "fp32"
+        assert resolve_precision_of_products("fp32", cpu) == "fp32"
+    assert resolve_precision_of_products("auto", torch.device("mps")) == "fp32"
 
 
 def test_to_muon_a_kernel_is_the_matrix_of_its_rows():
@@ -231,7 +267,10 @@ def test_out_of_memory_names_batch_precision_and_flags(pipeline, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
 
     monkeypatch.setattr(GPTTraining, "take_step", refuse)
-    assert_refused(run_here("train", *TINY_GPT, "--out", "x.pt", "-q"), 5, "--batch-size 256", "fp32", "--grad-accum")
+    for precision, remedies in (("fp32", 1), ("bf16", 0)):
+        outcome = run_here("train", *TINY_GPT, "--out", "x.pt", "-q", "--precision", precision)
+        assert_refused(outcome, 5, "--batch-size 256", f"--precision {precision}", "--grad-accum")
+        assert outcome.err.count("try --precision bf16") == remedies
 
 
 def test_small_sets_train(here):

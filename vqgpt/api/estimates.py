@@ -28,7 +28,7 @@ from vqgpt.gpt.options import GPTConfig, GPTTrainingOptions
 from vqgpt.gpt.token_grids import TokenGrids
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.progress import silent
-from vqgpt.runtime.device import resolve_precision, select_device
+from vqgpt.runtime.device import resolve_precision, resolve_precision_of_products, select_device
 from vqgpt.training.schedule import Schedule
 from vqgpt.vqgan.checkpoint import load_vqgan
 from vqgpt.vqgan.coding import encode_images
@@ -218,7 +218,7 @@ def _gpt_step_seconds(model: GPT, config: TrainConfig) -> float:
     rows = TokenGrids.of(codes, labels.to(device), shape)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     options = replace(config.training, compile="off", shard=False, grad_accum=1, warmup=0, max_steps=None)
-    precision = resolve_precision(config.run.precision, device)
+    precision = resolve_precision_of_products(config.run.precision, device)
     training = GPTTraining(model.to(device), rows, rows, options, schedule, precision)
     steps = schedule.steps(0)
     return _seconds(lambda: training.take_step(next(steps))["loss"]) / count

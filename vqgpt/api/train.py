@@ -39,7 +39,7 @@ from vqgpt.runtime.device import (
     deterministic,
     process_group,
     rank,
-    resolve_precision,
+    resolve_precision_of_products,
     select_device,
     world_size,
 )
@@ -118,7 +118,7 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
             "--shard cuts the network among processes, and there is one",
             "start several with torchrun (docs/cluster.md), or leave --shard out",
         )
-    precision = resolve_precision(config.run.precision, device)
+    precision = resolve_precision_of_products(config.run.precision, device)
     cache = TokenCache(find_cache(config.cache, config.dataset))
     check_dataset(config.dataset, cache.description.dataset, cache.path)
     report(Notice(text=f"training on {cache.path}"))
@@ -185,10 +185,11 @@ def _run(config: TrainConfig, overwrite: bool, dry_run: bool, report: Report, de
         return {**plan, **train(job)}
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
+            half = ", or try --precision bf16" if precision == "fp32" else ""
             raise ResourceError(
                 f"out of memory at --batch-size {options.batch_size}, --grad-accum {options.grad_accum}, "
                 f"--precision {precision}",
-                "raise --grad-accum, which changes nothing else; or lower --batch-size, or try --precision bf16",
+                f"raise --grad-accum, which changes nothing else; or lower --batch-size{half}",
             ) from error
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             reason = str(error).splitlines()[0]

@@ -160,10 +160,8 @@ class Attention(nn.Module):
     def _seen(self, qkv: Tensor, masks: Masks | None) -> Tensor:
         """What each place sees of itself and of those before it, (B, S, A, D/A)."""
         rate = self.dropout if self.training else 0.0
-        if masks:
+        if masks or (qkv.is_cpu and not rate and not torch.compiler.is_compiling()):
             with torch.autocast(qkv.device.type, enabled=False):
                 return attend(qkv.float(), masks).to(qkv.dtype)
-        if qkv.is_cpu and not rate and not torch.compiler.is_compiling():
-            return attend(qkv, None)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous()
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True).transpose(1, 2)

@@ -6,6 +6,7 @@ A step that is not finite never reaches the weights.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from vqgpt.training.weights import StateMisfitError, check_optimizer, is_part, l
 
 
 class Optimizer:
-    """Clips gradients and moves weights, with weight decay on matrices and embeddings, none on biases and norms."""
+    """Clips gradients and moves weights, with weight decay on matrices and embeddings, none on biases and norms.
 
-    def __init__(self, model: GPT, options: GPTTrainingOptions) -> None:
+    `compute` is Muon's: `map`, or that of a pool of threads.
+    """
+
+    def __init__(self, model: GPT, options: GPTTrainingOptions, compute: Callable[..., Iterable[None]] = map) -> None:
         self.parameters = list(model.parameters())
         self.largest_norm = options.grad_clip or math.inf
         self.stopped = torch.zeros((), device=self.parameters[0].device)  # 1 once a step was not finite
@@ -31,7 +35,7 @@ class Optimizer:
             {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, fused=True)
-        self.muon = Muon(muon, lr=options.lr, weight_decay=options.weight_decay) if muon else None
+        self.muon = Muon(muon, options.lr, options.weight_decay, compute=compute) if muon else None
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -86,12 +86,13 @@ class GPTTraining:
                     for block in blocks:
                         block.compile()
                 shard(network, blocks)
-        self.optimizer = Optimizer(model, options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.draws_masks = on_cpu and not compiled and model.config.options.dropout_t > 0
         self.images_per_pass = math.ceil(TOKENS_PER_CPU_PASS / model.config.block_size) if on_cpu else None
         threads = torch.get_num_threads() if on_cpu and not compiled and not options.shard else 1
         self.workers = new_workers(threads) if threads > 1 else None
+        self.compute = self.workers.map if self.workers else map
+        self.optimizer = Optimizer(model, options, self.compute)
         self.read_every = STEPS_BETWEEN_READS if self.device.type == "cuda" else 1
         self.start_epoch_clock()
 
@@ -172,9 +173,8 @@ class GPTTraining:
             return part_loss.detach(), torch.autograd.grad(self.scaler.scale(part_loss), parameters)
 
         loss = torch.zeros((), device=self.device)
-        compute = self.workers.map if self.workers else map
         with cut_short_when_alone():
-            for part_loss, gradients in compute(gradients_of, passes):  # in order, whoever is first
+            for part_loss, gradients in self.compute(gradients_of, passes):  # in order, whoever is first
                 loss += part_loss
                 add_gradients(parameters, gradients)
         sum_gradients(parameters)

@@ -189,7 +189,11 @@ N_HEAD = option(
     None, "For a GPT of GenerativeZoo: its attention heads, which the file does not store (default: 8).", group=DATA
 )
 DEVICE = option("auto", "auto, cpu, cuda, cuda:N or mps.", group=RUN)
-PRECISION = option("auto", "auto takes bf16 on a CUDA device that has it, else fp32.", group=RUN)
+PRECISION = option(
+    "auto",
+    "auto takes bf16 on a CUDA device that has it, and to train a GPT on a CPU that has it too, else fp32.",
+    group=RUN,
+)
 SEED = option(0, "Seed of all random numbers.", group=RUN)
 IMAGES_PER_PASS = option(256, "Images per pass of the encoder.", group=RUN)
 SHOW = option(False, "Show the sheet on this terminal, where it can show images (kitty, iTerm2, sixel).", group=RUN)

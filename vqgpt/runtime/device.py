@@ -61,6 +61,23 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def resolve_precision_of_products(precision: str, device: torch.device) -> str:
+    """What `auto` means for work that is mostly matrix products, as the GPT's training: bf16 where those are fast."""
+    return "bf16" if precision == "auto" and has_fast_bfloat16(device) else resolve_precision(precision, device)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bfloat16 by instructions of its own."""
+    match device.type:
+        case "cuda":
+            return torch.cuda.is_bf16_supported()
+        case "cpu":
+            found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+            return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+        case _:
+            return False
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The context in which a network runs at `fp32`, `bf16` or `fp16`."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16

@@ -4,7 +4,7 @@ a model, the parameters that are trained  ->  optimisers by name; a step  ->  th
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import assert_never
 
 import torch
@@ -17,12 +17,15 @@ from vqgpt.vqgan.options import VQGANTrainingOptions
 
 
 def new_optimizers(
-    model: VQGAN, parameters: list[nn.Parameter], options: VQGANTrainingOptions
+    model: VQGAN,
+    parameters: list[nn.Parameter],
+    options: VQGANTrainingOptions,
+    compute: Callable[..., Iterable[None]] = map,
 ) -> dict[str, torch.optim.Optimizer]:
     """What moves these parameters of a model, by the name in a saved state; each is moved by one of them.
 
     With Muon, the kernels between the images and the latents are matrices to it; the first and the last convolution,
-    whose rows are pixels or frequencies of them, biases and norms are Adam's.
+    whose rows are pixels or frequencies of them, biases and norms are Adam's. `compute` is Muon's.
     """
     match options.optimizer:
         case "adam":
@@ -31,7 +34,8 @@ def new_optimizers(
             outer = (model.encoder.conv_in.weight, model.decoder.conv_out.weight)
             kernels = [weight for weight in parameters if weight.ndim == 4 and not _is_among(weight, outer)]
             others = [weight for weight in parameters if not _is_among(weight, kernels)]
-            return {"optimizer": adam(others, options), "muon": Muon(kernels, options.peak_rate, weight_decay=0.0)}
+            muon = Muon(kernels, options.peak_rate, weight_decay=0.0, compute=compute)
+            return {"optimizer": adam(others, options), "muon": muon}
         case _:
             assert_never(options.optimizer)
 

@@ -94,7 +94,7 @@ class VQGANTraining:
             self.codebook = EMACodebook(model.quantize, *options.moving_average_of_codes, vectors_per_step)
         self.passes = Passes(model, perceptual_loss, options, precision)
         self.parameters = self.passes.parameters
-        self.optimizers = new_optimizers(model, self.parameters, options)
+        self.optimizers = new_optimizers(model, self.parameters, options, self.passes.compute)
         self.adversary_start = first_adversarial_step(options, schedule)
         if self.adversary_start is not None:
             torch.manual_seed(derived_seed(schedule.seed, "discriminator"))
