@@ -124,6 +124,9 @@ def test_the_smallest_images_of_each_loss(kind):
         ({"perceptual_weight": 0.5}, 32, {"stlpips"}, "stlpips"),
         ({"perceptual_weight": 0.5}, 64, set(), "lpips"),
         ({"perceptual_weight": 0.5}, 16, {"stlpips"}, "lpips"),
+        ({"perceptual_after": 0.5}, 32, {"stlpips"}, "stlpips"),
+        ({"perceptual_after": 0.5}, 32, {"lpips", "stlpips"}, "lpips"),
+        ({"perceptual_after": 0.5, "perceptual": "stlpips"}, 32, {"lpips", "stlpips"}, "stlpips"),
     ],
 )
 def test_which_loss_is_taken(monkeypatch, options, size, there, expected):
@@ -143,6 +146,19 @@ def test_a_choice_is_told_with_how_to_get_the_other(monkeypatch):
     assert "is stlpips" in told["stlpips"]
     assert "vqgpt[lpips]" in told["stlpips"]
     assert all(words in told[""] for words in ("no perceptual loss", "vqgpt[stlpips]", "vqgpt[lpips]"))
+
+
+def test_a_start_alone_asks_for_what_is_at_hand(monkeypatch):
+    monkeypatch.setattr(perceptual, "has_perceptual_loss", lambda kind: False)
+    kind, told = choose_perceptual_loss(VQGANTrainingOptions(perceptual_after=0.5), 32)
+    assert kind is None
+    assert "no perceptual loss is on this machine" in told
+
+
+@pytest.mark.parametrize("options", [{"perceptual": "off"}, {"perceptual_weight": 0.0}])
+def test_a_start_of_no_loss_is_refused(options):
+    with pytest.raises(UsageError, match="perceptual_after"):
+        VQGANTrainingOptions(perceptual_after=0.5, **options)
 
 
 @pytest.mark.parametrize("options", [("off", 0.5), ("lpips", 0.0), ("stlpips", 0.0)])

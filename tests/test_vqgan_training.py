@@ -125,6 +125,16 @@ def test_before_its_start_the_discriminator_rests():
             break
 
 
+@pytest.mark.parametrize(("after", "start"), [(0.0, 0), (0.6, 6), (0.65, 6), (0.99, 10)])
+def test_before_its_start_there_is_no_perceptual_loss(after, start):
+    training = start_training(perceptual_loss=small_perceptual_loss(), perceptual_after=after)
+    plain = start_training()
+    for step in training.schedule.steps(0):
+        figures, without = training.take_step(step), plain.take_step(step)
+        assert ("perceptual_loss" in figures) == (step.index >= start)
+        assert figures["pixel_loss"] == pytest.approx(without["pixel_loss"]) or step.index > start
+
+
 @pytest.mark.parametrize("size", [8, 16, 28, 32, 64])
 def test_the_discriminator_judges_patches_of_images_of_all_sizes(size):
     logits = PatchDiscriminator(3, size)(torch.rand(2, 3, size, size))

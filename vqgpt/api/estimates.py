@@ -35,7 +35,7 @@ from vqgpt.vqgan.coding import encode_images
 from vqgpt.vqgan.model import VQGAN
 from vqgpt.vqgan.optimizers import first_adversarial_step
 from vqgpt.vqgan.options import VQGANTrainingOptions
-from vqgpt.vqgan.perceptual import choose_perceptual_loss, untrained_perceptual_loss
+from vqgpt.vqgan.perceptual import PerceptualLoss, choose_perceptual_loss, untrained_perceptual_loss
 from vqgpt.vqgan.training import VQGANTraining
 
 PIXELS = 2**16  # at most, of the images of a timed step: a small network takes as long for fewer
@@ -178,7 +178,10 @@ def num_views(configs: Mapping[str, Any]) -> int:
 
 
 def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, whole: Schedule, size: int) -> float:
-    """Seconds per image of a training step, with the adversary if it ever comes in the whole training."""
+    """Seconds per image of a training step, with the adversary if it ever comes in the whole training.
+
+    The mean of steps with a perceptual loss and without, by their shares of the training.
+    """
     device, options = select_device(config.run.device), config.training
     count = max(1, min(options.batch_size, PIXELS // size**2))
     weight = options.disc_weight if first_adversarial_step(options, whole) is not None else 0.0
@@ -187,12 +190,19 @@ def _vqgan_step_seconds(model: VQGAN, config: VQGANTrainConfig, whole: Schedule,
     images = torch.randint(256, (count, model.config.image_channels, size, size), dtype=torch.uint8)
     schedule = Schedule(seed=0, num_rows=count, batch_size=count, n_epochs=MOST_STEPS)
     precision = resolve_precision(config.run.precision, device)
+    without = options.perceptual_after if perceptual_loss else 1.0
     options = replace(options, disc_start=0, warmup=0, disc_weight=weight, codebook_start="uniform", max_steps=None)
-    network = copy.deepcopy(model).to(device)  # a training changes it
+    options = replace(options, perceptual_after=0.0)
     loaded, held_out = LoadedImages(images), partial(LoadedImages(images).passes, torch.arange(count), count)
-    training = VQGANTraining(network, perceptual_loss, loaded, held_out, options, schedule, precision, lambda *_: None)
-    steps = schedule.steps(0)
-    return _seconds(lambda: training.take_step(next(steps))["loss"]) / count
+
+    def seconds(loss: PerceptualLoss | None) -> float:
+        network = copy.deepcopy(model).to(device)  # a training changes it
+        training = VQGANTraining(network, loss, loaded, held_out, options, schedule, precision, lambda *_: None)
+        steps = schedule.steps(0)
+        return _seconds(lambda: training.take_step(next(steps))["loss"]) / count
+
+    costs = ((None, without), (perceptual_loss, 1 - without))
+    return sum(share * seconds(loss) for loss, share in costs if share)
 
 
 def _encoding_seconds(model: VQGAN, config: VQGANTrainConfig | TokenizeConfig, size: int) -> float:

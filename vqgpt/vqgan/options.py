@@ -131,6 +131,12 @@ class VQGANTrainingOptions:
         "Weight of the perceptual loss, 0 for none (default: 1). Given alone it turns the loss on at any size.",
         group=LOSS,
     )
+    perceptual_after: float = option(
+        0.0,
+        "Share of the training that goes by before the perceptual loss starts. Given alone it turns the loss on at any "
+        "size, if one is on this machine.",
+        group=LOSS,
+    )
     disc_weight: float = option(0.8, "Weight of the adversarial term; 0 for no discriminator.", group=LOSS)
     disc_start: int = option(10_000, "Optimiser step at which the discriminator starts.", group=LOSS)
     warmup: int = option(
@@ -175,6 +181,9 @@ class VQGANTrainingOptions:
         check((self.revive_below or 0) < 1, "revive_below", self.revive_below, "below 1")
         for name in ("ema", "codebook_decay"):
             check(0 <= (getattr(self, name) or 0) < 1, name, getattr(self, name), "in [0, 1)")
+        check(0 <= self.perceptual_after < 1, "perceptual_after", self.perceptual_after, "in [0, 1)")
+        if self.perceptual == "off" or self.perceptual_weight == 0:
+            check(not self.perceptual_after, "perceptual_after", self.perceptual_after, "left out without that loss")
         if self.perceptual == "off":
             none = not self.perceptual_weight
             check(none, "perceptual_weight", self.perceptual_weight, "left out, or 0, with --perceptual off")
@@ -202,6 +211,10 @@ class VQGANTrainingOptions:
         """The decay of the codes' moving averages, and the share of use below which a code is revived."""
         decay = CODEBOOK_DECAY if self.codebook_decay is None else self.codebook_decay
         return decay, REVIVE_BELOW if self.revive_below is None else self.revive_below
+
+    def perceptual_start(self, num_steps: int) -> int:
+        """The first of so many steps with a perceptual loss."""
+        return round(self.perceptual_after * num_steps)
 
     def discriminator_start(self, steps_per_epoch: int) -> int:
         """The first step with an adversarial term: `disc_start` or the end of `warmup`, whichever is later."""

@@ -80,14 +80,18 @@ class Passes:
         winograd = options.winograd == "auto" and not one_pass
         self.convolutions = fast_convolutions(device, precision) if winograd else nullcontext()
 
-    def forward(self, images: Tensor, share: float) -> Batch:
-        """The images of a rank, which are `share` of the batch; all ranks call it together."""
+    def forward(self, images: Tensor, share: float, perceptual: bool) -> Batch:
+        """The images of a rank, which are `share` of the batch; all ranks call it together.
+
+        `perceptual` is whether the perceptual loss has started.
+        """
         parts = images.split(math.ceil(len(images) / self.threads))
         encoded = list(self.compute(self._encode, parts))
         latents = torch.cat([each.detach() for each in encoded]).requires_grad_()
         norm = self.model.latent_norm
         quantized = self.model.quantize_latents(norm(latents, counted=share > 0) if norm else latents)
-        decode = partial(self._decode, batch=len(images))
+        perceptual_loss = self.perceptual_loss if perceptual else None
+        decode = partial(self._decode, batch=len(images), perceptual_loss=perceptual_loss)
         decoded = list(self.compute(decode, parts, _split_like(quantized.straight_through, parts)))
         losses = {name: torch.stack([each.losses[name] for each in decoded]).sum() for name in decoded[0].losses}
         if self.of_encoder:
@@ -102,16 +106,16 @@ class Passes:
         with trains, autocast(images.device, self.precision), self.convolutions:
             return self.model.encoder_latents(images)
 
-    def _decode(self, images: Tensor, latents: Tensor, batch: int) -> _Part:
+    def _decode(self, images: Tensor, latents: Tensor, batch: int, perceptual_loss: PerceptualLoss | None) -> _Part:
         """Some images of a batch of so many, from what stands for their latents."""
         leaf = latents.detach().requires_grad_()
         with autocast(images.device, self.precision), self.convolutions:
             decoded = self.model.decode_latents(leaf)
         weight = len(images) / batch
         losses = {"pixel_loss": weight * reconstruction_loss(decoded, images)}
-        if self.perceptual_loss:
+        if perceptual_loss:
             with autocast(images.device, self.precision), self.convolutions:
-                distances = self.perceptual_loss(images, decoded)
+                distances = perceptual_loss(images, decoded)
             losses["perceptual_loss"] = weight * self.perceptual_weight * distances.mean()
         (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), decoded)
         return _Part(leaf, decoded, {name: loss.detach() for name, loss in losses.items()}, gradient)

@@ -82,11 +82,13 @@ def choose_perceptual_loss(options: VQGANTrainingOptions, size: int) -> tuple[Pe
     """Which perceptual loss images of this side are trained with, None for none; and what to tell of a choice, or "".
 
     One that is asked for by name, or what is on this machine, LPIPS before the other. If nothing is, a weight that was
-    given means LPIPS, whose weights can be downloaded. Raises InputError if the images are too small for it.
+    given means LPIPS, whose weights can be downloaded; a start that was given means none. Raises InputError if the
+    images are too small for it.
     """
     if options.perceptual == "off" or options.perceptual_weight == 0:
         return None, ""
-    if options.perceptual is None and options.perceptual_weight is None and size < SMALLEST_PERCEPTUAL_SIZE:
+    wanted = options.perceptual or options.perceptual_weight is not None or options.perceptual_after
+    if not wanted and size < SMALLEST_PERCEPTUAL_SIZE:
         return None, ""
     kind, told = (options.perceptual, "") if options.perceptual else _what_is_at_hand(size)
     if kind is None and options.perceptual_weight is not None:

@@ -143,7 +143,8 @@ class VQGANTraining:
         if self.options.train == "decoder":
             self.model.encoder.eval()  # codes are those of token caches: no dropout
         share = local_share(step.rows)
-        batch = self.passes.forward(to_unit_range(pixels.to(self.device)), share)
+        perceptual = step.index >= self.options.perceptual_start(self.schedule.num_steps)
+        batch = self.passes.forward(to_unit_range(pixels.to(self.device)), share, perceptual)
         adversarial = self.adversary_start is not None and step.index >= self.adversary_start
         if adversarial:
             self.passes.judge(batch, self.discriminator, share)
