@@ -31,7 +31,7 @@ from vqgpt.gpt.token_grids import TokenGrids, TrainingRows
 from vqgpt.gpt.training import GPTTraining
 from vqgpt.options.definition import resolve
 from vqgpt.progress import silent
-from vqgpt.runtime.device import resolve_precision, select_device
+from vqgpt.runtime.device import resolve_precision, resolve_precision_of_products, select_device
 from vqgpt.runtime.process import keep_memory_pages
 from vqgpt.storage.checkpoint import save_checkpoint
 from vqgpt.tokens import TokenCache
@@ -89,7 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_memory_pages()
     device = select_device(arguments.device)
-    precision = resolve_precision("auto", device)
+    encoding, precision = resolve_precision("auto", device), resolve_precision_of_products("auto", device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         random, arrays = np.random.default_rng(0), {}
@@ -102,7 +102,7 @@ def main() -> None:
         save_checkpoint(folder / "vqgan.pt", KIND, vqgan_content(vqgan, vqgan.state_dict(), "", {}, {}))
         paths = {"data_root": folder, "checkpoint_vae": folder / "vqgan.pt", "cache": folder / "cache.zarr"}
         given = {**paths, "dataset": "bloodmnist", "size": SIZE, "views": ("identity",), "device": str(device)}
-        config = resolve(TokenizeConfig, {**given, "precision": precision, "batch_size": ENCODED_AT_ONCE})
+        config = resolve(TokenizeConfig, {**given, "precision": encoding, "batch_size": ENCODED_AT_ONCE})
         grid = vqgan.config.grid(SIZE)
         architecture = GPTConfig(options=GPTOptions(), codebook_size=vqgan.config.n_embed, grid=grid, num_classes=0)
 
@@ -115,7 +115,7 @@ def main() -> None:
             preprocessing = Preprocessing(size=SIZE, channels=3, options=config.images.preprocessing)
             images = load_tensor(split, preprocessing, config.images.workers, "train", silent)
             encoder = load_vqgan(folder / "vqgan.pt", "bloodmnist", device)
-            rows = EncodedRows(images, encoder, architecture, precision)
+            rows = EncodedRows(images, encoder, architecture, encoding)
             return mean_loss_of_an_epoch(rows, arguments.images, architecture, precision, device)
 
         start = time.perf_counter()

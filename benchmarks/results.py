@@ -13,7 +13,8 @@ was chosen on parts of the training split.
 With --at-once, so many seeds run side by side, each on its share of the cores. Together they are done sooner than one
 after another; how long one of them takes alone is not known then, and not told.
 
-Figures of a run are appended to the --figures as they come, and what is there is not run again. Prints a table in
+Figures of a run are appended to the --figures as they come, and what is there is not run again: when a recipe has
+changed, remove its lines and its folders. Prints a table in
 Markdown and draws two pictures beside the runs: NAME.png, the first real test images of each class and the first
 samples of it, and NAME-nearest.png, the first samples, each beside the training image with the most equal tokens. For a
 machine that does nothing else.
@@ -54,6 +55,7 @@ from vqgpt.vqgan.checkpoint import load_vqgan
 Record = dict[str, Any]
 FIGURES = Path(__file__).parents[1] / "docs" / "results" / "figures.jsonl"
 RECIPE, BASELINE = "the recipe", "GenerativeZoo's settings"
+TRAININGS = "vqgan-train", "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,8 @@ class Run:
     def classes(self) -> list[str]:
         """The classes to draw in turn, as `vqgpt sample` takes them; [] for its default."""
         asked = self.case.uneven and self.content["train"].get("condition") == "class"
-        return ["--class", *(f"number:{label}" for label in self.find(self.test_images).labels)] if asked else []
+        labels = np.random.default_rng(0).permutation(self.find(self.test_images).labels) if asked else []
+        return ["--class", *(f"number:{label}" for label in labels)] if asked else []
 
 
 def vqgpt(folder: Path, *words: object, threads: int | None = None) -> Any:
@@ -166,7 +169,7 @@ def recipe_of(case: Case, setting: str, data_root: Path | None) -> Record:
     content = load_recipe(recipes()[case.recipe])
     if setting == BASELINE:
         theirs = {**GENERATIVEZOO, "vqgan-train": {**GENERATIVEZOO["vqgan-train"], "size": case.size}}
-        content = {"dataset": content["dataset"], **theirs}
+        content = {name: content[name] for name in ("dataset", "val_split") if name in content} | theirs
     if case.own_images:
         content |= {"dataset": "folder", "val_split": content.get("val_split", 0.1)}
     return content if data_root is None else {**content, "data_root": str(data_root)}
@@ -196,11 +199,16 @@ def planned(case: Case, setting: str, data_root: Path | None, kept: list[Path], 
     content = recipe_of(case, setting, data_root)
     if setting == RECIPE:
         return content
-    return load_recipe(kept[0]) if kept else in_time(content, minutes)
+    if not kept:
+        return in_time(content, minutes)
+    before = load_recipe(kept[0])
+    lengths = {stage: {name: before[stage][name] for name in ("max_steps", "n_epochs")} for stage in TRAININGS}
+    return {**content, **{stage: {**content[stage], **length} for stage, length in lengths.items()}}
 
 
 def make(runs: list[Run], at_once: int) -> None:
     """From images to pictures, so many runs side by side. Keeps the minutes of a run that has the machine to itself."""
+    at_once = max(1, min(at_once, len(runs)))
     threads = None if at_once == 1 else max(1, (os.cpu_count() or 1) // at_once)
     for run in runs:
         recipe, text = run.folder / "recipe.toml", recipe_toml(run.content)
@@ -323,7 +331,7 @@ def main() -> None:
     data_root = arguments.data_root.resolve() if arguments.data_root else None
     log.parent.mkdir(parents=True, exist_ok=True)
     results = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    of_setting = {"name": name, "variant": setting, "features": arguments.features}
+    of_setting = {"name": name, "variant": setting, "features": arguments.features, "judged": case.judged}
     known = {result["seed"] for result in results if of_setting.items() <= result.items()}
     took = [each["minutes"] for each in results if (each["name"], each["variant"]) == (name, RECIPE)]
     minutes = [each for each in took if each is not None]
@@ -341,7 +349,7 @@ def main() -> None:
         results.append({**of_setting, "seed": seed, **figures})
         with open(log, "a") as file:
             file.write(json.dumps(results[-1]) + "\n")
-    shown = {"name": name, "features": arguments.features}
+    shown = {"name": name, "features": arguments.features, "judged": case.judged}
     here = [result for result in results if shown.items() <= result.items()]
     print(table(here, name, (RECIPE, BASELINE), COLUMNS))
     first = runs[arguments.seeds[0]]

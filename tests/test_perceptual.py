@@ -155,6 +155,19 @@ def test_a_start_alone_asks_for_what_is_at_hand(monkeypatch):
     assert "no perceptual loss is on this machine" in told
 
 
+def test_a_training_with_a_start_and_no_loss_at_hand_goes_without(here, monkeypatch):
+    monkeypatch.setattr(perceptual, "has_perceptual_loss", lambda kind: False)
+    outcome = run_here(*TRAIN, *SMALL[:-1], "--perceptual-after", "0.5", "--size", "32", "--max-steps", "1")
+    assert outcome.code == 0, outcome.err
+    assert "no perceptual loss is on this machine" in outcome.err
+
+
+def test_images_too_small_for_the_loss_at_hand_are_named(monkeypatch):
+    monkeypatch.setattr(perceptual, "has_perceptual_loss", lambda kind: kind == "stlpips")
+    with pytest.raises(InputError, match="20 pixels are too small"):
+        choose_perceptual_loss(VQGANTrainingOptions(perceptual_after=0.5), 20)
+
+
 @pytest.mark.parametrize("options", [{"perceptual": "off"}, {"perceptual_weight": 0.0}])
 def test_a_start_of_no_loss_is_refused(options):
     with pytest.raises(UsageError, match="perceptual_after"):

@@ -102,9 +102,9 @@ def unfinished(stopped, here):
     """What reads and changes one of the states, and what runs its command again."""
     (here / "a.zarr").symlink_to(stopped / "a.zarr")
 
-    def change_state(kind, change):
+    def change_state(kind, change, part="state"):
         state = torch.load(stopped / f"{kind}.unfinished.pt", weights_only=True)
-        change(state["state"])
+        change(state["state"] if part == "state" else state["identity"])
         torch.save(state, f"{kind}.unfinished.pt")
         return run_here(*TRAININGS[kind], "--out", f"{kind}.pt")
 
@@ -118,6 +118,15 @@ def test_a_state_that_does_not_fit_is_refused_by_name(unfinished, kind, change):
         outcome, 3, f"{kind}.unfinished.pt does not belong to this training", "give --overwrite to start anew"
     )
     assert Path(f"{kind}.unfinished.pt").exists()
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_a_training_in_another_precision_is_named_with_what_continues_it(unfinished, kind):
+    outcome = unfinished(kind, lambda identity: identity.update(precision="fp16"), part="identity")
+    assert_refused(outcome, 3, "precision", "give --precision fp16 to continue it", "--overwrite")
+    outcome = unfinished(kind, lambda identity: identity.update(precision="fp16", seed=9), part="identity")
+    assert_refused(outcome, 3, "seed", "--overwrite")
+    assert "to continue it" not in outcome.err
 
 
 @pytest.mark.parametrize("kind", TRAININGS)

@@ -125,7 +125,7 @@ def test_before_its_start_the_discriminator_rests():
             break
 
 
-@pytest.mark.parametrize(("after", "start"), [(0.0, 0), (0.6, 6), (0.65, 6), (0.99, 10)])
+@pytest.mark.parametrize(("after", "start"), [(0.0, 0), (0.6, 6), (0.65, 6), (0.99, 9)])
 def test_before_its_start_there_is_no_perceptual_loss(after, start):
     training = start_training(perceptual_loss=small_perceptual_loss(), perceptual_after=after)
     plain = start_training()

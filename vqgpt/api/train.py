@@ -83,7 +83,8 @@ class GPTJob(Job):
         shown = GPT(training.result_config).to(training.device)
         shown.load_state_dict(weights)
         labels = training.held_out.labels[:SHOWN_SAMPLES].cpu()
-        precision = "fp32" if training.precision == "fp16" else training.precision  # fp16 needs its scaler
+        fast = training.precision == "bf16" and training.device.type != "cpu"  # whose kernel draws in fp32
+        precision = "bf16" if fast else "fp32"
         with deterministic(False):  # on CUDA torch refuses a cumulative sum, and no weight depends on these codes
             sampled = sample_codes(
                 shown, Asked.of_one_seed(labels, training.schedule.seed, SamplingOptions()), precision

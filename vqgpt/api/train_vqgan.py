@@ -114,9 +114,11 @@ def _run(
             max_steps=config.training.max_steps,
         )
         train_images, held_out = open_images(config, splits, preprocessing, schedule, report)
-    training = to_json(replace(config.training, perceptual=used))
-    if config.training.max_steps is None:  # there were states from before this option
+    training = to_json(config.training) | {"perceptual": used}
+    if config.training.max_steps is None:  # there were states from before this option, and the next
         del training["max_steps"]
+    if not (kind and config.training.perceptual_after):
+        del training["perceptual_after"]
     identity = {
         "architecture": to_json(model.config),
         "training": training,

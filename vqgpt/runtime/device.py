@@ -70,9 +70,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies matrices of bfloat16 by instructions of its own."""
     match device.type:
         case "cuda":
-            return torch.cuda.is_bf16_supported()
+            return torch.cuda.is_bf16_supported(including_emulation=False)
         case "cpu":
-            found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+            found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # which torch 2.10 may lack
             return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
         case _:
             return False

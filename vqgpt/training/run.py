@@ -182,7 +182,10 @@ class TrainingFiles:
                 if self.job.overwrite or not state["step"]:
                     return None
                 different = differences(self.job.identity, identity)
-                raise InputError(f"{path} belongs to a training with other settings ({different})", START_ANEW)
+                remedy = START_ANEW
+                if identity == {**self.job.identity, "precision": identity.get("precision")}:
+                    remedy = f"give --precision {identity['precision']} to continue it; {START_ANEW}"
+                raise InputError(f"{path} belongs to a training with other settings ({different})", remedy)
             if damage and not state["step"]:
                 break  # to start from the beginning is for the user to decide
             if damage:

@@ -183,7 +183,8 @@ class VQGANTrainingOptions:
             check(0 <= (getattr(self, name) or 0) < 1, name, getattr(self, name), "in [0, 1)")
         check(0 <= self.perceptual_after < 1, "perceptual_after", self.perceptual_after, "in [0, 1)")
         if self.perceptual == "off" or self.perceptual_weight == 0:
-            check(not self.perceptual_after, "perceptual_after", self.perceptual_after, "left out without that loss")
+            requirement = "0 without that loss (--perceptual-after 0)"
+            check(not self.perceptual_after, "perceptual_after", self.perceptual_after, requirement)
         if self.perceptual == "off":
             none = not self.perceptual_weight
             check(none, "perceptual_weight", self.perceptual_weight, "left out, or 0, with --perceptual off")
@@ -214,7 +215,7 @@ class VQGANTrainingOptions:
 
     def perceptual_start(self, num_steps: int) -> int:
         """The first of so many steps with a perceptual loss."""
-        return round(self.perceptual_after * num_steps)
+        return min(round(self.perceptual_after * num_steps), num_steps - 1)
 
     def discriminator_start(self, steps_per_epoch: int) -> int:
         """The first step with an adversarial term: `disc_start` or the end of `warmup`, whichever is later."""

@@ -93,6 +93,8 @@ def choose_perceptual_loss(options: VQGANTrainingOptions, size: int) -> tuple[Pe
     kind, told = (options.perceptual, "") if options.perceptual else _what_is_at_hand(size)
     if kind is None and options.perceptual_weight is not None:
         kind, told = "lpips", ""
+    if kind is None and options.perceptual_after:
+        kind = next((each for each in SMALLEST_SIZES if has_perceptual_loss(each)), None)  # which is too large
     if kind and size < SMALLEST_SIZES[kind]:
         raise InputError(
             f"images of {size} pixels are too small for the perceptual loss",
