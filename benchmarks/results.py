@@ -146,9 +146,10 @@ class Run:
     @property
     def classes(self) -> list[str]:
         """The classes to draw in turn, as `vqgpt sample` takes them; [] for its default."""
-        asked = self.case.uneven and self.content["train"].get("condition") == "class"
-        labels = np.random.default_rng(0).permutation(self.find(self.test_images).labels) if asked else []
-        return ["--class", *(f"number:{label}" for label in labels)] if asked else []
+        if not self.case.uneven or self.content["train"].get("condition") != "class":
+            return []
+        labels = np.random.default_rng(0).permutation(self.find(self.test_images).labels)
+        return ["--class", *(f"number:{label}" for label in labels)]
 
 
 def vqgpt(folder: Path, *words: object, threads: int | None = None) -> Any:
