@@ -14,10 +14,9 @@ With --at-once, so many seeds run side by side, each on its share of the cores. 
 after another; how long one of them takes alone is not known then, and not told.
 
 Figures of a run are appended to the --figures as they come, and what is there is not run again: when a recipe has
-changed, remove its lines and its folders. Prints a table in
-Markdown and draws two pictures beside the runs: NAME.png, the first real test images of each class and the first
-samples of it, and NAME-nearest.png, the first samples, each beside the training image with the most equal tokens. For a
-machine that does nothing else.
+changed, remove its lines and its folders. Prints a table in Markdown and draws two pictures beside the runs: NAME.png,
+the first real test images of each class and the first samples of it, and NAME-nearest.png, the first samples, each
+beside the training image with the most equal tokens. For a machine that does nothing else.
 """
 
 import argparse
@@ -29,6 +28,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ import torch
 from comparison import table
 from PIL import Image
 
+from vqgpt.api.budget import merged
 from vqgpt.api.estimates import gpt_schedule, known_images, measured, stage_seconds, vqgan_schedule
 from vqgpt.api.image_sets import find_images
 from vqgpt.api.options import RunConfig, SourceOptions
@@ -155,13 +156,10 @@ class Run:
 def vqgpt(folder: Path, *words: object, threads: int | None = None) -> Any:
     """The result of a command that is run in a folder; beside others, on so many threads and with a log of its own."""
     command = [sys.executable, "-m", "vqgpt", *map(str, words), "--json"]
-    if threads is None:
-        return json.loads(subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    with open(folder / "run.log", "a") as log:
-        limits = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True, check=True, env=limits
-        )
+    limits = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    with open(folder / "run.log", "a") if threads else nullcontext() as log:
+        environment, output = {**os.environ, **limits}, subprocess.PIPE
+        done = subprocess.run(command, cwd=folder, stdout=output, stderr=log, text=True, check=True, env=environment)
     return json.loads(done.stdout)
 
 
@@ -192,7 +190,7 @@ def in_time(content: Record, minutes: float) -> Record:
     for stage, (schedule, seconds) in schedules.items():
         steps = max(1, int(each / (seconds * schedule.batch_size)))
         lengths[stage] = {"max_steps": steps, "n_epochs": -(-steps // schedule.steps_per_epoch)}
-    return {**content, **{stage: {**content[stage], **length} for stage, length in lengths.items()}}
+    return merged(content, lengths)
 
 
 def planned(case: Case, setting: str, data_root: Path | None, kept: list[Path], minutes: float) -> Record:
@@ -204,7 +202,7 @@ def planned(case: Case, setting: str, data_root: Path | None, kept: list[Path], 
         return in_time(content, minutes)
     before = load_recipe(kept[0])
     lengths = {stage: {name: before[stage][name] for name in ("max_steps", "n_epochs")} for stage in TRAININGS}
-    return {**content, **{stage: {**content[stage], **length} for stage, length in lengths.items()}}
+    return merged(content, lengths)
 
 
 def make(runs: list[Run], at_once: int) -> None:
